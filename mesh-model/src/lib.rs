@@ -1,0 +1,23 @@
+//! Nouns and verdicts of the mesh.
+//!
+//! Everything here is a plain value or a pure function: no runtime, no IO, no clock. Wire formats turn into these types at
+//! the door (`mesh-api`), and the daemons decide with them. Nothing in this crate may depend on another crate of ours.
+
+pub mod addr;
+pub mod identity;
+pub mod mesh;
+pub mod pod;
+pub mod policy;
+pub mod ranges;
+pub mod reason;
+pub mod service;
+pub mod workload;
+
+pub use addr::{ClientAddr, OrigDst};
+pub use identity::{BadIdentity, Identity, TrustDomain, TrustDomains};
+pub use mesh::Mesh;
+pub use pod::{Mark, PodName, PodUid};
+pub use ranges::ClusterRanges;
+pub use reason::Reason;
+pub use service::{Service, ServiceKey, ServicePort};
+pub use workload::{Health, NetworkPolicy, Tunnel, Workload, WorkloadUid};

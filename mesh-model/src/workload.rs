@@ -1,0 +1,84 @@
+//! A workload: one pod as the rest of the mesh knows it.
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::net::IpAddr;
+
+use crate::policy::PolicyKey;
+use crate::{BadIdentity, Identity, PodName, PodUid, ServiceKey, TrustDomain};
+
+/// Primary key of a workload, `<cluster>//Pod/<namespace>/<name>` for pods.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct WorkloadUid(pub String);
+
+impl fmt::Display for WorkloadUid {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+/// How a workload is reached.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Tunnel {
+    /// It is not in the mesh: plain TCP to its own port.
+    Clear,
+    /// HBONE to port 15008; never dialled in clear.
+    Hbone,
+}
+
+/// Whether it may be chosen.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Health {
+    /// Ready.
+    Healthy,
+    /// Not ready, or on its way out.
+    Unhealthy,
+}
+
+/// Whether a NetworkPolicy selects the pod. Two pods of one node may take the short way between sockets only when both are
+/// known to be unselected, else the CNI's own enforcement would be passed by.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum NetworkPolicy {
+    /// Selected, or not known: the tunnel over the veth is used.
+    Selected,
+    /// Known not to be selected.
+    Unselected,
+}
+
+/// One pod as the rest of the mesh knows it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Workload {
+    /// Primary key.
+    pub uid: WorkloadUid,
+    /// Pod namespace and name.
+    pub pod: PodName,
+    /// Kubernetes uid of the pod, where the control plane sends it (ours does).
+    pub pod_uid: Option<PodUid>,
+    /// Service account.
+    pub service_account: String,
+    /// Trust domain of its identity.
+    pub trust_domain: TrustDomain,
+    /// Its addresses; empty while only bound to a node.
+    pub addresses: Vec<IpAddr>,
+    /// Node it runs on.
+    pub node: String,
+    /// How it is reached.
+    pub tunnel: Tunnel,
+    /// Policies that select it by label (namespace and root policies apply without being listed).
+    pub policies: Vec<PolicyKey>,
+    /// Whether it may be chosen.
+    pub health: Health,
+    /// The services it is an endpoint of, each with (service port, target port) pairs.
+    pub services: BTreeMap<ServiceKey, Vec<(u16, u16)>>,
+    /// Whether a NetworkPolicy selects it.
+    pub network_policy: NetworkPolicy,
+    /// A host-network pod shares its node's address and is never found by address.
+    pub host_network: bool,
+}
+
+impl Workload {
+    /// The identity this workload shows and is asked for.
+    pub fn identity(&self) -> Result<Identity, BadIdentity> {
+        Identity::new(self.trust_domain.clone(), &self.pod.namespace, &self.service_account)
+    }
+}
