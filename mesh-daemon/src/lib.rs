@@ -1,1 +1,13 @@
-//! Placeholder until its first commit.
+//! What every long-running process of the mesh needs, and nothing of the mesh itself: owned tasks, drain, readiness latches, logs,
+//! signals, the metrics and readiness endpoint, the admin socket, and a watch on a directory.
+//!
+//! This crate knows no other crate of ours, so that each daemon stops, starts and reports in the same way.
+
+pub mod admin;
+pub mod dir;
+pub mod drain;
+pub mod http;
+pub mod logs;
+pub mod ready;
+pub mod signals;
+pub mod tasks;

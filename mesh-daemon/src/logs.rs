@@ -1,0 +1,74 @@
+//! Logs on standard error: text for people, JSON for machines. The level comes from `CULVERT_LOG` and can be changed while running.
+
+use std::str::FromStr;
+use std::sync::OnceLock;
+
+use tracing_subscriber::layer::SubscriberExt as _;
+use tracing_subscriber::util::SubscriberInitExt as _;
+use tracing_subscriber::{EnvFilter, Registry, reload};
+
+/// How log lines look.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Format {
+    /// One readable line per event.
+    #[default]
+    Text,
+    /// One JSON object per line.
+    Json,
+}
+
+impl FromStr for Format {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        match text {
+            "text" => Ok(Format::Text),
+            "json" => Ok(Format::Json),
+            other => Err(format!("log format {other:?} is neither `text` nor `json`")),
+        }
+    }
+}
+
+/// The environment variable with the filter, in `tracing_subscriber`'s syntax: `info`, `warn,node_proxy=debug`.
+pub const FILTER_VARIABLE: &str = "CULVERT_LOG";
+
+static FILTER: OnceLock<reload::Handle<EnvFilter, Registry>> = OnceLock::new();
+
+/// Starts logging for this process. A second call does nothing. A filter that cannot be parsed is reported and `info` used.
+pub fn init(component: &'static str, format: Format) {
+    let wanted = std::env::var(FILTER_VARIABLE).unwrap_or_else(|_| "info".to_owned());
+    let (filter, problem) = match EnvFilter::try_new(&wanted) {
+        Ok(filter) => (filter, None),
+        Err(error) => (EnvFilter::new("info"), Some(error)),
+    };
+    let (filter, handle) = reload::Layer::new(filter);
+    let lines = tracing_subscriber::fmt::layer().with_writer(std::io::stderr);
+    let started = match format {
+        Format::Text => Registry::default().with(filter).with(lines.with_ansi(false).with_target(false)).try_init(),
+        Format::Json => Registry::default().with(filter).with(lines.json().flatten_event(true)).try_init(),
+    };
+    if started.is_ok() {
+        let _ = FILTER.set(handle);
+    }
+    if let Some(error) = problem {
+        tracing::warn!(component, filter = wanted, %error, "{FILTER_VARIABLE} cannot be parsed; using info");
+    }
+}
+
+/// Why the level stays as it was.
+#[derive(Debug, thiserror::Error)]
+pub enum LevelError {
+    /// Not a filter.
+    #[error("log filter {0:?} cannot be parsed: {1}")]
+    Malformed(String, String),
+    /// Logging was never started, or its subscriber is gone.
+    #[error("this process has no log filter to change")]
+    NotStarted,
+}
+
+/// Replaces the filter of the running process.
+pub fn set_level(filter: &str) -> Result<(), LevelError> {
+    let parsed = EnvFilter::try_new(filter)
+        .map_err(|error| LevelError::Malformed(filter.chars().take(120).collect(), error.to_string()))?;
+    FILTER.get().ok_or(LevelError::NotStarted)?.reload(parsed).map_err(|_| LevelError::NotStarted)
+}
