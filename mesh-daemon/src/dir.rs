@@ -38,7 +38,11 @@ impl Watch {
             | inotify::WatchFlags::MOVE_SELF
             | inotify::WatchFlags::ONLYDIR;
         inotify::add_watch(&fd, path, interest)?;
-        Ok(Self { path: path.to_owned(), inotify: AsyncFd::register(fd).map_err(io::Error::from)? })
+        // Deprecated for types whose descriptor may change under the registration; an `OwnedFd` keeps its own for life, and the
+        // replacement is `unsafe`, which only mesh-net may use.
+        #[expect(deprecated, reason = "sound for OwnedFd")]
+        let inotify = AsyncFd::new(fd)?;
+        Ok(Self { path: path.to_owned(), inotify })
     }
 
     /// The directory.
