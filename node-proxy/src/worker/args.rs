@@ -1,0 +1,171 @@
+//! The worker's settings: text as given, checked once into [`Settings`].
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use clap::{Parser, ValueEnum};
+use ipnetwork::IpNetwork;
+use mesh_model::{BadIdentity, ClusterRanges, TrustDomain, TrustDomains};
+
+/// How the access log is written.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
+pub enum AccessLogFormat {
+    /// `key=value` pairs.
+    #[default]
+    Text,
+    /// One JSON object a line.
+    Json,
+    /// Not at all.
+    Off,
+}
+
+/// Flags of `node-proxy worker`; each may also come from the environment.
+#[derive(Clone, Debug, Parser)]
+pub struct Args {
+    /// Where the keeper listens.
+    #[arg(long, env = "CULVERT_KEEPER_SOCKET", default_value = "/run/node-proxy/keeper.sock")]
+    pub keeper_socket: PathBuf,
+    /// Where the last good configuration is kept.
+    #[arg(long, env = "CULVERT_STATE_DIR", default_value = "/var/lib/culvert/node-proxy")]
+    pub state_dir: PathBuf,
+    /// Kubernetes' name of this node.
+    #[arg(long, env = "CULVERT_NODE_NAME")]
+    pub node_name: String,
+    /// The cluster, as the control plane calls it.
+    #[arg(long, env = "CULVERT_CLUSTER_ID", default_value = "Kubernetes")]
+    pub cluster_id: String,
+    /// Trust domain of the mesh.
+    #[arg(long, env = "CULVERT_TRUST_DOMAIN", default_value = "cluster.local")]
+    pub trust_domain: String,
+    /// Further trust domains that mean this mesh.
+    #[arg(long, env = "CULVERT_TRUST_DOMAIN_ALIASES", value_delimiter = ',')]
+    pub trust_domain_alias: Vec<String>,
+    /// The control plane, `https://HOST:15012`; without it only the last good configuration is followed.
+    #[arg(long, env = "CULVERT_CONTROL_PLANE")]
+    pub control_plane: Option<String>,
+    /// PEM file with the root that the control plane's certificate is checked against.
+    #[arg(long, env = "CULVERT_CONTROL_PLANE_ROOT")]
+    pub control_plane_root: Option<PathBuf>,
+    /// Name in the control plane's certificate.
+    #[arg(long, env = "CULVERT_CONTROL_PLANE_NAME")]
+    pub control_plane_name: Option<String>,
+    /// File with the token for the control plane (read again for every request).
+    #[arg(long, env = "CULVERT_TOKEN_FILE")]
+    pub token_file: Option<PathBuf>,
+    /// A pod or service range of the cluster: what lies inside must be named by a record.
+    #[arg(long, env = "CULVERT_CLUSTER_RANGES", value_delimiter = ',')]
+    pub cluster_range: Vec<IpNetwork>,
+    /// Threads that move bytes; default: one per core.
+    #[arg(long, env = "CULVERT_THREADS")]
+    pub threads: Option<u8>,
+    /// Where metrics are served.
+    #[arg(long, env = "CULVERT_METRICS_ADDRESS", default_value = "[::]:15020")]
+    pub metrics_address: SocketAddr,
+    /// Where readiness is served.
+    #[arg(long, env = "CULVERT_READY_ADDRESS", default_value = "[::]:15021")]
+    pub ready_address: SocketAddr,
+    /// The admin socket.
+    #[arg(long, env = "CULVERT_ADMIN_SOCKET", default_value = "/run/node-proxy/admin.sock")]
+    pub admin_socket: PathBuf,
+    /// How the access log is written to standard output.
+    #[arg(long, env = "CULVERT_ACCESS_LOG", value_enum, default_value_t)]
+    pub access_log: AccessLogFormat,
+    /// How long open connections may live on after SIGTERM or opt-out.
+    #[arg(long, env = "CULVERT_DRAIN_SECONDS", default_value_t = 30)]
+    pub drain_seconds: u32,
+    /// How this process logs.
+    #[arg(long, env = "CULVERT_LOG_FORMAT", default_value = "text")]
+    pub log_format: mesh_daemon::logs::Format,
+}
+
+/// A flag cannot be used.
+#[derive(Debug, thiserror::Error)]
+pub enum BadArgs {
+    /// `--trust-domain` or `--trust-domain-alias`.
+    #[error("--trust-domain: {0}")]
+    TrustDomain(#[from] BadIdentity),
+    /// `--control-plane` needs its companions.
+    #[error("--control-plane needs --{0} as well")]
+    Companion(&'static str),
+}
+
+/// Checked settings of the data path.
+#[derive(Clone, Debug)]
+pub struct Settings {
+    /// This node's name.
+    pub node: String,
+    /// The cluster's id.
+    pub cluster: String,
+    /// Accepted trust domains.
+    pub trust: TrustDomains,
+    /// Where every destination must be known.
+    pub ranges: ClusterRanges,
+    /// How many threads move bytes.
+    pub threads: u8,
+    /// How long open connections may live on.
+    pub drain: Duration,
+}
+
+impl Args {
+    /// Checks what clap cannot.
+    pub fn settings(&self) -> Result<Settings, BadArgs> {
+        let aliases = self.trust_domain_alias.iter().map(|text| TrustDomain::parse(text)).collect::<Result<_, _>>()?;
+        if self.control_plane.is_some() {
+            for (name, given) in [
+                ("control-plane-root", self.control_plane_root.is_some()),
+                ("token-file", self.token_file.is_some()),
+            ] {
+                if !given {
+                    return Err(BadArgs::Companion(name));
+                }
+            }
+        }
+        let cores = std::thread::available_parallelism().map_or(1, |cores| cores.get());
+        Ok(Settings {
+            node: self.node_name.clone(),
+            cluster: self.cluster_id.clone(),
+            trust: TrustDomains::new(TrustDomain::parse(&self.trust_domain)?, aliases),
+            ranges: ClusterRanges::new(self.cluster_range.iter().copied()),
+            // The keeper gives one sock_diag socket per thread, sixteen at most on one message.
+            threads: self.threads.unwrap_or(cores.min(16) as u8).clamp(1, 16),
+            drain: Duration::from_secs(u64::from(self.drain_seconds)),
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn parse(flags: &[&str]) -> Args {
+        let all = ["worker", "--node-name", "node-1"].iter().chain(flags);
+        Args::try_parse_from(all).expect("flags are valid")
+    }
+
+    #[test]
+    fn defaults_are_those_of_the_design() {
+        let args = parse(&[]);
+        assert_eq!(args.metrics_address.port(), 15020);
+        assert_eq!(args.ready_address.port(), 15021);
+        let settings = args.settings().expect("settings");
+        assert_eq!(settings.trust.own().as_str(), "cluster.local");
+        assert!(settings.threads >= 1);
+    }
+
+    #[test]
+    fn a_control_plane_without_root_or_token_is_refused() {
+        let args = parse(&["--control-plane", "https://cp:15012"]);
+        assert!(matches!(args.settings(), Err(BadArgs::Companion("control-plane-root"))));
+        let args = parse(&["--control-plane", "https://cp:15012", "--control-plane-root", "/r.pem"]);
+        assert!(matches!(args.settings(), Err(BadArgs::Companion("token-file"))));
+    }
+
+    #[test]
+    fn ranges_and_aliases_are_lists() {
+        let args = parse(&["--cluster-range", "198.18.0.0/15,fd77::/16", "--trust-domain-alias", "old.local"]);
+        let settings = args.settings().expect("settings");
+        assert!(settings.ranges.contains("fd77::1".parse().expect("address")));
+        assert!(settings.trust.accepts(&TrustDomain::parse("old.local").expect("name")));
+    }
+}
