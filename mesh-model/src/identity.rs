@@ -59,6 +59,11 @@ impl TrustDomains {
         &self.own
     }
 
+    /// The mesh's own domain, then its aliases.
+    pub fn all(&self) -> impl Iterator<Item = &TrustDomain> {
+        std::iter::once(&self.own).chain(&self.aliases)
+    }
+
     /// Whether an identity of this domain is one of ours.
     pub fn accepts(&self, domain: &TrustDomain) -> bool {
         *domain == self.own || self.aliases.contains(domain)
@@ -77,7 +82,9 @@ impl Identity {
     /// From parts; namespace and service account must be DNS names as Kubernetes demands.
     pub fn new(trust_domain: TrustDomain, namespace: &str, service_account: &str) -> Result<Self, BadIdentity> {
         if !is_dns_name(namespace, 63) || !is_dns_name(service_account, 253) {
-            return Err(BadIdentity::Form(clip(&format!("spiffe://{trust_domain}/ns/{namespace}/sa/{service_account}"))));
+            return Err(BadIdentity::Form(clip(&format!(
+                "spiffe://{trust_domain}/ns/{namespace}/sa/{service_account}"
+            ))));
         }
         Ok(Self { trust_domain, namespace: namespace.into(), service_account: service_account.into() })
     }

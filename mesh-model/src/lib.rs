@@ -19,5 +19,5 @@ pub use mesh::Mesh;
 pub use pod::{Mark, PodName, PodUid};
 pub use ranges::ClusterRanges;
 pub use reason::Reason;
-pub use service::{Service, ServiceKey, ServicePort};
+pub use service::{BadServiceKey, Service, ServiceKey, ServicePort};
 pub use workload::{Health, NetworkPolicy, Tunnel, Workload, WorkloadUid};

@@ -8,7 +8,9 @@ pub struct PodUid(String);
 
 /// The text cannot be a pod uid.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("pod uid {0:?} is empty, longer than 63 bytes or holds characters other than letters, digits, '-', '_' and '.'")]
+#[error(
+    "pod uid {0:?} is empty, longer than 63 bytes or holds characters other than letters, digits, '-', '_' and '.'"
+)]
 pub struct BadPodUid(String);
 
 impl PodUid {

@@ -2,6 +2,7 @@
 
 use std::fmt;
 use std::net::IpAddr;
+use std::str::FromStr;
 
 /// Key of a service on the wire and in the store; printed `namespace/hostname`.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -15,6 +16,24 @@ pub struct ServiceKey {
 impl fmt::Display for ServiceKey {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{}/{}", self.namespace, self.hostname)
+    }
+}
+
+/// The text is not `namespace/hostname`.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{0:?} is not of the form namespace/hostname")]
+pub struct BadServiceKey(String);
+
+impl FromStr for ServiceKey {
+    type Err = BadServiceKey;
+
+    fn from_str(text: &str) -> Result<Self, BadServiceKey> {
+        match text.split_once('/') {
+            Some((namespace, hostname)) if !namespace.is_empty() && !hostname.is_empty() && !hostname.contains('/') => {
+                Ok(Self { namespace: namespace.to_owned(), hostname: hostname.to_owned() })
+            }
+            _ => Err(BadServiceKey(text.chars().take(300).collect())),
+        }
     }
 }
 

@@ -11,6 +11,23 @@ use crate::{BadIdentity, Identity, PodName, PodUid, ServiceKey, TrustDomain};
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct WorkloadUid(pub String);
 
+impl WorkloadUid {
+    /// The key of a pod's workload.
+    pub fn of_pod(cluster: &str, pod: &PodName) -> Self {
+        Self(format!("{cluster}//Pod/{}/{}", pod.namespace, pod.name))
+    }
+
+    /// Whether this is the key of a pod.
+    pub fn is_pod(&self) -> bool {
+        self.cluster().is_some()
+    }
+
+    /// The cluster of a pod's key; `None` for keys of other kinds.
+    pub fn cluster(&self) -> Option<&str> {
+        self.0.split_once("//Pod/").map(|(cluster, _)| cluster)
+    }
+}
+
 impl fmt::Display for WorkloadUid {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(&self.0)

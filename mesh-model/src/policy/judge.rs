@@ -1,8 +1,7 @@
 //! The verdict. Pure: the same policies and facts always give the same answer.
 
-use std::sync::Arc;
-
-use super::{Policy, PolicyKey};
+use super::matching::Subject;
+use super::{Action, Policy, PolicyKey};
 use crate::{ClientAddr, Identity, Mesh, OrigDst, Reason, Workload};
 
 /// What is known of a connection when it is judged at its destination.
@@ -73,9 +72,51 @@ impl Denied {
 /// Judges a connection to `workload`. `None` for a workload that no record describes yet: refused.
 ///
 /// Order: an invalid or missing applicable policy refuses; any enforced DENY match refuses; no enforced ALLOW policy allows;
-/// any ALLOW match allows; else refused, naming the first ALLOW policy by key order.
+/// any ALLOW match allows; else refused, naming the first ALLOW policy by key order. A dry-run policy decides nothing
+/// ([`rehearse`] tells what it would have); a dry-run policy that is listed and missing refuses, since nobody can know that it is one.
 pub fn judge(mesh: &Mesh, workload: Option<&Workload>, facts: Facts) -> Result<Permit, Denied> {
-    let _ = (mesh, &facts, Option::<Arc<Policy>>::None);
-    let Some(_workload) = workload else { return Err(Denied::WorkloadUnknown) };
-    Err(Denied::WorkloadUnknown)
+    let Some(workload) = workload else { return Err(Denied::WorkloadUnknown) };
+    let policies = mesh.policies_for(workload).map_err(Denied::PolicyMissing)?;
+    let enforced = || policies.iter().filter(|policy| !policy.dry_run);
+    if let Some(invalid) = enforced().find(|policy| policy.invalid) {
+        return Err(Denied::PolicyInvalid(invalid.key.clone()));
+    }
+    let subject = Subject::new(&facts, mesh.trust_domains());
+    let mut denying = enforced().filter(|policy| policy.action == Action::Deny);
+    if let Some(policy) = denying.find(|policy| subject.matches(policy)) {
+        return Err(Denied::ByPolicy(policy.key.clone()));
+    }
+    let mut allowing = enforced().filter(|policy| policy.action == Action::Allow).peekable();
+    let Some(first) = allowing.peek().map(|policy| policy.key.clone()) else {
+        return Ok(Permit { facts, policy: None });
+    };
+    match allowing.find(|policy| subject.matches(policy)).map(|policy| policy.key.clone()) {
+        Some(key) => Ok(Permit { facts, policy: Some(key) }),
+        None => Err(Denied::ByPolicy(first)),
+    }
 }
+
+/// What the dry-run policies would have done: those that would have refused this connection if they were enforced, in key order.
+/// A dry-run DENY refuses by matching; a dry-run ALLOW by not matching where no other ALLOW, enforced or not, matches either; an
+/// invalid one refuses always.
+pub fn rehearse(mesh: &Mesh, workload: &Workload, facts: &Facts) -> Vec<PolicyKey> {
+    // Missing policies are `judge`'s to refuse.
+    let Ok(policies) = mesh.policies_for(workload) else { return Vec::new() };
+    if !policies.iter().any(|policy| policy.dry_run) {
+        return Vec::new();
+    }
+    let subject = Subject::new(facts, mesh.trust_domains());
+    let allowed =
+        policies.iter().any(|policy| policy.action == Action::Allow && !policy.invalid && subject.matches(policy));
+    let refuses = |policy: &Policy| match policy.action {
+        _ if policy.invalid => true,
+        Action::Deny => subject.matches(policy),
+        Action::Allow => !allowed,
+    };
+    policies.iter().filter(|policy| policy.dry_run && refuses(policy)).map(|policy| policy.key.clone()).collect()
+}
+
+#[cfg(test)]
+mod reference;
+#[cfg(test)]
+mod tests;

@@ -1,6 +1,7 @@
 //! Policies as values: `istio.security.Authorization` after parsing.
 
 use std::fmt;
+use std::str::FromStr;
 
 use ipnetwork::IpNetwork;
 
@@ -16,6 +17,24 @@ pub struct PolicyKey {
 impl fmt::Display for PolicyKey {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{}/{}", self.namespace, self.name)
+    }
+}
+
+/// The text is not `namespace/name`.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{0:?} is not of the form namespace/name")]
+pub struct BadPolicyKey(String);
+
+impl FromStr for PolicyKey {
+    type Err = BadPolicyKey;
+
+    fn from_str(text: &str) -> Result<Self, BadPolicyKey> {
+        match text.split_once('/') {
+            Some((namespace, name)) if !namespace.is_empty() && !name.is_empty() && !name.contains('/') => {
+                Ok(Self { namespace: namespace.to_owned(), name: name.to_owned() })
+            }
+            _ => Err(BadPolicyKey(text.chars().take(120).collect())),
+        }
     }
 }
 
@@ -54,6 +73,14 @@ pub struct Policy {
     pub dry_run: bool,
     /// Something in it could not be understood: whatever it applies to is refused while it stands (fail closed).
     pub invalid: bool,
+}
+
+impl Policy {
+    /// The policy that stands for one that could not be understood: it refuses whatever it applies to. The only way to write one,
+    /// so that two readers of the same broken text make the same policy.
+    pub fn invalid(key: PolicyKey, scope: Scope) -> Self {
+        Self { key, scope, action: Action::Deny, rules: Vec::new(), dry_run: false, invalid: true }
+    }
 }
 
 /// Matches if all clauses match; none: always matches.
@@ -99,7 +126,14 @@ pub struct Match {
     pub not_destination_ports: Vec<u16>,
 }
 
-/// An address block of a policy.
+impl Match {
+    /// Whether it holds no condition at all; then it never matches.
+    pub fn is_empty(&self) -> bool {
+        *self == Self::default()
+    }
+}
+
+/// An address block of a policy; made by [`super::parse_address_block`] or [`super::address_block`].
 pub type AddressBlock = IpNetwork;
 
 /// Caller's namespace and service account, both exact.
@@ -122,4 +156,26 @@ pub enum StringMatch {
     Suffix(String),
     /// Any text, but there must be one (`*`).
     Presence,
+}
+
+impl StringMatch {
+    /// As Istio's lists write it: `*` any text, `a*` a prefix, `*a` a suffix, else exact. A star elsewhere stands for itself.
+    pub fn parse(text: &str) -> Self {
+        match (text.strip_prefix('*'), text.strip_suffix('*')) {
+            (Some(""), _) => Self::Presence,
+            (Some(suffix), _) => Self::Suffix(suffix.to_owned()),
+            (None, Some(prefix)) => Self::Prefix(prefix.to_owned()),
+            (None, None) => Self::Exact(text.to_owned()),
+        }
+    }
+
+    /// Whether the text matches; byte for byte, no folding of case.
+    pub fn matches(&self, text: &str) -> bool {
+        match self {
+            Self::Exact(exact) => text == exact,
+            Self::Prefix(prefix) => text.starts_with(prefix.as_str()),
+            Self::Suffix(suffix) => text.ends_with(suffix.as_str()),
+            Self::Presence => !text.is_empty(),
+        }
+    }
 }
