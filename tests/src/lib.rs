@@ -1,1 +1,1 @@
-//! Placeholder until its first commit.
+//! Holds only the test binary `promises`; see `promises.rs`.
