@@ -1,1 +1,16 @@
-//! Placeholder until its first commit.
+//! Linux: network namespaces, sockets, descriptor passing, capture rules, sock_diag.
+//!
+//! Everything that asks the kernel for something unusual lives here, so that the rest of the workspace stays free of unsafe code.
+//! Nothing here decides anything: callers say which pod, which mark, which port.
+#![allow(unsafe_code)] // The one crate that may: every block names the facts it leans on.
+
+pub mod diag;
+pub mod netns;
+pub mod procfs;
+pub mod seqpacket;
+#[cfg(feature = "tokio")]
+mod seqpacket_async;
+pub mod sigsys;
+pub mod socket;
+
+pub use netns::{Netns, NetnsError, NetnsId};

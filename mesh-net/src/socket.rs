@@ -1,0 +1,171 @@
+//! TCP sockets with the options that capture needs: per-pod listeners, minted sockets, and what is asked of accepted ones.
+//!
+//! `listen` and `mint` make sockets in the *current* namespace: call them inside [`crate::Netns::run`]. What a socket may do
+//! afterwards (bind a foreign source, carry the mark) stays with it when it is passed to a process without capabilities.
+
+use std::io;
+use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::time::Duration;
+
+use mesh_model::{Mark, OrigDst};
+use socket2::{Domain, Protocol, SockAddr, SockRef, Socket, TcpKeepalive, Type};
+
+/// What a minted socket is for; decides its options (as `mesh_api::link::worker::Purpose` documents).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Purpose {
+    /// Towards the pod's own application, from a foreign source address.
+    TowardsApp,
+    /// From the pod to the world.
+    TowardsPeer,
+}
+
+/// Address family of a minted socket.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Family {
+    /// AF_INET.
+    V4,
+    /// AF_INET6.
+    V6,
+}
+
+impl Family {
+    /// The family in which `address` is reached (an IPv4-mapped address is IPv4).
+    pub fn of(address: std::net::IpAddr) -> Self {
+        if address.to_canonical().is_ipv4() { Family::V4 } else { Family::V6 }
+    }
+}
+
+/// A listener could not be opened.
+#[derive(Debug, thiserror::Error)]
+pub enum ListenError {
+    /// Another program of the pod has the port.
+    #[error("port {port} is in use by another program in the pod")]
+    InUse {
+        /// The port.
+        port: u16,
+    },
+    /// The kernel refused otherwise.
+    #[error("open listener on port {port}")]
+    Kernel {
+        /// The port.
+        port: u16,
+        /// Why.
+        #[source]
+        source: io::Error,
+    },
+}
+
+/// A listener on every address of the current namespace, IPv4 and IPv6 on one socket (IPv4 alone where the kernel has no IPv6).
+/// Accepted connections inherit TCP_NODELAY and the keepalive settings.
+pub fn listen(port: u16, backlog: u32) -> Result<OwnedFd, ListenError> {
+    open_listener(port, backlog).map_err(|source| match source.kind() {
+        io::ErrorKind::AddrInUse => ListenError::InUse { port },
+        _ => ListenError::Kernel { port, source },
+    })
+}
+
+fn open_listener(port: u16, backlog: u32) -> io::Result<OwnedFd> {
+    let (socket, address): (Socket, SocketAddr) = match stream(Domain::IPV6) {
+        Ok(socket) => {
+            socket.set_only_v6(false)?;
+            (socket, (Ipv6Addr::UNSPECIFIED, port).into())
+        }
+        Err(error) if error.raw_os_error() == Some(libc::EAFNOSUPPORT) => {
+            (stream(Domain::IPV4)?, (Ipv4Addr::UNSPECIFIED, port).into())
+        }
+        Err(error) => return Err(error),
+    };
+    // Connections of an earlier listener that still linger must not bar the port. A live listener of another program still does.
+    socket.set_reuse_address(true)?;
+    socket.set_tcp_nodelay(true)?;
+    keepalive(&socket)?;
+    socket.bind(&address.into())?;
+    socket.listen(i32::try_from(backlog).unwrap_or(i32::MAX))?;
+    Ok(socket.into())
+}
+
+/// An unbound, unconnected, non-blocking socket in the current namespace, carrying the mark that exempts it from capture.
+pub fn mint(family: Family, purpose: Purpose, mark: Mark) -> io::Result<OwnedFd> {
+    let socket = match family {
+        Family::V4 => stream(Domain::IPV4)?,
+        Family::V6 => stream(Domain::IPV6)?,
+    };
+    socket.set_mark(mark.value())?;
+    socket.set_tcp_nodelay(true)?;
+    bind_address_no_port(&socket)?;
+    match (purpose, family) {
+        (Purpose::TowardsApp, Family::V4) => {
+            socket.set_ip_transparent_v4(true)?;
+            socket.set_freebind_v4(true)?;
+        }
+        (Purpose::TowardsApp, Family::V6) => {
+            socket.set_ip_transparent_v6(true)?;
+            socket.set_freebind_v6(true)?;
+        }
+        (Purpose::TowardsPeer, _) => return Ok(socket.into()),
+    }
+    socket.set_reuse_address(true)?;
+    // Without it 28,232 connections in 60 s from one source exhaust the port range: TIME_WAIT is looked up per device (seen).
+    socket.bind_device(Some(b"lo"))?;
+    Ok(socket.into())
+}
+
+/// Gives a minted socket its source address; port 0 leaves the choice to `connect` (IP_BIND_ADDRESS_NO_PORT).
+pub fn bind_source(fd: &impl AsFd, source: SocketAddr) -> io::Result<()> {
+    SockRef::from(fd).bind(&SockAddr::from(source))
+}
+
+/// Where an accepted connection wanted to go before the redirect; `None` when the kernel does not know (no conntrack entry).
+pub fn original_dst(fd: &impl AsFd) -> Option<OrigDst> {
+    let socket = SockRef::from(fd);
+    let local = socket.local_addr().ok()?.as_socket()?;
+    // An IPv4 connection on a dual-stack listener is an AF_INET6 socket with a mapped address; the kernel answers it at level IP.
+    let original =
+        if local.ip().to_canonical().is_ipv4() { socket.original_dst_v4() } else { socket.original_dst_v6() };
+    Some(OrigDst::new(original.ok()?.as_socket()?))
+}
+
+/// Closing it will send RST instead of FIN and keep no TIME_WAIT.
+pub fn reset_on_close(fd: &impl AsFd) -> io::Result<()> {
+    SockRef::from(fd).set_linger(Some(Duration::ZERO))
+}
+
+/// Small writes go out at once.
+pub fn nodelay(fd: &impl AsFd) -> io::Result<()> {
+    SockRef::from(fd).set_tcp_nodelay(true)
+}
+
+/// A dead far end is noticed after 180 s of silence and 9 unanswered probes 180 s apart (the reference proxy's figures).
+pub fn keepalive(fd: &impl AsFd) -> io::Result<()> {
+    let every = Duration::from_secs(180);
+    SockRef::from(fd).set_tcp_keepalive(&TcpKeepalive::new().with_time(every).with_interval(every).with_retries(9))
+}
+
+/// The most that a listener of the current namespace may queue.
+pub fn somaxconn() -> u32 {
+    let read = std::fs::read_to_string("/proc/sys/net/core/somaxconn").ok();
+    // 4096: the kernel's default since 5.4, for a /proc without sysctls.
+    read.and_then(|text| text.trim().parse().ok()).unwrap_or(4096)
+}
+
+fn stream(domain: Domain) -> io::Result<Socket> {
+    Socket::new(domain, Type::STREAM.cloexec().nonblocking(), Some(Protocol::TCP))
+}
+
+/// ip(7): the port is chosen at `connect`, when the whole 4-tuple is known. Works for IPv6 sockets at level IP too.
+fn bind_address_no_port(socket: &Socket) -> io::Result<()> {
+    let on: libc::c_int = 1;
+    let size = libc::socklen_t::try_from(std::mem::size_of_val(&on)).expect("4 fits");
+    // SAFETY: the descriptor is open (borrowed from `socket`); `on` is valid for reads of `size` bytes for the whole call.
+    let rc = unsafe {
+        libc::setsockopt(
+            socket.as_raw_fd(),
+            libc::IPPROTO_IP,
+            libc::IP_BIND_ADDRESS_NO_PORT,
+            (&raw const on).cast(),
+            size,
+        )
+    };
+    if rc == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
+}
