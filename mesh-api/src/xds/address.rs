@@ -1,0 +1,457 @@
+//! Workloads and services: wire ↔ model.
+//!
+//! A record that asks for something this mesh does not do (waypoints, gateways between networks, address blocks, unknown values)
+//! is refused as a whole. To serve the part we understand would send traffic past what the record demands.
+
+use std::collections::BTreeMap;
+use std::net::IpAddr;
+
+use mesh_model::policy::PolicyKey;
+use mesh_model::{
+    BadIdentity, Health, Identity, NetworkPolicy, PodName, PodUid, Service, ServiceKey, ServicePort, TrustDomain,
+    Tunnel, Workload, WorkloadUid,
+};
+use prost::Message;
+
+use super::{WORKLOAD_EXTENSION, culvert, workload as wire};
+
+/// What an address resource holds.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Record {
+    /// A workload.
+    Workload(Workload),
+    /// A service.
+    Service(Service),
+}
+
+impl Record {
+    /// The name of its resource: the workload's uid, or `namespace/hostname`.
+    pub fn name(&self) -> String {
+        match self {
+            Record::Workload(workload) => workload.uid.to_string(),
+            Record::Service(service) => service.key.to_string(),
+        }
+    }
+}
+
+/// An address resource cannot be used.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum BadAddress {
+    /// It holds neither.
+    #[error("address resource is neither a workload nor a service")]
+    Neither,
+    /// A workload that cannot be used.
+    #[error("workload {uid:?} cannot be used")]
+    Workload {
+        /// Its key.
+        uid: String,
+        /// Why.
+        #[source]
+        problem: BadField,
+    },
+    /// A service that cannot be used.
+    #[error("service {key:?} cannot be used")]
+    Service {
+        /// `namespace/hostname`.
+        key: String,
+        /// Why.
+        #[source]
+        problem: BadField,
+    },
+}
+
+/// A field of a resource cannot be used.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum BadField {
+    /// Needed and not there.
+    #[error("field {0} is empty")]
+    Missing(&'static str),
+    /// A value that this build does not know.
+    #[error("field {field} has the unknown value {value}")]
+    UnknownValue {
+        /// The field.
+        field: &'static str,
+        /// Its value.
+        value: i32,
+    },
+    /// Not 4 or 16 bytes.
+    #[error("field {field} has an address of {length} bytes")]
+    Address {
+        /// The field.
+        field: &'static str,
+        /// How many.
+        length: usize,
+    },
+    /// Not a port.
+    #[error("field {field} has {value}, which is not a port")]
+    Port {
+        /// The field.
+        field: &'static str,
+        /// Its value.
+        value: u32,
+    },
+    /// Not a key of the form that the field holds.
+    #[error("field {field} has {text:?}, which is not of the form namespace/name")]
+    Key {
+        /// The field.
+        field: &'static str,
+        /// Its value, clipped.
+        text: String,
+    },
+    /// Not an identity.
+    #[error(transparent)]
+    Identity(#[from] BadIdentity),
+    /// Something this mesh does not do.
+    #[error("{0} is not supported")]
+    Unsupported(&'static str),
+    /// Our own extension cannot be read.
+    #[error("extension {WORKLOAD_EXTENSION} cannot be read: {0}")]
+    Extension(String),
+}
+
+impl TryFrom<wire::Address> for Record {
+    type Error = BadAddress;
+
+    fn try_from(address: wire::Address) -> Result<Self, BadAddress> {
+        match address.r#type.ok_or(BadAddress::Neither)? {
+            wire::address::Type::Workload(message) => {
+                let uid = clip(&message.uid);
+                workload(message).map(Record::Workload).map_err(|problem| BadAddress::Workload { uid, problem })
+            }
+            wire::address::Type::Service(message) => {
+                let key = clip(&format!("{}/{}", message.namespace, message.hostname));
+                service(message).map(Record::Service).map_err(|problem| BadAddress::Service { key, problem })
+            }
+        }
+    }
+}
+
+fn workload(message: wire::Workload) -> Result<Workload, BadField> {
+    // Taken apart: a new field must be thought about here.
+    let wire::Workload {
+        uid,
+        name,
+        namespace,
+        addresses,
+        tunnel_protocol,
+        trust_domain,
+        service_account,
+        waypoint,
+        node,
+        authorization_policies,
+        status,
+        services,
+        application_tunnel,
+        network_gateway,
+        network_mode,
+        extensions,
+        // A workload known only by host name has no address here and is never chosen.
+        hostname: _,
+        // Told apart by the gateway alone, which we refuse; the name itself decides nothing.
+        network: _,
+        // What a server does with its own tunnel does not concern a client.
+        native_tunnel: _,
+        // Telemetry and weights.
+        canonical_name: _,
+        canonical_revision: _,
+        workload_type: _,
+        workload_name: _,
+        cluster_id: _,
+        locality: _,
+        capacity: _,
+    } = message;
+    if waypoint.is_some() {
+        return Err(BadField::Unsupported("a waypoint"));
+    }
+    if network_gateway.is_some() {
+        return Err(BadField::Unsupported("a network gateway"));
+    }
+    if application_tunnel.is_some_and(|tunnel| tunnel != wire::ApplicationTunnel::default()) {
+        return Err(BadField::Unsupported("an application tunnel"));
+    }
+    let extension = extension(&extensions)?;
+    let workload = Workload {
+        uid: WorkloadUid(filled("uid", uid)?),
+        pod: PodName { namespace: filled("namespace", namespace)?, name: filled("name", name)? },
+        pod_uid: match extension.pod_uid.as_str() {
+            "" => None,
+            text => Some(PodUid::parse(text).map_err(|bad| BadField::Extension(bad.to_string()))?),
+        },
+        service_account: or(service_account, "default"),
+        trust_domain: TrustDomain::parse(&or(trust_domain, "cluster.local"))?,
+        addresses: addresses.iter().map(|bytes| ip("addresses", bytes)).collect::<Result<_, _>>()?,
+        node,
+        tunnel: match known("tunnel_protocol", tunnel_protocol)? {
+            wire::TunnelProtocol::None => Tunnel::Clear,
+            wire::TunnelProtocol::Hbone => Tunnel::Hbone,
+            wire::TunnelProtocol::LegacyIstioMtls => return Err(BadField::Unsupported("legacy Istio mTLS")),
+        },
+        policies: authorization_policies.iter().map(|text| policy_key(text)).collect::<Result<_, _>>()?,
+        health: match known("status", status)? {
+            wire::WorkloadStatus::Healthy => Health::Healthy,
+            wire::WorkloadStatus::Unhealthy => Health::Unhealthy,
+        },
+        services: services.into_iter().map(|(key, ports)| endpoint_of(&key, &ports)).collect::<Result<_, _>>()?,
+        network_policy: match known("network_policy", extension.network_policy)? {
+            // Not known is taken as selected: the short way past the CNI's enforcement must be earned.
+            culvert::NetworkPolicy::Unknown | culvert::NetworkPolicy::Selected => NetworkPolicy::Selected,
+            culvert::NetworkPolicy::Unselected => NetworkPolicy::Unselected,
+        },
+        host_network: match known("network_mode", network_mode)? {
+            wire::NetworkMode::Standard => false,
+            wire::NetworkMode::HostNetwork => true,
+        },
+    };
+    // It must be able to show an identity, or be none of the mesh's.
+    if workload.tunnel == Tunnel::Hbone {
+        workload.identity()?;
+    }
+    Ok(workload)
+}
+
+fn service(message: wire::Service) -> Result<Service, BadField> {
+    let wire::Service {
+        name,
+        namespace,
+        hostname,
+        addresses,
+        ports,
+        subject_alt_names,
+        waypoint,
+        load_balancing,
+        ip_families,
+        weighted_waypoints,
+        // None of ours on services yet; others' say nothing about where traffic may go.
+        extensions: _,
+        // Preferences in lookups by host name, which L4 does not make.
+        canonical: _,
+        visibility: _,
+        // For gateways.
+        ingress_use_waypoint: _,
+    } = message;
+    if waypoint.is_some() || !weighted_waypoints.is_empty() {
+        return Err(BadField::Unsupported("a waypoint"));
+    }
+    known::<wire::IpFamilies>("ip_families", ip_families)?;
+    let (publish_not_ready, local_only) = load_balancing.map_or(Ok((false, false)), balancing)?;
+    Ok(Service {
+        key: ServiceKey { namespace: filled("namespace", namespace)?, hostname: filled("hostname", hostname)? },
+        name,
+        vips: addresses.into_iter().map(vip).collect::<Result<_, _>>()?,
+        ports: ports.into_iter().map(service_port).collect::<Result<_, _>>()?,
+        subject_alt_names: subject_alt_names.iter().map(|uri| Identity::parse(uri)).collect::<Result<_, _>>()?,
+        publish_not_ready,
+        local_only,
+    })
+}
+
+/// (not ready endpoints too, only endpoints of the client's node).
+fn balancing(message: wire::LoadBalancing) -> Result<(bool, bool), BadField> {
+    use wire::load_balancing::{HealthPolicy, Mode, Scope};
+    let wire::LoadBalancing { routing_preference, mode, health_policy } = message;
+    let scopes: Vec<Scope> =
+        routing_preference.into_iter().map(|scope| known("routing_preference", scope)).collect::<Result<_, _>>()?;
+    let local_only = match known("mode", mode)? {
+        // Preferences only: any endpoint will do.
+        Mode::UnspecifiedMode | Mode::Failover => false,
+        Mode::Strict if scopes.is_empty() => false,
+        Mode::Strict if scopes.contains(&Scope::Node) => true,
+        Mode::Strict => return Err(BadField::Unsupported("strict routing other than to the own node")),
+        Mode::Passthrough => return Err(BadField::Unsupported("a passthrough service")),
+    };
+    let publish_not_ready = match known("health_policy", health_policy)? {
+        HealthPolicy::OnlyHealthy => false,
+        HealthPolicy::AllowAll => true,
+    };
+    Ok((publish_not_ready, local_only))
+}
+
+fn vip(address: wire::NetworkAddress) -> Result<IpAddr, BadField> {
+    let wire::NetworkAddress { network: _, address, length } = address;
+    let ip_address = ip("addresses", &address)?;
+    match length {
+        Some(length) if length as usize != address.len() * 8 => {
+            Err(BadField::Unsupported("a block of service addresses"))
+        }
+        _ => Ok(ip_address),
+    }
+}
+
+fn service_port(message: wire::Port) -> Result<ServicePort, BadField> {
+    let wire::Port { service_port, target_port, app_protocol } = message;
+    known::<wire::AppProtocol>("app_protocol", app_protocol)?;
+    Ok(ServicePort {
+        service_port: port("service_port", service_port)?,
+        target_port: if target_port == 0 { None } else { Some(port("target_port", target_port)?) },
+    })
+}
+
+fn endpoint_of(key: &str, ports: &wire::PortList) -> Result<(ServiceKey, Vec<(u16, u16)>), BadField> {
+    let service = key.parse().map_err(|_| BadField::Key { field: "services", text: clip(key) })?;
+    let pairs = ports
+        .ports
+        .iter()
+        .map(|pair| Ok((port("service_port", pair.service_port)?, port("target_port", pair.target_port)?)))
+        .collect::<Result<_, BadField>>()?;
+    Ok((service, pairs))
+}
+
+fn extension(all: &[wire::Extension]) -> Result<culvert::Extension, BadField> {
+    let mut ours = all.iter().filter(|extension| extension.name == WORKLOAD_EXTENSION);
+    let Some(extension) = ours.next() else { return Ok(culvert::Extension::default()) };
+    if ours.next().is_some() {
+        return Err(BadField::Extension("it is there twice".to_owned()));
+    }
+    let body = extension.config.as_ref().map(|any| any.value.as_slice()).unwrap_or_default();
+    culvert::Extension::decode(body).map_err(|error| BadField::Extension(error.to_string()))
+}
+
+/// An enum value that this build knows.
+pub(super) fn known<E: TryFrom<i32>>(field: &'static str, value: i32) -> Result<E, BadField> {
+    E::try_from(value).map_err(|_| BadField::UnknownValue { field, value })
+}
+
+/// An address of 4 or 16 bytes, in its canonical form.
+pub(super) fn ip(field: &'static str, bytes: &[u8]) -> Result<IpAddr, BadField> {
+    if let Ok(v4) = <[u8; 4]>::try_from(bytes) {
+        Ok(IpAddr::from(v4))
+    } else if let Ok(v6) = <[u8; 16]>::try_from(bytes) {
+        Ok(IpAddr::from(v6).to_canonical())
+    } else {
+        Err(BadField::Address { field, length: bytes.len() })
+    }
+}
+
+/// The bytes of an address on the wire.
+pub(super) fn ip_bytes(ip: IpAddr) -> Vec<u8> {
+    match ip.to_canonical() {
+        IpAddr::V4(v4) => v4.octets().to_vec(),
+        IpAddr::V6(v6) => v6.octets().to_vec(),
+    }
+}
+
+pub(super) fn port(field: &'static str, value: u32) -> Result<u16, BadField> {
+    u16::try_from(value).ok().filter(|port| *port != 0).ok_or(BadField::Port { field, value })
+}
+
+fn policy_key(text: &str) -> Result<PolicyKey, BadField> {
+    text.parse().map_err(|_| BadField::Key { field: "authorization_policies", text: clip(text) })
+}
+
+fn filled(field: &'static str, text: String) -> Result<String, BadField> {
+    if text.is_empty() { Err(BadField::Missing(field)) } else { Ok(text) }
+}
+
+fn or(text: String, default: &str) -> String {
+    if text.is_empty() { default.to_owned() } else { text }
+}
+
+/// Foreign text in an error message stays short.
+pub(super) fn clip(text: &str) -> String {
+    text.chars().take(200).collect()
+}
+
+impl From<&Workload> for wire::Address {
+    fn from(workload: &Workload) -> Self {
+        let Workload {
+            uid,
+            pod,
+            pod_uid,
+            service_account,
+            trust_domain,
+            addresses,
+            node,
+            tunnel,
+            policies,
+            health,
+            services,
+            network_policy,
+            host_network,
+        } = workload;
+        let extension = culvert::Extension {
+            network_policy: match network_policy {
+                NetworkPolicy::Selected => culvert::NetworkPolicy::Selected,
+                NetworkPolicy::Unselected => culvert::NetworkPolicy::Unselected,
+            }
+            .into(),
+            pod_uid: pod_uid.as_ref().map(ToString::to_string).unwrap_or_default(),
+        };
+        let message = wire::Workload {
+            uid: uid.to_string(),
+            name: pod.name.clone(),
+            namespace: pod.namespace.clone(),
+            addresses: addresses.iter().copied().map(ip_bytes).collect(),
+            tunnel_protocol: match tunnel {
+                Tunnel::Clear => wire::TunnelProtocol::None,
+                Tunnel::Hbone => wire::TunnelProtocol::Hbone,
+            }
+            .into(),
+            trust_domain: trust_domain.to_string(),
+            service_account: service_account.clone(),
+            node: node.clone(),
+            workload_type: wire::WorkloadType::Pod.into(),
+            workload_name: pod.name.clone(),
+            authorization_policies: policies.iter().map(ToString::to_string).collect(),
+            status: match health {
+                Health::Healthy => wire::WorkloadStatus::Healthy,
+                Health::Unhealthy => wire::WorkloadStatus::Unhealthy,
+            }
+            .into(),
+            cluster_id: uid.cluster().unwrap_or_default().to_owned(),
+            services: services
+                .iter()
+                .map(|(key, ports)| (key.to_string(), port_list(ports)))
+                .collect::<BTreeMap<_, _>>(),
+            network_mode: if *host_network { wire::NetworkMode::HostNetwork } else { wire::NetworkMode::Standard }
+                .into(),
+            extensions: vec![wire::Extension {
+                name: WORKLOAD_EXTENSION.to_owned(),
+                config: Some(super::any("culvert.workload.v1.Extension", &extension)),
+            }],
+            ..wire::Workload::default()
+        };
+        Self { r#type: Some(wire::address::Type::Workload(message)) }
+    }
+}
+
+fn port_list(ports: &[(u16, u16)]) -> wire::PortList {
+    let pair = |&(service, target): &(u16, u16)| wire::Port {
+        service_port: service.into(),
+        target_port: target.into(),
+        app_protocol: wire::AppProtocol::Unknown.into(),
+    };
+    wire::PortList { ports: ports.iter().map(pair).collect() }
+}
+
+impl From<&Service> for wire::Address {
+    fn from(service: &Service) -> Self {
+        use wire::load_balancing::{HealthPolicy, Mode, Scope};
+        let Service { key, name, vips, ports, subject_alt_names, publish_not_ready, local_only } = service;
+        let balancing = wire::LoadBalancing {
+            routing_preference: if *local_only { vec![Scope::Node.into()] } else { Vec::new() },
+            mode: if *local_only { Mode::Strict } else { Mode::UnspecifiedMode }.into(),
+            health_policy: if *publish_not_ready { HealthPolicy::AllowAll } else { HealthPolicy::OnlyHealthy }.into(),
+        };
+        let message = wire::Service {
+            name: name.clone(),
+            namespace: key.namespace.clone(),
+            hostname: key.hostname.clone(),
+            addresses: vips
+                .iter()
+                .map(|vip| wire::NetworkAddress { network: String::new(), address: ip_bytes(*vip), length: None })
+                .collect(),
+            ports: ports
+                .iter()
+                .map(|port| wire::Port {
+                    service_port: port.service_port.into(),
+                    target_port: port.target_port.unwrap_or_default().into(),
+                    app_protocol: wire::AppProtocol::Unknown.into(),
+                })
+                .collect(),
+            subject_alt_names: subject_alt_names.iter().map(ToString::to_string).collect(),
+            load_balancing: (balancing != wire::LoadBalancing::default()).then_some(balancing),
+            ..wire::Service::default()
+        };
+        Self { r#type: Some(wire::address::Type::Service(message)) }
+    }
+}
