@@ -11,6 +11,7 @@
 pub mod cni;
 pub mod facts;
 pub mod proxy;
+pub mod state_dir;
 pub mod worker;
 
 use serde::de::DeserializeOwned;
