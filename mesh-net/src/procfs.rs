@@ -130,8 +130,15 @@ mod tests {
     }
 
     #[test]
-    fn scanning_the_live_procfs_works() {
-        pods().expect("procfs is readable");
-        host_netns().expect("needs root");
+    fn scanning_the_live_procfs_leaves_out_who_is_in_no_pod() {
+        let own = std::process::id();
+        assert!(pods().expect("procfs is readable").iter().all(|process| process.pid != own));
+    }
+
+    #[test]
+    fn the_namespace_of_a_process_opens_by_pid() {
+        let opened = open_netns(std::process::id()).expect("our own");
+        let link = NetnsId::of_path(Path::new("/proc/self/ns/net")).expect("our own");
+        assert_eq!(opened.id(), link);
     }
 }

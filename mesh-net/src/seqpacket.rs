@@ -3,6 +3,7 @@
 //! Truncation is an error, never a shorter message: half a message or a missing descriptor would be believed. An empty packet
 //! reads as the end of the link, so none can be sent.
 
+use std::cell::RefCell;
 use std::io::{self, IoSlice, IoSliceMut};
 use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
@@ -24,6 +25,11 @@ pub const MAX_PACKET: usize = 128 * 1024;
 pub const MAX_FDS: usize = 253;
 
 const CONTROL_SPACE: usize = rustix::cmsg_space!(ScmRights(MAX_FDS));
+
+thread_local! {
+    /// Packets are read here and copied out at their own size: most are 32 bytes, and the keeper takes thousands a second.
+    static BUFFER: RefCell<Vec<u8>> = RefCell::new(vec![0; MAX_PACKET]);
+}
 
 /// Who is at the other end, as the kernel says (taken when it connected or listened).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -50,6 +56,7 @@ pub struct Packet {
 pub struct Listener {
     fd: OwnedFd,
     path: PathBuf,
+    file: Option<(u64, u64)>,
 }
 
 impl Listener {
@@ -68,7 +75,7 @@ impl Listener {
             }
             other => other?,
         }
-        let listener = Self { fd, path: path.to_owned() };
+        let listener = Self { fd, path: path.to_owned(), file: inode(path) };
         rustix::fs::chmod(path, rustix::fs::Mode::from_raw_mode(mode))?;
         rustix::net::listen(&listener.fd, 128)?;
         Ok(listener)
@@ -100,7 +107,7 @@ impl AsRawFd for Listener {
 impl Drop for Listener {
     fn drop(&mut self) {
         // A later listener may have replaced the file; then it is not ours to remove.
-        if is_stale_after(&self.fd, &self.path) {
+        if self.file.is_some() && inode(&self.path) == self.file {
             let _ = std::fs::remove_file(&self.path);
         }
     }
@@ -190,13 +197,16 @@ impl Conn {
     }
 
     pub(crate) fn recv_with(&self, flags: RecvFlags) -> io::Result<Option<Packet>> {
-        let mut bytes = vec![0; MAX_PACKET];
+        BUFFER.with_borrow_mut(|buffer| self.recv_into(buffer, flags))
+    }
+
+    fn recv_into(&self, buffer: &mut [u8], flags: RecvFlags) -> io::Result<Option<Packet>> {
         let mut space = [MaybeUninit::uninit(); CONTROL_SPACE];
         let mut control = RecvAncillaryBuffer::new(&mut space);
         let got = retry(|| {
             rustix::net::recvmsg(
                 &self.fd,
-                &mut [IoSliceMut::new(&mut bytes)],
+                &mut [IoSliceMut::new(buffer)],
                 &mut control,
                 flags | RecvFlags::CMSG_CLOEXEC,
             )
@@ -219,9 +229,7 @@ impl Conn {
         if got.bytes == 0 {
             return Ok(None);
         }
-        bytes.truncate(got.bytes);
-        bytes.shrink_to_fit();
-        Ok(Some(Packet { bytes, fds }))
+        Ok(Some(Packet { bytes: buffer[..got.bytes].to_vec(), fds }))
     }
 }
 
@@ -260,13 +268,10 @@ fn is_stale(path: &Path) -> io::Result<bool> {
     }
 }
 
-/// Whether nobody but `fd` listens at `path`: asked while `fd` goes away. The name in the file system is ours if connecting
-/// reaches our own pid.
-fn is_stale_after(_fd: &OwnedFd, path: &Path) -> bool {
-    match Conn::connect(path).and_then(|conn| conn.peer()) {
-        Ok(peer) => u32::try_from(peer.pid).is_ok_and(|pid| pid == std::process::id()),
-        Err(error) => error.kind() == io::ErrorKind::ConnectionRefused,
-    }
+/// The file's identity.
+fn inode(path: &Path) -> Option<(u64, u64)> {
+    use std::os::unix::fs::MetadataExt;
+    std::fs::symlink_metadata(path).map(|meta| (meta.dev(), meta.ino())).ok()
 }
 
 #[cfg(test)]
@@ -275,7 +280,7 @@ mod tests {
     use std::fs::File;
     use std::os::unix::fs::{MetadataExt, PermissionsExt};
 
-    fn inode(fd: impl AsFd) -> u64 {
+    fn inode_of(fd: impl AsFd) -> u64 {
         rustix::fs::fstat(fd).expect("open").st_ino
     }
 
@@ -290,9 +295,9 @@ mod tests {
         a.send(b"one", &borrowed[1..2]).expect("send");
         let counts: Vec<(Vec<u8>, Vec<u64>)> = (0..3)
             .map(|_| b.recv().expect("recv").expect("open"))
-            .map(|packet| (packet.bytes, packet.fds.iter().map(inode).collect()))
+            .map(|packet| (packet.bytes, packet.fds.iter().map(inode_of).collect()))
             .collect();
-        let expected: Vec<u64> = files.iter().map(inode).collect();
+        let expected: Vec<u64> = files.iter().map(inode_of).collect();
         assert_eq!(counts[0], (b"none".to_vec(), vec![]));
         assert_eq!(counts[1], (b"three".to_vec(), expected.clone()));
         assert_eq!(counts[2], (b"one".to_vec(), expected[1..2].to_vec()));
@@ -347,7 +352,6 @@ mod tests {
         assert_eq!(Listener::bind(&path, 0o600).map(|_| ()).map_err(|e| e.kind()), Err(io::ErrorKind::AddrInUse));
         // As after kill -9: the descriptor is closed and the file stays.
         let before = std::fs::metadata(&path).expect("file").ino();
-        let Listener { .. } = &first;
         let copy = first.fd.try_clone().expect("fd");
         std::mem::forget(first);
         rustix::net::shutdown(&copy, rustix::net::Shutdown::Both).expect("as if closed");
