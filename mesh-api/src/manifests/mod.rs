@@ -1,1 +1,86 @@
-//! Kubernetes manifests.
+//! Kubernetes objects as Culvert reads them, from a directory of manifests or (later) from the API server.
+//!
+//! The file source is a watched directory of ordinary manifests, replaced by rename. It narrows on bad input, never widens: a broken
+//! document is refused alone and named by file and line, the last good version of its object stays, and a broken security policy
+//! that has none becomes one that refuses. Both daemons read through here, so they cannot disagree on what an object says.
+
+mod document;
+mod enrolment;
+mod kind;
+mod load;
+mod pod;
+pub mod security;
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::path::PathBuf;
+
+pub use enrolment::{COMPONENT_LABEL, Enrolment, MESH_LABEL, NotEnrolled, enrolled};
+pub use k8s_openapi::api::core::v1::{Namespace, Pod, Service, ServiceAccount};
+pub use k8s_openapi::api::discovery::v1::EndpointSlice;
+pub use k8s_openapi::api::networking::v1::NetworkPolicy;
+pub use kind::{Kind, ObjectRef};
+pub use load::{MAX_FILE, TOKENS, load_dir};
+pub use pod::{is_ready, is_terminal, node_name, pod_ips, pod_name, pod_uid, probe_ports, service_account};
+pub use security::{AuthorizationPolicy, PeerAuthentication};
+
+/// Namespace and name of an object.
+pub type Key = (String, String);
+
+/// Everything that one load of a directory holds. An object without a namespace is in `default`.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Objects {
+    /// Namespaces, by name.
+    pub namespaces: BTreeMap<String, Namespace>,
+    /// Pods.
+    pub pods: BTreeMap<Key, Pod>,
+    /// Service accounts.
+    pub service_accounts: BTreeMap<Key, ServiceAccount>,
+    /// Services.
+    pub services: BTreeMap<Key, Service>,
+    /// Endpoint slices.
+    pub endpoint_slices: BTreeMap<Key, EndpointSlice>,
+    /// Network policies.
+    pub network_policies: BTreeMap<Key, NetworkPolicy>,
+    /// Authorization policies, the broken ones among them marked as such.
+    pub authorization_policies: BTreeMap<Key, AuthorizationPolicy>,
+    /// Peer authentications, the broken ones among them marked as such.
+    pub peer_authentications: BTreeMap<Key, PeerAuthentication>,
+    /// Where each object was read: to keep the objects of a file that cannot be read any more, and to name files in reports.
+    files: BTreeMap<ObjectRef, PathBuf>,
+}
+
+impl Objects {
+    /// The file that an object was read from.
+    pub fn file_of(&self, object: &ObjectRef) -> Option<&PathBuf> {
+        self.files.get(object)
+    }
+}
+
+/// A document, or a whole file, that was refused.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Rejected {
+    /// The file.
+    pub file: PathBuf,
+    /// The line, counted from 1: of the fault where it is known, else the first of the document; 0 for a whole file.
+    pub line: usize,
+    /// The kind as it is written; empty where it cannot be told.
+    pub kind: String,
+    /// `namespace/name`, or the name alone of a Namespace; empty where it cannot be told.
+    pub name: String,
+    /// What is wrong.
+    pub error: String,
+}
+
+impl fmt::Display for Rejected {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}", self.file.display())?;
+        if self.line > 0 {
+            write!(f, ":{}", self.line)?;
+        }
+        if !self.kind.is_empty() {
+            write!(f, ": {} {}", self.kind, self.name)?;
+        }
+        write!(f, ": {}", self.error)
+    }
+}
