@@ -4,7 +4,9 @@
 //! Nothing here decides anything: callers say which pod, which mark, which port.
 #![allow(unsafe_code)] // The one crate that may: every block names the facts it leans on.
 
+pub mod capture;
 pub mod diag;
+mod netlink;
 pub mod netns;
 pub mod procfs;
 pub mod seqpacket;

@@ -1,0 +1,284 @@
+//! What differs between the rules that are there and those that should be, in words that can go into an Event.
+
+use std::fmt;
+
+use mesh_model::Mark;
+
+use super::expr::same;
+use super::rules::{self, Chain};
+use super::table::{self, Seen, SeenChain};
+use super::{Mode, Spec};
+
+/// One difference. Its `Display` is fit for an Event; it never shows a mark.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum Drift {
+    /// The table is gone.
+    TableMissing,
+    /// The table's flags are not those of our mode (for example dormant, or plain instead of owned).
+    TableFlags {
+        /// What it has.
+        found: u32,
+    },
+    /// The table should be owned by this session and is not.
+    TableNotOwned,
+    /// The table was made by another version, or its comment was changed.
+    TableVersion,
+    /// The table does not say what it is, and nobody remembers.
+    Unrecognised,
+    /// A chain is gone.
+    ChainMissing {
+        /// Its name.
+        chain: String,
+    },
+    /// A chain hooks elsewhere or drops by policy.
+    ChainChanged {
+        /// Its name.
+        chain: String,
+    },
+    /// A chain that is not ours.
+    ChainExtra {
+        /// Its name.
+        chain: String,
+    },
+    /// A rule is gone.
+    RuleMissing {
+        /// Its chain.
+        chain: String,
+        /// Its name.
+        rule: String,
+    },
+    /// A rule has our name and does something else.
+    RuleChanged {
+        /// Its chain.
+        chain: String,
+        /// Its name.
+        rule: String,
+    },
+    /// A rule that is not ours.
+    RuleExtra {
+        /// Its chain.
+        chain: String,
+        /// What it does, as text.
+        text: String,
+        /// Our rule that it stands before; `None`: at the end.
+        before: Option<String>,
+    },
+    /// Our rules stand in another order.
+    RuleOrder {
+        /// Their chain.
+        chain: String,
+    },
+    /// The ip rule that sends answers to the proxy back is gone or changed.
+    IpRuleMissing {
+        /// "ipv4" or "ipv6".
+        family: &'static str,
+    },
+    /// Another ip rule uses our packet mark.
+    IpRuleExtra {
+        /// "ipv4" or "ipv6".
+        family: &'static str,
+        /// Its priority.
+        priority: u32,
+    },
+    /// The route of our table is gone or changed.
+    RouteMissing {
+        /// "ipv4" or "ipv6".
+        family: &'static str,
+    },
+}
+
+impl fmt::Display for Drift {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::TableMissing => write!(f, "table inet culvert is missing"),
+            Self::TableFlags { found } => write!(f, "table inet culvert has flags {found:#x}"),
+            Self::TableNotOwned => write!(f, "table inet culvert is not owned by pod-watcher"),
+            Self::TableVersion => write!(f, "table inet culvert is of another version"),
+            Self::Unrecognised => write!(f, "table inet culvert does not say what it is"),
+            Self::ChainMissing { chain } => write!(f, "chain {chain} is missing"),
+            Self::ChainChanged { chain } => write!(f, "chain {chain} has another hook, priority or policy"),
+            Self::ChainExtra { chain } => write!(f, "chain {chain} was added"),
+            Self::RuleMissing { chain, rule } => write!(f, "rule {rule:?} of chain {chain} is missing"),
+            Self::RuleChanged { chain, rule } => write!(f, "rule {rule:?} of chain {chain} was changed"),
+            Self::RuleExtra { chain, text, before: Some(rule) } => {
+                write!(f, "rule ({text}) was added to chain {chain} before {rule:?}")
+            }
+            Self::RuleExtra { chain, text, before: None } => {
+                write!(f, "rule ({text}) was added at the end of chain {chain}")
+            }
+            Self::RuleOrder { chain } => write!(f, "rules of chain {chain} stand in another order"),
+            Self::IpRuleMissing { family } => write!(f, "the {family} rule of the reply mark is missing or changed"),
+            Self::IpRuleExtra { family, priority } => {
+                write!(f, "another {family} rule (priority {priority}) uses the reply mark")
+            }
+            Self::RouteMissing { family } => write!(f, "the {family} route of table 100 is missing or changed"),
+        }
+    }
+}
+
+/// What the table says that it is: stage and generation from the comment, the mark from the rules themselves. If rules disagree
+/// about the mark, most of them are right: one that was tampered with is the exception.
+pub(super) fn learn(seen: &Seen) -> Option<Spec> {
+    let (stage, generation) = seen.chain(rules::ABOUT)?.rules.iter().find_map(|rule| rules::parse_about(&rule.name))?;
+    let marks: Vec<u32> =
+        seen.chains.iter().flat_map(|chain| &chain.rules).flat_map(|rule| rules::marks_in(&rule.exprs)).collect();
+    let votes = |mark: u32| marks.iter().filter(|other| **other == mark).count();
+    let mark = marks.iter().copied().max_by_key(|mark| votes(*mark))?;
+    Some(Spec { stage, mark: Mark::from_random(mark)?, generation })
+}
+
+/// Compares the table with what it should be. `port`: of the session that should own it.
+pub(super) fn compare(seen: Option<&Seen>, chains: &[Chain], mode: Mode, port: u32) -> Vec<Drift> {
+    let Some(seen) = seen else { return vec![Drift::TableMissing] };
+    let mut drift = Vec::new();
+    if seen.flags != table::flags(mode) {
+        drift.push(if mode == Mode::Owned && table::orphaned(seen) {
+            Drift::TableNotOwned
+        } else {
+            Drift::TableFlags { found: seen.flags }
+        });
+    } else if mode == Mode::Owned && seen.owner != Some(port) {
+        drift.push(Drift::TableNotOwned);
+    }
+    if seen.comment.as_deref() != Some(rules::table_comment().as_str()) {
+        drift.push(Drift::TableVersion);
+    }
+    for extra in seen.chains.iter().filter(|old| chains.iter().all(|chain| chain.name != old.name)) {
+        drift.push(Drift::ChainExtra { chain: extra.name.clone() });
+    }
+    for chain in chains {
+        match seen.chain(chain.name) {
+            None => drift.push(Drift::ChainMissing { chain: chain.name.to_owned() }),
+            Some(old) => {
+                if !old.defined_as(chain) {
+                    drift.push(Drift::ChainChanged { chain: chain.name.to_owned() });
+                }
+                if !old.holds(chain) {
+                    compare_rules(old, chain, &mut drift);
+                }
+            }
+        }
+    }
+    drift
+}
+
+fn compare_rules(old: &SeenChain, chain: &Chain, drift: &mut Vec<Drift>) {
+    let name = || chain.name.to_owned();
+    let before = drift.len();
+    // Which of the rules that are there stands for each of ours.
+    let mut taken: Vec<Option<usize>> = vec![None; old.rules.len()];
+    for (index, rule) in chain.rules.iter().enumerate() {
+        let found = old
+            .rules
+            .iter()
+            .enumerate()
+            .find(|(at, seen)| taken[*at].is_none() && seen.name == rule.name && same(&seen.exprs, &rule.exprs));
+        let named = || old.rules.iter().enumerate().find(|(at, seen)| taken[*at].is_none() && seen.name == rule.name);
+        match (found, named()) {
+            (Some((at, _)), _) => taken[at] = Some(index),
+            (None, Some((at, _))) => {
+                taken[at] = Some(index);
+                drift.push(Drift::RuleChanged { chain: name(), rule: rule.name.clone() });
+            }
+            (None, None) => drift.push(Drift::RuleMissing { chain: name(), rule: rule.name.clone() }),
+        }
+    }
+    for (at, seen) in old.rules.iter().enumerate().filter(|(at, _)| taken[*at].is_none()) {
+        let next = taken[at..].iter().flatten().next().map(|index| chain.rules[*index].name.clone());
+        drift.push(Drift::RuleExtra { chain: name(), text: super::text::exprs(&seen.exprs, None), before: next });
+    }
+    let order: Vec<usize> = taken.into_iter().flatten().collect();
+    // Whatever else differs is named above; if nothing is, the chain still does not hold what it should.
+    if !order.is_sorted() || drift.len() == before {
+        drift.push(Drift::RuleOrder { chain: name() });
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::Stage;
+    use super::super::table::SeenRule;
+    use super::*;
+    use crate::capture::expr::{Count, Expr};
+
+    const PORT: u32 = 99;
+
+    fn spec() -> Spec {
+        Spec { stage: Stage::Redirect, mark: Mark::from_random(77).expect("not reserved"), generation: 3 }
+    }
+
+    fn as_prescribed() -> Seen {
+        let chains = rules::prescribe(&spec()).into_iter().map(|chain| SeenChain {
+            name: chain.name.to_owned(),
+            hook: chain.hook,
+            policy: 1,
+            rules: chain.rules.into_iter().map(|rule| SeenRule { name: rule.name, exprs: rule.exprs }).collect(),
+        });
+        Seen { flags: 6, owner: Some(PORT), comment: Some(rules::table_comment()), chains: chains.collect() }
+    }
+
+    fn check(change: impl FnOnce(&mut Seen), expected: &[&str]) {
+        let mut seen = as_prescribed();
+        change(&mut seen);
+        let drift = compare(Some(&seen), &rules::prescribe(&spec()), Mode::Owned, PORT);
+        assert_eq!(drift.iter().map(Drift::to_string).collect::<Vec<_>>(), expected);
+    }
+
+    fn chain<'a>(seen: &'a mut Seen, name: &str) -> &'a mut SeenChain {
+        seen.chains.iter_mut().find(|chain| chain.name == name).expect("prescribed")
+    }
+
+    #[test]
+    fn what_is_prescribed_has_no_drift_whatever_it_counted() {
+        check(|_| {}, &[]);
+        let counted = |seen: &mut Seen| {
+            let exprs = seen.chains.iter_mut().flat_map(|chain| &mut chain.rules).flat_map(|rule| &mut rule.exprs);
+            for expr in exprs.filter(|expr| matches!(expr, Expr::Counter(_))) {
+                *expr = Expr::Counter(Count { packets: 3, bytes: 180 });
+            }
+        };
+        check(counted, &[]);
+    }
+
+    #[test]
+    fn each_kind_of_change_is_named() {
+        check(|seen| seen.flags = 7, &["table inet culvert has flags 0x7"]);
+        check(|seen| seen.owner = Some(1), &["table inet culvert is not owned by pod-watcher"]);
+        check(|seen| (seen.flags, seen.owner) = (4, None), &["table inet culvert is not owned by pod-watcher"]);
+        check(|seen| seen.comment = None, &["table inet culvert is of another version"]);
+        check(|seen| seen.chains.retain(|chain| chain.name != "output_nat"), &["chain output_nat is missing"]);
+        check(|seen| chain(seen, "output_nat").policy = 0, &["chain output_nat has another hook, priority or policy"]);
+        check(
+            |seen| drop(chain(seen, "output_nat").rules.remove(2)),
+            &["rule \"capture-out\" of chain output_nat is missing"],
+        );
+        check(
+            |seen| chain(seen, "output_nat").rules[2].exprs.push(Expr::Accept),
+            &["rule \"capture-out\" of chain output_nat was changed"],
+        );
+        check(
+            |seen| {
+                chain(seen, "output_nat").rules.insert(2, SeenRule { name: String::new(), exprs: vec![Expr::Accept] })
+            },
+            &["rule (accept) was added to chain output_nat before \"capture-out\""],
+        );
+        check(
+            |seen| chain(seen, "output_nat").rules.push(SeenRule { name: String::new(), exprs: vec![Expr::Accept] }),
+            &["rule (accept) was added at the end of chain output_nat"],
+        );
+        check(|seen| chain(seen, "output_nat").rules.swap(0, 1), &["rules of chain output_nat stand in another order"]);
+        let another = SeenChain { name: "x".to_owned(), hook: None, policy: 1, rules: Vec::new() };
+        check(|seen| seen.chains.push(another), &["chain x was added"]);
+    }
+
+    #[test]
+    fn the_spec_is_learned_even_if_one_rule_lies_about_the_mark() {
+        let mut seen = as_prescribed();
+        assert_eq!(learn(&seen), Some(spec()));
+        let lied = Expr::Cmp { equal: true, value: 1234_u32.to_ne_bytes().to_vec() };
+        chain(&mut seen, "output_nat").rules[0].exprs[2] = lied;
+        assert_eq!(learn(&seen), Some(spec()));
+        seen.chains.retain(|chain| chain.name != rules::ABOUT);
+        assert_eq!(learn(&seen), None);
+    }
+}

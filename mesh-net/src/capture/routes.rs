@@ -1,0 +1,315 @@
+//! The ip rule and the route, per family, that bring the application's answers to the proxy back to `lo`.
+//!
+//! `fwmark FWMARK -> table 100`, and `local default dev lo` there. Nothing else of the pod's routing is touched or judged: rules
+//! are ours if they use our mark, and of the table only the default route is.
+
+use std::io;
+
+use mesh_model::Mark;
+use rustix::io::Errno;
+
+use super::rules::FWMARK;
+use super::{Drift, Error};
+use crate::netlink::{Attributes, CREATE, EXCLUSIVE, Message, REPLACE, Socket, Writer};
+
+/// The routing table.
+pub const ROUTE_TABLE: u32 = 100;
+/// Priority of the ip rule: before rules that choose by source address (those of second networks start at 512).
+pub const RULE_PRIORITY: u32 = 100;
+
+const NEW_LINK: u16 = 16;
+const GET_LINK: u16 = 18;
+pub(super) const NEW_ROUTE: u16 = 24;
+pub(super) const DELETE_ROUTE: u16 = 25;
+const GET_ROUTE: u16 = 26;
+pub(super) const NEW_RULE: u16 = 32;
+pub(super) const DELETE_RULE: u16 = 33;
+const GET_RULE: u16 = 34;
+
+/// `struct rtmsg` and `struct fib_rule_hdr`.
+pub(super) const FIXED: usize = 12;
+const LOOPBACK: u32 = 1;
+const RTN_LOCAL: u8 = 2;
+const SCOPE_HOST: u8 = 254;
+/// `RTPROT_STATIC`: put there by an administrator.
+const STATIC: u8 = 4;
+const TO_TABLE: u8 = 1;
+
+/// Attributes of a rule (`FRA_*`).
+pub(super) mod rule_attribute {
+    pub(crate) const PRIORITY: u16 = 6;
+    pub(crate) const MARK: u16 = 10;
+    pub(crate) const TABLE: u16 = 15;
+    pub(crate) const MASK: u16 = 16;
+    /// Further selectors: addresses, interfaces, goto, tunnel, l3mdev, uid range, protocol, ports. Ours has none of them.
+    pub(crate) const SELECTORS: [u16; 11] = [1, 2, 3, 4, 12, 17, 19, 20, 22, 23, 24];
+}
+
+/// Attributes of a route (`RTA_*`).
+pub(super) mod route_attribute {
+    pub(crate) const INTERFACE: u16 = 4;
+    pub(crate) const TABLE: u16 = 15;
+}
+
+/// An address family.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Family {
+    V4 = 2,
+    V6 = 10,
+}
+
+const FAMILIES: [Family; 2] = [Family::V4, Family::V6];
+
+impl Family {
+    const fn name(self) -> &'static str {
+        match self {
+            Self::V4 => "ipv4",
+            Self::V6 => "ipv6",
+        }
+    }
+}
+
+/// What there is of ours in one family.
+#[derive(Debug, Default)]
+struct Seen {
+    /// The rule exactly as it should be is there.
+    rule: bool,
+    /// Other rules that use our mark, as attributes that name them again, with their priority.
+    extra: Vec<(u32, Vec<u8>)>,
+    route: bool,
+}
+
+/// Adds what is missing and removes rules that stand in the way. Answers whether anything had to be done.
+pub(super) fn ensure(socket: &mut Socket) -> Result<bool, Error> {
+    let mut changed = false;
+    for family in FAMILIES {
+        let seen = read(socket, family).map_err(Error::kernel(format!("read {} rules and routes", family.name())))?;
+        if seen.rule && seen.route && seen.extra.is_empty() || absent(socket, family)? {
+            continue;
+        }
+        changed = true;
+        let refused = |what: &str| Error::kernel(format!("{what} of the reply mark ({})", family.name()));
+        for (_, rule) in &seen.extra {
+            delete_rule(socket, rule).map_err(refused("delete another ip rule"))?;
+        }
+        // The route first: a rule without it would send answers on to the main table, to the client.
+        if !seen.route {
+            add_route(socket, family).map_err(|error| match Errno::from_io_error(&error) {
+                Some(Errno::NETDOWN) => Error::LoopbackDown,
+                _ => refused("add the route")(error),
+            })?;
+        }
+        if !seen.rule {
+            add_rule(socket, family).map_err(refused("add the ip rule"))?;
+        }
+    }
+    Ok(changed)
+}
+
+/// What is missing or in the way.
+pub(super) fn drift(socket: &mut Socket) -> Result<Vec<Drift>, Error> {
+    let mut drift = Vec::new();
+    for family in FAMILIES {
+        let name = family.name();
+        let seen = read(socket, family).map_err(Error::kernel(format!("read {name} rules and routes")))?;
+        drift.extend(seen.extra.iter().map(|(priority, _)| Drift::IpRuleExtra { family: name, priority: *priority }));
+        if seen.rule && seen.route || absent(socket, family)? {
+            continue;
+        }
+        drift.extend((!seen.rule).then_some(Drift::IpRuleMissing { family: name }));
+        drift.extend((!seen.route).then_some(Drift::RouteMissing { family: name }));
+    }
+    Ok(drift)
+}
+
+/// Removes what is ours; fine if there is nothing.
+pub(super) fn remove(socket: &mut Socket) -> Result<(), Error> {
+    for family in FAMILIES {
+        let refused = |what: &str| Error::kernel(format!("{what} of the reply mark ({})", family.name()));
+        let seen = read(socket, family).map_err(refused("read the rules and routes"))?;
+        for (_, rule) in &seen.extra {
+            delete_rule(socket, rule).map_err(refused("delete an ip rule"))?;
+        }
+        if seen.rule {
+            gone_is_fine(socket.request(DELETE_RULE, 0, &rule_header(family), put_rule, |_| {}))
+                .map_err(refused("delete the ip rule"))?;
+        }
+        if seen.route {
+            gone_is_fine(socket.request(DELETE_ROUTE, 0, &route_header(family), put_route, |_| {}))
+                .map_err(refused("delete the route"))?;
+        }
+    }
+    Ok(())
+}
+
+/// Rules and routes as text, for [`super::Session::render`].
+pub(super) fn text(socket: &mut Socket) -> Result<String, Error> {
+    let mut out = String::new();
+    for family in FAMILIES {
+        let name = family.name();
+        let seen = read(socket, family).map_err(Error::kernel(format!("read {name} rules and routes")))?;
+        let lines = [
+            seen.rule.then(|| {
+                format!("{name} rule {RULE_PRIORITY}: fwmark {FWMARK:#x}/{:#x} lookup {ROUTE_TABLE}\n", Mark::MASK)
+            }),
+            seen.route.then(|| format!("{name} route: local default dev lo table {ROUTE_TABLE}\n")),
+        ];
+        out.extend(lines.into_iter().flatten());
+        out.extend(
+            seen.extra.iter().map(|(priority, _)| format!("{name} rule {priority}: another one with our mark\n")),
+        );
+    }
+    Ok(out)
+}
+
+fn read(socket: &mut Socket, family: Family) -> io::Result<Seen> {
+    let of_family = [family as u8, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0];
+    let unknown = |error: io::Error| match Errno::from_io_error(&error) {
+        // A kernel without IPv6 has no such rules.
+        Some(Errno::AFNOSUPPORT | Errno::OPNOTSUPP) => Ok(Vec::new()),
+        _ => Err(error),
+    };
+    let rules = socket.dump(GET_RULE, &of_family, |_| {}, |message, found| found.extend(our_rule(message, family)));
+    let routes = socket.dump(
+        GET_ROUTE,
+        &of_family,
+        |_| {},
+        |message, found| {
+            if is_our_route(message, family) {
+                found.push(());
+            }
+        },
+    );
+    let mut seen = Seen { route: !routes.or_else(unknown_routes)?.is_empty(), ..Seen::default() };
+    for rule in rules.or_else(unknown)? {
+        match rule {
+            Ok(()) => seen.rule = true,
+            Err(extra) => seen.extra.push(extra),
+        }
+    }
+    Ok(seen)
+}
+
+fn unknown_routes(error: io::Error) -> io::Result<Vec<()>> {
+    match Errno::from_io_error(&error) {
+        Some(Errno::AFNOSUPPORT | Errno::OPNOTSUPP) => Ok(Vec::new()),
+        _ => Err(error),
+    }
+}
+
+/// `Ok` for the rule as it should be, `Err` with the whole rule for another one that uses our mark.
+#[allow(clippy::type_complexity)] // Local to this file; a name would hide more than it says.
+fn our_rule(message: &Message<'_>, family: Family) -> Option<Result<(), (u32, Vec<u8>)>> {
+    use rule_attribute::{MARK, MASK, PRIORITY, SELECTORS, TABLE};
+    let header: &[u8; FIXED] = message.payload.get(..FIXED)?.try_into().ok()?;
+    let attributes = message.attributes(FIXED);
+    if message.kind != NEW_RULE || attributes.ne32(MARK)? != FWMARK {
+        return None;
+    }
+    let as_it_should_be = header[..4] == [family as u8, 0, 0, 0]
+        && header[7] == TO_TABLE
+        // FIB_RULE_INVERT and the like; "permanent" and "unresolved" do not occur here.
+        && header[8..] == [0; 4]
+        && attributes.ne32(PRIORITY) == Some(RULE_PRIORITY)
+        && attributes.ne32(TABLE) == Some(ROUTE_TABLE)
+        && attributes.ne32(MASK) == Some(Mark::MASK)
+        && SELECTORS.iter().all(|selector| attributes.find(*selector).is_none());
+    let priority = attributes.ne32(PRIORITY).unwrap_or(0);
+    Some(if as_it_should_be { Ok(()) } else { Err((priority, message.payload.to_vec())) })
+}
+
+fn is_our_route(message: &Message<'_>, family: Family) -> bool {
+    use route_attribute::{INTERFACE, TABLE};
+    let Some(header) = message.payload.get(..FIXED) else { return false };
+    let attributes = message.attributes(FIXED);
+    message.kind == NEW_ROUTE
+        && header[..4] == [family as u8, 0, 0, 0]
+        && header[7] == RTN_LOCAL
+        && attributes.ne32(TABLE) == Some(ROUTE_TABLE)
+        && attributes.ne32(INTERFACE) == Some(LOOPBACK)
+}
+
+/// Whether the pod has no such family on `lo`, so that neither rule nor route is wanted.
+fn absent(socket: &mut Socket, family: Family) -> Result<bool, Error> {
+    /// `IFLA_AF_SPEC`, `IFLA_INET6_CONF`, `DEVCONF_DISABLE_IPV6`.
+    const AF_SPEC: u16 = 26;
+    const CONF: u16 = 2;
+    const DISABLED: usize = 26;
+    if family == Family::V4 {
+        return Ok(false);
+    }
+    let mut absent = true;
+    let mut link = [0; 16]; // struct ifinfomsg
+    link[4..8].copy_from_slice(&LOOPBACK.to_ne_bytes());
+    let asked = socket.request(
+        GET_LINK,
+        0,
+        &link,
+        |_| {},
+        |message| {
+            if message.kind != NEW_LINK {
+                return;
+            }
+            let families =
+                Attributes::nested(message.attributes(16).find(AF_SPEC).unwrap_or_default()).find(Family::V6 as u16);
+            let conf = families.and_then(|v6| Attributes::nested(v6).find(CONF));
+            absent = conf.and_then(|conf| conf.get(DISABLED * 4..DISABLED * 4 + 4)) != Some(&[0; 4]);
+        },
+    );
+    asked.map_err(Error::kernel("read interface lo"))?;
+    Ok(absent)
+}
+
+const fn rule_header(family: Family) -> [u8; FIXED] {
+    [family as u8, 0, 0, 0, 0, 0, 0, TO_TABLE, 0, 0, 0, 0]
+}
+
+fn put_rule(writer: &mut Writer) {
+    use rule_attribute::{MARK, MASK, PRIORITY, TABLE};
+    for (kind, number) in [(PRIORITY, RULE_PRIORITY), (MARK, FWMARK), (MASK, Mark::MASK), (TABLE, ROUTE_TABLE)] {
+        writer.put(kind, &number.to_ne_bytes());
+    }
+}
+
+fn add_rule(socket: &mut Socket, family: Family) -> io::Result<()> {
+    there_is_fine(socket.request(NEW_RULE, CREATE | EXCLUSIVE, &rule_header(family), put_rule, |_| {}))
+}
+
+/// Deletes a rule by everything that the kernel told about it.
+fn delete_rule(socket: &mut Socket, rule: &[u8]) -> io::Result<()> {
+    let (header, attributes) = rule.split_at_checked(FIXED).ok_or(Errno::BADMSG)?;
+    let put = |writer: &mut Writer| Attributes::nested(attributes).for_each(|(kind, value)| writer.put(kind, value));
+    gone_is_fine(socket.request(DELETE_RULE, 0, header, put, |_| {}))
+}
+
+const fn route_header(family: Family) -> [u8; FIXED] {
+    let scope = match family {
+        Family::V4 => SCOPE_HOST,
+        Family::V6 => 0,
+    };
+    // family, dst_len, src_len, tos, table (in the attribute), protocol, scope, type, flags
+    [family as u8, 0, 0, 0, 0, STATIC, scope, RTN_LOCAL, 0, 0, 0, 0]
+}
+
+fn put_route(writer: &mut Writer) {
+    writer.put(route_attribute::TABLE, &ROUTE_TABLE.to_ne_bytes());
+    writer.put(route_attribute::INTERFACE, &LOOPBACK.to_ne_bytes());
+}
+
+fn add_route(socket: &mut Socket, family: Family) -> io::Result<()> {
+    there_is_fine(socket.request(NEW_ROUTE, CREATE | REPLACE, &route_header(family), put_route, |_| {}))
+}
+
+fn there_is_fine(result: io::Result<()>) -> io::Result<()> {
+    match result {
+        Err(error) if Errno::from_io_error(&error) == Some(Errno::EXIST) => Ok(()),
+        other => other,
+    }
+}
+
+fn gone_is_fine(result: io::Result<()>) -> io::Result<()> {
+    match result {
+        Err(error) if matches!(Errno::from_io_error(&error), Some(Errno::NOENT | Errno::SRCH)) => Ok(()),
+        other => other,
+    }
+}

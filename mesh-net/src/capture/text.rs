@@ -1,0 +1,179 @@
+//! Rules as text, much as `nft list` prints them, but from our own read-back: for golden files and `pod-watcher admin rules`.
+//!
+//! Counters have no values here and the enrolment's mark is printed as `$mark`: whoever reads the text must not learn how to
+//! escape capture.
+
+use std::fmt::Write;
+
+use mesh_model::Mark;
+
+use super::expr::{Ct, Expr, Meta};
+use super::rules::Hook;
+use super::table::{Seen, SeenChain};
+
+/// The whole table, chains in the order in which a packet meets them.
+pub(super) fn table(seen: &Seen, mark: Option<Mark>) -> String {
+    let mut out = String::from("table inet culvert {\n");
+    if let Some(comment) = &seen.comment {
+        let _ = writeln!(out, "\tcomment {comment:?}");
+    }
+    let flags: Vec<&str> = [(1, "dormant"), (2, "owner"), (4, "persist")]
+        .into_iter()
+        .filter_map(|(bit, name)| (seen.flags & bit != 0).then_some(name))
+        .collect();
+    if !flags.is_empty() {
+        let _ = writeln!(out, "\tflags {}", flags.join(","));
+    }
+    let mut chains: Vec<&SeenChain> = seen.chains.iter().collect();
+    chains.sort_by_key(|chain| (chain.hook.as_ref().map(|hook| (hook.number, hook.priority)), chain.name.clone()));
+    for chain in chains {
+        let _ = writeln!(out, "\n\tchain {} {{", chain.name);
+        if let Some(hook) = &chain.hook {
+            let policy = if chain.policy == 1 { "accept" } else { "drop" };
+            let Hook { kind, priority, .. } = hook;
+            let _ =
+                writeln!(out, "\t\ttype {kind} hook {} priority {priority}; policy {policy};", hook_name(hook.number));
+        }
+        for rule in &chain.rules {
+            let _ = write!(out, "\t\t{}", exprs(&rule.exprs, mark));
+            let _ = if rule.name.is_empty() { writeln!(out) } else { writeln!(out, " comment {:?}", rule.name) };
+        }
+        out.push_str("\t}\n");
+    }
+    out.push_str("}\n");
+    out
+}
+
+fn hook_name(number: u32) -> &'static str {
+    ["prerouting", "input", "forward", "output", "postrouting", "ingress"].get(number as usize).unwrap_or(&"unknown")
+}
+
+/// What the register holds while a rule is read from left to right.
+#[derive(Clone)]
+enum Held {
+    Nothing,
+    Mark(String),
+    Interface(&'static str),
+    Protocol,
+    Field(String, bool),
+    AddressType,
+    Direction,
+    Constant(Vec<u8>),
+}
+
+/// One rule's expressions.
+pub(super) fn exprs(exprs: &[Expr], mark: Option<Mark>) -> String {
+    let mut held = Held::Nothing;
+    let words: Vec<String> = exprs.iter().filter_map(|expr| word(expr, &mut held, mark)).collect();
+    words.join(" ")
+}
+
+fn word(expr: &Expr, held: &mut Held, mark: Option<Mark>) -> Option<String> {
+    let loads = match expr {
+        Expr::Meta(Meta::Mark) => Held::Mark("meta mark".to_owned()),
+        Expr::Meta(Meta::InputInterface) => Held::Interface("iif"),
+        Expr::Meta(Meta::OutputInterface) => Held::Interface("oif"),
+        Expr::Meta(Meta::Transport) => Held::Protocol,
+        Expr::Ct(Ct::Mark) => Held::Mark("ct mark".to_owned()),
+        Expr::Ct(Ct::Direction) => Held::Direction,
+        Expr::Transport { offset: 13, len: 1 } => Held::Field("tcp flags".to_owned(), true),
+        Expr::Transport { offset: 2, len: 2 } => Held::Field("th dport".to_owned(), false),
+        Expr::Transport { offset, len } => Held::Field(format!("@th,{},{}", offset * 8, len * 8), false),
+        Expr::DestinationType => Held::AddressType,
+        Expr::Load(value) => Held::Constant(value.clone()),
+        Expr::Bitwise { mask, xor } => {
+            *held = match std::mem::replace(held, Held::Nothing) {
+                Held::Mark(what) if number(xor) == Some(0) => Held::Mark(format!("{what} & {}", shown(mask))),
+                Held::Mark(what) => Held::Mark(format!("{what} & {} | {}", shown(mask), shown(xor))),
+                Held::Field(what, is_flags) => {
+                    let mask = if is_flags { flag_names(mask) } else { shown(mask) };
+                    Held::Field(format!("{what} & ({mask})"), is_flags)
+                }
+                other => other,
+            };
+            return None;
+        }
+        Expr::Cmp { equal, value } => return Some(comparison(held, *equal, value, mark)),
+        Expr::SetMark => return Some(format!("meta mark set {}", source(held))),
+        Expr::SetCtMark => return Some(format!("ct mark set {}", source(held))),
+        Expr::SetOriginalZone => return Some(format!("ct original zone set {}", source(held))),
+        Expr::Accept => return Some("accept".to_owned()),
+        Expr::Counter(_) => return Some("counter".to_owned()),
+        Expr::Redirect => return Some(format!("redirect to :{}", port(held))),
+        Expr::Reset => return Some("reject with tcp reset".to_owned()),
+        Expr::Other { name, .. } => return Some(format!("<{name}>")),
+    };
+    *held = loads;
+    None
+}
+
+fn comparison(held: &Held, equal: bool, value: &[u8], mark: Option<Mark>) -> String {
+    let operator = if equal { "==" } else { "!=" };
+    let infix = if equal { " " } else { " != " };
+    match held {
+        Held::Mark(what) if mark.is_some_and(|mark| number(value) == Some(mark.value())) => {
+            format!("{what} {operator} $mark")
+        }
+        Held::Mark(what) => format!("{what} {operator} {}", shown(value)),
+        Held::Interface(side) if number(value) == Some(1) => format!("{side}{infix}\"lo\""),
+        Held::Interface(side) => format!("{side}{infix}{}", shown(value)),
+        Held::Protocol => format!("meta l4proto{infix}{}", protocol(value)),
+        Held::Field(what, true) => format!("{what} {operator} {}", flag_names(value)),
+        Held::Field(what, false) => match value.try_into() {
+            Ok(bytes) => format!("{what}{infix}{}", u16::from_be_bytes(bytes)),
+            Err(_) => format!("{what}{infix}{}", shown(value)),
+        },
+        Held::AddressType if number(value) == Some(2) => format!("fib daddr type{infix}local"),
+        Held::AddressType => format!("fib daddr type{infix}{}", shown(value)),
+        Held::Direction => format!("ct direction{infix}{}", if value == [0] { "original" } else { "reply" }),
+        Held::Constant(_) | Held::Nothing => format!("<cmp {operator} {}>", shown(value)),
+    }
+}
+
+fn source(held: &Held) -> String {
+    match held {
+        Held::Mark(what) | Held::Field(what, _) => what.clone(),
+        Held::Constant(value) => match value.as_slice().try_into() {
+            Ok(bytes) => u16::from_ne_bytes(bytes).to_string(),
+            Err(_) => shown(value),
+        },
+        Held::Nothing | Held::Interface(_) | Held::Protocol | Held::AddressType | Held::Direction => {
+            "<register>".to_owned()
+        }
+    }
+}
+
+fn port(held: &Held) -> String {
+    match held {
+        Held::Constant(value) => value.get(..2).and_then(|bytes| bytes.try_into().ok()).map(u16::from_be_bytes),
+        _ => None,
+    }
+    .map_or_else(|| "<register>".to_owned(), |port| port.to_string())
+}
+
+fn number(value: &[u8]) -> Option<u32> {
+    value.try_into().ok().map(u32::from_ne_bytes)
+}
+
+fn shown(value: &[u8]) -> String {
+    number(value).map_or_else(
+        || value.iter().fold(String::from("0x"), |text, byte| format!("{text}{byte:02x}")),
+        |number| format!("{number:#x}"),
+    )
+}
+
+fn protocol(value: &[u8]) -> String {
+    match value {
+        [6] => "tcp".to_owned(),
+        [17] => "udp".to_owned(),
+        other => shown(other),
+    }
+}
+
+fn flag_names(value: &[u8]) -> String {
+    const NAMES: [&str; 8] = ["fin", "syn", "rst", "psh", "ack", "urg", "ecn", "cwr"];
+    let bits = value.first().copied().unwrap_or(0);
+    let set: Vec<&str> =
+        NAMES.iter().enumerate().filter_map(|(bit, name)| (bits & (1 << bit) != 0).then_some(*name)).collect();
+    set.join("|")
+}
