@@ -134,6 +134,15 @@ impl WorkloadCert {
         now >= self.not_after
     }
 
+    /// Serial number in hexadecimal: for dumps (public).
+    pub fn serial(&self) -> String {
+        self.chain()
+            .first()
+            .and_then(|leaf| X509Certificate::from_der(leaf).ok())
+            .map(|(_, leaf)| leaf.raw_serial_as_string())
+            .unwrap_or_default()
+    }
+
     /// The certificates to show, leaf first: for dumps (public).
     pub fn chain(&self) -> &[CertificateDer<'static>] {
         &self.certified.cert

@@ -4,7 +4,10 @@
 //! judged cannot flow. The worker has no capability and makes sockets in no namespace but node-proxy's own.
 
 mod args;
+pub mod certs;
 pub mod link;
+pub mod tunnel;
+pub mod xds;
 
 pub use args::Args;
 

@@ -1,0 +1,211 @@
+//! One connection inside a tunnel, as bytes in and out.
+//!
+//! Half-close is END_STREAM in that direction. A stream that is dropped before both directions have ended is reset with
+//! CONNECT_ERROR (RFC 9113, 8.5), so the far application sees a reset and never a short but clean end.
+
+use std::fmt;
+use std::io;
+use std::pin::Pin;
+use std::task::{Context, Poll, ready};
+
+use bytes::{Buf, Bytes};
+use h2::{RecvStream, SendStream};
+use mesh_model::Reason;
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+
+use super::settings::{RETURN_CHUNK, WRITE_CHUNK};
+use super::shared::Open;
+
+/// Why a stream's read or write failed; inside the `io::Error`, see [`reason_of`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("tunnel stream ended: {0}")]
+pub struct Closed(pub Reason);
+
+impl Closed {
+    /// `Reset` when the far end reset this connection, `TunnelClosed` when the tunnel under it went away.
+    pub fn reason(self) -> Reason {
+        self.0
+    }
+}
+
+/// The reason inside an error of a [`Stream`].
+pub fn reason_of(error: &io::Error) -> Option<Reason> {
+    error.get_ref()?.downcast_ref::<Closed>().map(|closed| closed.0)
+}
+
+/// One connection inside a tunnel.
+pub struct Stream {
+    send: SendStream<Bytes>,
+    recv: RecvStream,
+    /// Received and not yet taken by the reader.
+    chunk: Bytes,
+    /// Taken by the reader and not yet given back to the peer's window.
+    taken: usize,
+    sent_end: bool,
+    received_end: bool,
+    baggage: Option<Box<str>>,
+    _open: Open,
+}
+
+impl fmt::Debug for Stream {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Stream")
+            .field("id", &self.send.stream_id())
+            .field("sent_end", &self.sent_end)
+            .field("received_end", &self.received_end)
+            .finish_non_exhaustive()
+    }
+}
+
+impl Stream {
+    pub(super) fn new(send: SendStream<Bytes>, recv: RecvStream, baggage: Option<String>, open: Open) -> Self {
+        Self {
+            send,
+            recv,
+            chunk: Bytes::new(),
+            taken: 0,
+            sent_end: false,
+            received_end: false,
+            baggage: baggage.map(String::into_boxed_str),
+            _open: open,
+        }
+    }
+
+    /// What the peer said about its workload (`baggage` of the answer, or of the request): for the log only.
+    pub fn baggage(&self) -> Option<&str> {
+        self.baggage.as_deref()
+    }
+
+    /// Ends both directions at once; the far application sees a reset. Bytes that were not sent yet are lost, as with a TCP RST.
+    pub fn reset(mut self) {
+        self.abort();
+    }
+
+    fn abort(&mut self) {
+        self.send.send_reset(h2::Reason::CONNECT_ERROR);
+        self.sent_end = true;
+        self.received_end = true;
+    }
+
+    /// The next received bytes as they came, without a copy; empty at the end of the stream. What was given out counts as taken.
+    pub fn poll_chunk(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<Bytes>> {
+        if self.chunk.is_empty() {
+            ready!(self.poll_fill(cx))?;
+        }
+        let chunk = std::mem::take(&mut self.chunk);
+        self.give_back(chunk.len(), true);
+        Poll::Ready(Ok(chunk))
+    }
+
+    /// Makes `chunk` non-empty, or sets `received_end`.
+    fn poll_fill(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        while self.chunk.is_empty() && !self.received_end {
+            match ready!(self.recv.poll_data(cx)) {
+                Some(Ok(data)) => self.chunk = data,
+                // RFC 9113, 8.1: NO_ERROR after a complete answer asks only to stop sending. ztunnel ends streams so.
+                Some(Err(error)) if error.is_reset() && error.reason() == Some(h2::Reason::NO_ERROR) => {
+                    self.received_end = true;
+                }
+                Some(Err(error)) => return Poll::Ready(Err(closed(&error))),
+                None => self.received_end = true,
+            }
+        }
+        Poll::Ready(Ok(()))
+    }
+
+    fn give_back(&mut self, taken: usize, chunk_done: bool) {
+        self.taken += taken;
+        if self.taken > 0 && (chunk_done || self.taken >= RETURN_CHUNK) {
+            // Fails only when more is given back than was received, or the stream is gone: nothing is left to do then.
+            let _ = self.recv.flow_control().release_capacity(std::mem::take(&mut self.taken));
+        }
+    }
+
+    /// Room for at least one byte, at most `wanted`.
+    fn poll_room(&mut self, cx: &mut Context<'_>, wanted: usize) -> Poll<io::Result<usize>> {
+        self.send.reserve_capacity(wanted);
+        loop {
+            let room = self.send.capacity();
+            if room > 0 {
+                return Poll::Ready(Ok(room.min(wanted)));
+            }
+            match ready!(self.send.poll_capacity(cx)) {
+                Some(Ok(_)) => {}
+                Some(Err(error)) => return Poll::Ready(Err(closed(&error))),
+                None => return Poll::Ready(Err(self.write_end(cx))),
+            }
+        }
+    }
+
+    /// Why nothing can be sent any more.
+    fn write_end(&mut self, cx: &mut Context<'_>) -> io::Error {
+        match self.send.poll_reset(cx) {
+            Poll::Ready(Ok(_)) => io::Error::new(io::ErrorKind::ConnectionReset, Closed(Reason::Reset)),
+            Poll::Ready(Err(error)) => closed(&error),
+            Poll::Pending => io::Error::new(io::ErrorKind::BrokenPipe, Closed(Reason::TunnelClosed)),
+        }
+    }
+}
+
+impl AsyncRead for Stream {
+    fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        let this = &mut *self;
+        if this.chunk.is_empty() {
+            ready!(this.poll_fill(cx))?;
+        }
+        let count = this.chunk.len().min(buf.remaining());
+        buf.put_slice(&this.chunk[..count]);
+        this.chunk.advance(count);
+        this.give_back(count, this.chunk.is_empty());
+        Poll::Ready(Ok(()))
+    }
+}
+
+impl AsyncWrite for Stream {
+    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
+        if buf.is_empty() {
+            return Poll::Ready(Ok(0));
+        }
+        if self.sent_end {
+            return Poll::Ready(Err(io::Error::new(
+                io::ErrorKind::BrokenPipe,
+                "the tunnel stream was already shut down",
+            )));
+        }
+        let room = ready!(self.poll_room(cx, buf.len().min(WRITE_CHUNK)))?;
+        let result = self.send.send_data(Bytes::copy_from_slice(&buf[..room]), false);
+        Poll::Ready(result.map(|()| room).map_err(|error| closed(&error)))
+    }
+
+    fn poll_flush(self: Pin<&mut Self>, _cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        // The connection's driver sends on its own; nothing is held back here.
+        Poll::Ready(Ok(()))
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, _cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        if !self.sent_end {
+            self.sent_end = true;
+            self.send.reserve_capacity(0);
+            self.send.send_data(Bytes::new(), true).map_err(|error| closed(&error))?;
+        }
+        Poll::Ready(Ok(()))
+    }
+}
+
+impl Drop for Stream {
+    fn drop(&mut self) {
+        // After END_STREAM of ours h2's own implicit reset is used: it sends what is queued first.
+        if !self.sent_end {
+            self.abort();
+        }
+    }
+}
+
+/// An h2 error as the reader or writer of one stream should see it.
+pub(super) fn closed(error: &h2::Error) -> io::Error {
+    if error.is_reset() && error.is_remote() {
+        io::Error::new(io::ErrorKind::ConnectionReset, Closed(Reason::Reset))
+    } else {
+        io::Error::new(io::ErrorKind::BrokenPipe, Closed(Reason::TunnelClosed))
+    }
+}

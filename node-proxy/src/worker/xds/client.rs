@@ -1,0 +1,376 @@
+//! The client's task: a delta ADS stream while there is a control plane, the last good configuration's file while there is none.
+
+use std::collections::BTreeSet;
+use std::sync::Arc;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use mesh_api::xds::discovery::aggregated_discovery_service_client::AggregatedDiscoveryServiceClient;
+use mesh_api::xds::discovery::{DeltaDiscoveryRequest, DeltaDiscoveryResponse, Node, Status};
+use mesh_daemon::{dir, ready};
+use mesh_model::TrustDomains;
+use rand::Rng;
+use tokio::sync::{mpsc, watch};
+use tokio::time::{Instant, timeout};
+use tonic::transport::Channel;
+
+use super::last_good::{Found, LastGood};
+use super::metrics::{Metrics, label};
+use super::store::{Store, TYPES, known};
+use super::{ControlPlane, Origin, Published, TokenError, XdsConfig, causes};
+
+/// Pauses between streams (ztunnel's values).
+const BACKOFF_FIRST: Duration = Duration::from_millis(10);
+/// See [`BACKOFF_FIRST`].
+const BACKOFF_LONGEST: Duration = Duration::from_secs(15);
+/// Time for a stream to be opened, connect and TLS included.
+const OPEN_DEADLINE: Duration = Duration::from_secs(15);
+/// Largest answer (ztunnel's value): the whole mesh may come in one.
+const LARGEST_ANSWER: usize = 200 << 20;
+/// Requests that wait to be sent: two to begin with, then one for each answer.
+const REQUESTS: usize = 16;
+/// The file is written this long after the first of a burst of changes. A worker killed before that starts with the one before.
+const SAVE_DEBOUNCE: Duration = Duration::from_secs(1);
+/// After a write failed.
+const SAVE_RETRY: Duration = Duration::from_secs(10);
+/// After this many starts in a row that ended within ten seconds, the last good configuration is suspected.
+const CRASHES: u32 = 3;
+/// How often a directory that cannot be watched is tried again.
+const WATCH_RETRY: Duration = Duration::from_secs(5);
+/// Causes named in one refusal.
+const NAMED: usize = 20;
+/// `google.rpc.Code.INVALID_ARGUMENT`.
+const INVALID_ARGUMENT: i32 = 3;
+
+/// See the module.
+pub(super) struct Client {
+    node: Node,
+    control_plane: Option<ControlPlane>,
+    file: LastGood,
+    trust_domains: TrustDomains,
+    store: Store,
+    synced: BTreeSet<&'static str>,
+    origin: Origin,
+    generation: u64,
+    published: watch::Sender<Arc<Published>>,
+    latch: Option<ready::Latch>,
+    save_at: Option<Instant>,
+    metrics: Metrics,
+}
+
+/// Why a stream ended.
+#[derive(Debug, thiserror::Error)]
+enum Ended {
+    #[error(transparent)]
+    Token(#[from] TokenError),
+    #[error("not open within {} s", OPEN_DEADLINE.as_secs())]
+    Deadline,
+    #[error("{}: {}", .0.code(), .0.message())]
+    Status(#[source] Box<tonic::Status>),
+    #[error("closed by the control plane")]
+    Closed,
+}
+
+impl Client {
+    /// Loads the last good configuration and publishes it.
+    pub(super) fn new(config: XdsConfig) -> (Self, watch::Receiver<Arc<Published>>) {
+        let XdsConfig {
+            node,
+            cluster,
+            trust_domains,
+            pod,
+            instance_ip,
+            control_plane,
+            state_dir,
+            crashes,
+            latch,
+            metrics,
+        } = config;
+        let (published, receiver) = watch::channel(Arc::new(Published::nothing()));
+        let mut this = Self {
+            file: LastGood::new(&state_dir, &node, &cluster),
+            node: describe(&node, &cluster, pod.as_ref(), instance_ip),
+            control_plane,
+            store: Store::new(&trust_domains),
+            trust_domains,
+            synced: BTreeSet::new(),
+            origin: Origin::Nothing,
+            generation: 0,
+            published,
+            latch,
+            save_at: None,
+            metrics,
+        };
+        if crashes >= CRASHES {
+            this.suspect(crashes);
+        }
+        this.load();
+        (this, receiver)
+    }
+
+    pub(super) async fn run(mut self) {
+        match self.control_plane.take() {
+            Some(control_plane) => self.follow(&control_plane).await,
+            None => self.follow_file().await,
+        }
+    }
+
+    /// Streams for ever.
+    async fn follow(&mut self, control_plane: &ControlPlane) {
+        let client =
+            AggregatedDiscoveryServiceClient::new(control_plane.channel()).max_decoding_message_size(LARGEST_ANSWER);
+        let mut pause = BACKOFF_FIRST;
+        loop {
+            let mut answered = false;
+            let ended = self.stream(control_plane, client.clone(), &mut answered).await;
+            self.metrics.connected.set(0);
+            self.metrics.disconnects.inc();
+            self.save_now().await;
+            if answered {
+                pause = BACKOFF_FIRST;
+            }
+            let cause = match ended {
+                Ok(()) => causes(&Ended::Closed),
+                Err(error) => causes(&error),
+            };
+            // The first failures after a good stream are a restart or a moved connection; a person is told when it lasts.
+            if pause < Duration::from_secs(1) {
+                tracing::info!(control_plane = control_plane.address(), cause, "configuration stream ended");
+            } else {
+                tracing::warn!(
+                    control_plane = control_plane.address(),
+                    cause,
+                    pause = ?pause,
+                    "no configuration stream; what is held stays in force"
+                );
+            }
+            tokio::time::sleep(jittered(pause)).await;
+            pause = (pause * 2).min(BACKOFF_LONGEST);
+        }
+    }
+
+    /// One stream from its opening to its end.
+    async fn stream(
+        &mut self,
+        control_plane: &ControlPlane,
+        mut client: AggregatedDiscoveryServiceClient<Channel>,
+        answered: &mut bool,
+    ) -> Result<(), Ended> {
+        let (requests, queue) = mpsc::channel::<DeltaDiscoveryRequest>(REQUESTS);
+        for type_url in TYPES {
+            // An empty subscription on the first request of a type is all of it.
+            let first = DeltaDiscoveryRequest {
+                node: Some(self.node.clone()),
+                type_url: type_url.to_owned(),
+                initial_resource_versions: self.store.versions(type_url),
+                ..Default::default()
+            };
+            // The queue is empty and has room for both.
+            let _ = requests.try_send(first);
+        }
+        let queue = futures_util::stream::unfold(queue, |mut queue| async { Some((queue.recv().await?, queue)) });
+        let mut request = tonic::Request::new(queue);
+        control_plane.authorize(request.metadata_mut())?;
+        let opened = timeout(OPEN_DEADLINE, client.delta_aggregated_resources(request)).await;
+        let mut answers =
+            opened.map_err(|_| Ended::Deadline)?.map_err(|status| Ended::Status(Box::new(status)))?.into_inner();
+        self.metrics.connected.set(1);
+        tracing::info!(control_plane = control_plane.address(), "configuration stream open");
+        loop {
+            let save_at = self.save_at;
+            // Safe to drop half-way: a half-read answer stays in the stream, the other branch is a clock. A dead peer ends the
+            // stream by the channel's PING.
+            let answer = tokio::select! {
+                answer = answers.message() => answer.map_err(|status| Ended::Status(Box::new(status)))?,
+                () = tokio::time::sleep_until(save_at.unwrap_or_else(Instant::now)), if save_at.is_some() => {
+                    self.save_now().await;
+                    continue;
+                }
+            };
+            let Some(answer) = answer else { return Ok(()) };
+            *answered = true;
+            let reply = self.apply(answer);
+            // Sixteen answers that the transport does not take: the peer is not reading. Wait for it, bounded by PING.
+            if requests.send(reply).await.is_err() {
+                return Ok(());
+            }
+        }
+    }
+
+    /// Applies one answer, publishes, and makes the acknowledgement.
+    fn apply(&mut self, answer: DeltaDiscoveryResponse) -> DeltaDiscoveryRequest {
+        let DeltaDiscoveryResponse { resources, type_url, nonce, removed_resources, .. } = answer;
+        let mut reply =
+            DeltaDiscoveryRequest { type_url: type_url.clone(), response_nonce: nonce, ..Default::default() };
+        let refuse = |message| Some(Status { code: INVALID_ARGUMENT, message, details: Vec::new() });
+        let Some(known) = known(&type_url) else {
+            reply.error_detail =
+                refuse(format!("type {:?} was not asked for", type_url.chars().take(120).collect::<String>()));
+            return reply;
+        };
+        let (sent, removed) = (resources.len(), removed_resources.len());
+        let applied = self.store.apply(known, resources, removed_resources);
+        self.metrics.answers.with_label_values(&[label(known)]).inc();
+        self.metrics.rejected.with_label_values(&[label(known)]).inc_by(applied.rejected.len() as u64);
+        if !applied.rejected.is_empty() {
+            tracing::warn!(r#type = label(known), causes = ?applied.rejected, "records refused");
+            reply.error_detail = refuse(named(&applied.rejected));
+        }
+        tracing::debug!(r#type = label(known), sent, removed, changed = applied.changed, "configuration answer");
+        // What was refused stands closed in the mesh, so the type counts as known: one bad record must not keep a node unready.
+        let first = self.synced.insert(known);
+        let complete = self.synced.len() == TYPES.len();
+        if complete && first {
+            self.origin = Origin::Live;
+        }
+        if self.origin != Origin::Nothing && (applied.changed || first) {
+            self.publish();
+        }
+        if applied.dirty || (complete && first) {
+            self.save_at.get_or_insert(Instant::now() + SAVE_DEBOUNCE);
+        }
+        reply
+    }
+
+    fn publish(&mut self) {
+        self.generation += 1;
+        for type_url in TYPES {
+            let count = i64::try_from(self.store.count(type_url)).unwrap_or(i64::MAX);
+            self.metrics.held.with_label_values(&[label(type_url)]).set(count);
+        }
+        let mesh = Arc::new(self.store.mesh().clone());
+        self.published.send_replace(Arc::new(Published { mesh, generation: self.generation, origin: self.origin }));
+        drop(self.latch.take());
+    }
+
+    /// Writes the last good configuration if something changed and every type is known.
+    async fn save_now(&mut self) {
+        if self.save_at.is_none() || self.origin != Origin::Live {
+            self.save_at = None;
+            return;
+        }
+        let (file, resources) = (self.file.clone(), self.store.resources());
+        // The disk may be slow; the runtime has other work. A write cannot be cut short, so there is no deadline.
+        let result = tokio::task::spawn_blocking(move || file.save(resources)).await;
+        match result.unwrap_or_else(|error| Err(std::io::Error::other(error))) {
+            Ok(()) => {
+                self.save_at = None;
+                self.metrics.event("saved");
+                self.metrics.last_good_time.set(seconds(SystemTime::now()));
+            }
+            Err(error) => {
+                self.save_at = Some(Instant::now() + SAVE_RETRY);
+                self.metrics.event("save_failed");
+                tracing::warn!(dir = %self.file.dir().display(), %error, "the last good configuration is not saved");
+            }
+        }
+    }
+
+    /// Reads the file and publishes it, if it is good. Whatever it was, nothing that is held gets worse.
+    fn load(&mut self) {
+        let dir = self.file.dir().display().to_string();
+        let saved = match self.file.load() {
+            Ok(Found::Good(saved)) => saved,
+            Ok(Found::Nothing) => return,
+            Ok(Found::Elsewhere(error)) => {
+                self.metrics.event("elsewhere");
+                tracing::warn!(dir, %error, "last good configuration not used");
+                return;
+            }
+            Ok(Found::Broken(error)) => {
+                self.metrics.event("broken");
+                tracing::error!(dir, error = causes(&error), "last good configuration is broken and was set aside");
+                return;
+            }
+            Err(error) => {
+                self.metrics.event("broken");
+                tracing::error!(dir, %error, "last good configuration cannot be read");
+                return;
+            }
+        };
+        let (store, rejected) = Store::load(&self.trust_domains, saved.resources);
+        if !rejected.is_empty() {
+            tracing::warn!(causes = ?rejected, "records of the last good configuration refused");
+        }
+        self.store = store;
+        self.origin = Origin::LastGood { written_at: saved.written_at };
+        self.metrics.event("loaded");
+        self.metrics.last_good_time.set(seconds(saved.written_at));
+        tracing::info!(
+            dir,
+            addresses = self.store.count(mesh_api::xds::ADDRESS_TYPE),
+            policies = self.store.count(mesh_api::xds::AUTHORIZATION_TYPE),
+            "last good configuration loaded"
+        );
+        self.publish();
+    }
+
+    /// The worker keeps ending soon after its start: maybe because of what it loads.
+    fn suspect(&mut self, crashes: u32) {
+        match self.file.set_aside() {
+            Ok(true) => {
+                self.metrics.event("set_aside");
+                tracing::error!(crashes, "last good configuration set aside: the worker keeps ending after its start");
+            }
+            Ok(false) => {}
+            Err(error) => tracing::error!(crashes, %error, "last good configuration cannot be set aside"),
+        }
+    }
+
+    /// Without a control plane: reads the file again whenever it is replaced.
+    async fn follow_file(&mut self) {
+        loop {
+            let mut watch = match dir::Watch::new(self.file.dir()) {
+                Ok(watch) => watch,
+                Err(error) => {
+                    tracing::warn!(dir = %self.file.dir().display(), %error, "state directory cannot be watched");
+                    tokio::time::sleep(WATCH_RETRY).await;
+                    continue;
+                }
+            };
+            // It may have been replaced before the watch was there.
+            self.load();
+            while watch.changed().await.is_ok() {
+                self.load();
+            }
+        }
+    }
+}
+
+/// The node as istiod and our control plane know it: the type is told by the id's prefix.
+fn describe(
+    node: &str,
+    cluster: &str,
+    pod: Option<&mesh_model::PodName>,
+    instance_ip: Option<std::net::IpAddr>,
+) -> Node {
+    let ip = instance_ip.map_or_else(|| "1.1.1.1".to_owned(), |ip| ip.to_string());
+    let name = pod.map_or(node, |pod| &pod.name);
+    let namespace = pod.map_or("culvert-system", |pod| &pod.namespace);
+    let text = |value: &str| prost_types::Value { kind: Some(prost_types::value::Kind::StringValue(value.to_owned())) };
+    let fields =
+        [("NAME", name), ("NAMESPACE", namespace), ("INSTANCE_IPS", &ip), ("NODE_NAME", node), ("CLUSTER_ID", cluster)];
+    Node {
+        id: format!("ztunnel~{ip}~{name}.{namespace}~{namespace}.svc.cluster.local"),
+        cluster: cluster.to_owned(),
+        metadata: Some(prost_types::Struct {
+            fields: fields.into_iter().map(|(key, value)| (key.to_owned(), text(value))).collect(),
+        }),
+    }
+}
+
+/// 80 to 120 %: proxies that lost the same control plane do not come back in step.
+fn jittered(pause: Duration) -> Duration {
+    pause.mul_f64(rand::rng().random_range(0.8..1.2))
+}
+
+fn named(rejected: &[String]) -> String {
+    let mut text = rejected.iter().take(NAMED).map(String::as_str).collect::<Vec<_>>().join("; ");
+    if rejected.len() > NAMED {
+        text.push_str(&format!("; and {} more", rejected.len() - NAMED));
+    }
+    text
+}
+
+fn seconds(time: SystemTime) -> i64 {
+    time.duration_since(UNIX_EPOCH).ok().and_then(|since| i64::try_from(since.as_secs()).ok()).unwrap_or_default()
+}

@@ -1,0 +1,78 @@
+//! Counters of the configuration client. Labels are the two types and closed words.
+
+use prometheus::{IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts, Registry};
+
+use super::store::TYPES;
+
+/// See the module. Clones share the counters.
+#[derive(Clone, Debug)]
+pub struct Metrics {
+    /// 1 while a stream is open.
+    pub(super) connected: IntGauge,
+    /// Streams that could not be opened or ended.
+    pub(super) disconnects: IntCounter,
+    /// Answers by type.
+    pub(super) answers: IntCounterVec,
+    /// Records refused, by type.
+    pub(super) rejected: IntCounterVec,
+    /// Records held, by type.
+    pub(super) held: IntGaugeVec,
+    /// What happened to the last good configuration: `loaded`, `saved`, `save_failed`, `broken`, `elsewhere`, `set_aside`.
+    pub(super) last_good: IntCounterVec,
+    /// When the last good configuration that was loaded, or the last that was written, was made; seconds since 1970.
+    pub(super) last_good_time: IntGauge,
+}
+
+impl Default for Metrics {
+    fn default() -> Self {
+        let counter =
+            |name: &str, help: &str| IntCounter::new(name, help).expect("the name is a constant in metric form");
+        let gauge = |name: &str, help: &str| IntGauge::new(name, help).expect("the name is a constant in metric form");
+        let by = |name: &str, help: &str, label: &str| {
+            IntCounterVec::new(Opts::new(name, help), &[label]).expect("name and label are constants in metric form")
+        };
+        let this = Self {
+            connected: gauge("culvert_xds_connected", "1 while a configuration stream is open"),
+            disconnects: counter("culvert_xds_disconnects_total", "Configuration streams that failed or ended"),
+            answers: by("culvert_xds_answers_total", "Answers of the control plane", "type"),
+            rejected: by("culvert_xds_rejected_total", "Records that could not be used", "type"),
+            held: IntGaugeVec::new(Opts::new("culvert_xds_records", "Records held"), &["type"])
+                .expect("name and label are constants in metric form"),
+            last_good: by("culvert_last_good_total", "Events of the last good configuration", "event"),
+            last_good_time: gauge(
+                "culvert_last_good_timestamp_seconds",
+                "When the last good configuration was written",
+            ),
+        };
+        for type_url in TYPES {
+            // Series exist at zero.
+            this.answers.with_label_values(&[label(type_url)]);
+            this.rejected.with_label_values(&[label(type_url)]);
+            this.held.with_label_values(&[label(type_url)]);
+        }
+        this
+    }
+}
+
+impl Metrics {
+    /// Makes them visible.
+    pub fn register(&self, registry: &Registry) -> Result<(), prometheus::Error> {
+        let Self { connected, disconnects, answers, rejected, held, last_good, last_good_time } = self;
+        registry.register(Box::new(connected.clone()))?;
+        registry.register(Box::new(disconnects.clone()))?;
+        registry.register(Box::new(answers.clone()))?;
+        registry.register(Box::new(rejected.clone()))?;
+        registry.register(Box::new(held.clone()))?;
+        registry.register(Box::new(last_good.clone()))?;
+        registry.register(Box::new(last_good_time.clone()))
+    }
+
+    pub(super) fn event(&self, event: &'static str) {
+        self.last_good.with_label_values(&[event]).inc();
+    }
+}
+
+/// The label of a type: its last part.
+pub(super) fn label(type_url: &'static str) -> &'static str {
+    type_url.rsplit('.').next().unwrap_or(type_url)
+}
