@@ -1,2 +1,4 @@
-//! Placeholder until its first commit.
+//! placeholder while modules land
+#![allow(dead_code, unused_imports)]
+mod enrol;
 fn main() {}
