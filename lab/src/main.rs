@@ -1,2 +1,7 @@
-//! Placeholder until its first commit.
-fn main() {}
+//! `culvert-lab`: the whole mesh on one machine.
+
+mod cli;
+
+fn main() -> std::process::ExitCode {
+    cli::main()
+}

@@ -1,0 +1,155 @@
+//! Control groups named as kubelet names them, in whichever hierarchies the machine has: version 2, version 1, or the
+//! hybrid of both. They are the one thing of a lab that does not end with a namespace.
+
+use std::fs;
+use std::io::ErrorKind;
+use std::path::{Path, PathBuf};
+use std::sync::{OnceLock, PoisonError, RwLock};
+use std::time::Duration;
+
+use anyhow::{Context, Result, bail};
+
+use crate::wait;
+
+/// Set when this process takes its labs down, so that no cgroup is made behind the clean-up's back.
+static STOPPING: RwLock<bool> = RwLock::new(false);
+
+/// From now on this process makes no cgroup any more; returns when none is being made.
+pub(crate) fn stop_making() {
+    *STOPPING.write().unwrap_or_else(PoisonError::into_inner) = true;
+}
+
+/// One hierarchy the lab makes groups in.
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct Hierarchy {
+    mount: PathBuf,
+    version: Version,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Version {
+    /// The memory controller of version 1.
+    MemoryV1,
+    /// The unified hierarchy; it has the memory controller unless version 1 took it.
+    V2,
+}
+
+fn hierarchies() -> &'static [Hierarchy] {
+    static FOUND: OnceLock<Vec<Hierarchy>> = OnceLock::new();
+    FOUND.get_or_init(|| parse_mounts(&fs::read_to_string("/proc/self/mounts").unwrap_or_default()))
+}
+
+fn parse_mounts(mounts: &str) -> Vec<Hierarchy> {
+    let mut found: Vec<Hierarchy> = Vec::new();
+    for line in mounts.lines() {
+        let fields: Vec<&str> = line.split(' ').collect();
+        let [_, mount, kind, options, ..] = fields[..] else { continue };
+        let version = match kind {
+            "cgroup2" => Version::V2,
+            "cgroup" if options.split(',').any(|o| o == "memory") => Version::MemoryV1,
+            _ => continue,
+        };
+        if !found.iter().any(|h| h.version == version) {
+            found.push(Hierarchy { mount: mount.into(), version });
+        }
+    }
+    found
+}
+
+fn lab_root(hierarchy: &Hierarchy, lab: &str) -> PathBuf {
+    hierarchy.mount.join("culvert-lab").join(lab)
+}
+
+/// Makes the group `path` of a lab in every hierarchy; the files a process writes its pid to, to join.
+pub(crate) fn prepare(lab: &str, path: &str, memory: Option<u64>) -> Result<Vec<PathBuf>> {
+    let stopping = STOPPING.read().unwrap_or_else(PoisonError::into_inner);
+    if *stopping {
+        bail!("the lab is being taken down");
+    }
+    let mut joins = Vec::new();
+    let mut limited = memory.is_none();
+    for hierarchy in hierarchies() {
+        let group = lab_root(hierarchy, lab).join(path);
+        fs::create_dir_all(&group).with_context(|| format!("make cgroup {}", group.display()))?;
+        if let Some(limit) = memory {
+            let file = match hierarchy.version {
+                Version::MemoryV1 => "memory.limit_in_bytes",
+                Version::V2 => {
+                    delegate_memory(&hierarchy.mount, &group);
+                    "memory.max"
+                }
+            };
+            if group.join(file).exists() {
+                fs::write(group.join(file), limit.to_string()).with_context(|| format!("limit {}", group.display()))?;
+                limited = true;
+            }
+        }
+        joins.push(group.join("cgroup.procs"));
+    }
+    if !limited {
+        bail!("no memory controller here to limit cgroup {path}");
+    }
+    Ok(joins)
+}
+
+/// Version 2: a controller reaches a group only if each parent hands it down.
+fn delegate_memory(mount: &Path, group: &Path) {
+    let parents: Vec<&Path> = group.ancestors().skip(1).take_while(|p| p.starts_with(mount)).collect();
+    for parent in parents.into_iter().rev() {
+        // Absent (hybrid: version 1 has it) or already on: the caller sees by the limit file.
+        let _ = fs::write(parent.join("cgroup.subtree_control"), "+memory");
+    }
+}
+
+/// Bytes charged to a group of a lab, where a memory controller counts them.
+pub fn memory_used(lab: &str, path: &str) -> Option<u64> {
+    hierarchies().iter().find_map(|h| {
+        let file = if h.version == Version::V2 { "memory.current" } else { "memory.usage_in_bytes" };
+        fs::read_to_string(lab_root(h, lab).join(path).join(file)).ok()?.trim().parse().ok()
+    })
+}
+
+/// Removes a group and those below it, in every hierarchy.
+pub(crate) fn remove(lab: &str, path: &str) -> Result<()> {
+    hierarchies().iter().try_for_each(|h| remove_tree(&lab_root(h, lab).join(path)))
+}
+
+/// Removes every group of a lab, and the common parent when it is empty.
+pub(crate) fn remove_lab(lab: &str) -> Result<()> {
+    for hierarchy in hierarchies() {
+        remove_tree(&lab_root(hierarchy, lab))?;
+        let _ = fs::remove_dir(hierarchy.mount.join("culvert-lab")); // only when it was the last lab
+    }
+    Ok(())
+}
+
+/// A group can be removed as soon as the kernel has let its last process go, which may be a moment after its end.
+fn remove_tree(group: &Path) -> Result<()> {
+    let Ok(entries) = fs::read_dir(group) else { return Ok(()) };
+    for entry in entries.flatten().filter(|e| e.file_type().is_ok_and(|t| t.is_dir())) {
+        remove_tree(&entry.path())?;
+    }
+    wait::until(&format!("cgroup {} to be empty", group.display()), Duration::from_secs(5), || {
+        crate::proc::reap_ended();
+        match fs::remove_dir(group) {
+            Ok(()) => Some(()),
+            Err(error) if error.kind() == ErrorKind::NotFound => Some(()),
+            Err(_) => None,
+        }
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn hybrid_and_unified_mounts_are_told_apart() {
+        let hybrid = "cgroup /sys/fs/cgroup/cpu cgroup rw,cpu 0 0\ncgroup /sys/fs/cgroup/memory cgroup rw,relatime,memory 0 0\n\
+                      cgroup2 /sys/fs/cgroup/unified cgroup2 rw 0 0\n";
+        let versions: Vec<Version> = parse_mounts(hybrid).iter().map(|h| h.version).collect();
+        assert_eq!(versions, [Version::MemoryV1, Version::V2]);
+        let unified = parse_mounts("cgroup2 /sys/fs/cgroup cgroup2 rw 0 0\n");
+        assert_eq!(unified, [Hierarchy { mount: "/sys/fs/cgroup".into(), version: Version::V2 }]);
+    }
+}

@@ -1,0 +1,72 @@
+//! The lab without a mesh: nodes, pods through the reference CNI chain, direct traffic, and nothing left behind.
+//! Needs root and the Debian packages of `lab::binaries::PACKAGES`.
+
+use anyhow::Result;
+use lab::{Config, Families, Lab, Pod, Service, pod};
+use serde_json::json;
+
+#[test]
+fn pods_on_two_nodes_reach_each_other_directly_over_both_families() -> Result<()> {
+    let lab = Lab::up(Config::default())?;
+    let a = lab.add_pod(Pod::new("shop", "a"))?;
+    let b = lab.add_pod(Pod::new("shop", "b").node(2))?;
+    let near = lab.add_pod(Pod::new("shop", "near"))?;
+    assert_eq!(a.ips().len(), 2);
+    for (from, to) in [(&a, &b), (&b, &a), (&a, &near)] {
+        for ip in to.ips() {
+            let at = |port: u16| std::net::SocketAddr::new(ip, port).to_string();
+            let echo = from.run_client(&["connect", &at(pod::ECHO), "--send", "hello"])?;
+            assert_eq!((&echo["ok"], &echo["text"]), (&json!(1), &json!("hello")), "{echo}");
+            let who = from.run_client(&["connect", &at(pod::WHOAMI), "--expect", "0"])?;
+            let peer = who["text"].as_str().unwrap_or_default().to_owned();
+            let own = from.ips().into_iter().find(|own| own.is_ipv4() == ip.is_ipv4()).expect("same family");
+            assert!(peer.contains(&own.to_string()), "{} saw {peer}", to.key());
+            let bulk = from.run_client(&["bulk", &at(pod::BULK), "--up", "3000000", "--down", "2000000"])?;
+            assert_eq!(bulk["ok"], 1, "{bulk}");
+            let greet = from.run_client(&["connect", &at(pod::GREET), "--expect", "6"])?;
+            assert_eq!(greet["text"], "hello ", "{greet}");
+            let reset = from.run_client(&["connect", &at(pod::RESET), "--expect", "1"])?;
+            assert_eq!(reset["outcomes"]["reset"], 1, "{reset}");
+            assert_eq!(from.run_client(&["udp", &at(pod::ECHO)])?["ok"], 1);
+        }
+    }
+    assert_eq!(b.stats().port(pod::ECHO).bytes, 2 * 5);
+    lab.down()
+}
+
+#[test]
+fn without_a_mesh_a_virtual_address_leads_nowhere_and_a_headless_name_to_its_pods() -> Result<()> {
+    let lab = Lab::up(Config::default())?;
+    let web = lab.add_pod(Pod::new("shop", "web").node(2).probe(pod::HTTP))?;
+    let client = lab.add_pod(Pod::new("shop", "client"))?;
+    lab.service(Service::new("shop", "web").port(80, pod::HTTP))?;
+    lab.service(Service::new("shop", "web-pods").headless().selector("app", "web").port(80, pod::HTTP))?;
+    let vip = client.run_client(&["connect", "web:80", "--timeout", "1000"])?;
+    assert_eq!(vip["ok"], 0, "{vip}");
+    let page = client.exec(&["curl", "-s", &format!("http://web-pods.shop.svc.cluster.local:{}/", pod::HTTP)])?.ok()?;
+    assert!(page.contains("hello from web"), "{page}");
+    let slices = std::fs::read_to_string(lab.dir().join("manifests/svc-shop-web.json"))?;
+    assert!(slices.contains(&web.v4().to_string()) && slices.contains(&web.v6().to_string()), "{slices}");
+    lab.remove_pod(&web)?;
+    let slices = std::fs::read_to_string(lab.dir().join("manifests/svc-shop-web.json"))?;
+    assert!(!slices.contains(&web.ips()[0].to_string()), "{slices}");
+    lab.down()
+}
+
+#[test]
+fn the_capture_finds_plaintext_on_the_fabric() -> Result<()> {
+    let lab = Lab::up(Config::default().families(Families::V4))?;
+    let a = lab.add_pod(Pod::new("shop", "a"))?;
+    let b = lab.add_pod(Pod::new("shop", "b").node(2))?;
+    let capture = lab.capture(&[b"find-me-in-clear"])?;
+    let to = format!("{}:{}", b.v4(), pod::BULK);
+    let bulk = a.run_client(&["bulk", &to, "--up", "5000000", "--down", "5000000", "--marker", "find-me-in-clear"])?;
+    assert_eq!(bulk["ok"], 1, "{bulk}");
+    let flows = capture.flows()?;
+    let between = |port: u16| flows.iter().filter(move |(e, _)| e.has_port(port));
+    let payload: u64 = between(pod::BULK).map(|(_, f)| f.payload).sum();
+    // More when TCP sent something twice.
+    assert!((10_000_000..12_000_000).contains(&payload), "{flows:?}");
+    assert_eq!(between(pod::BULK).map(|(_, f)| f.markers).sum::<u64>(), 1);
+    lab.down()
+}
