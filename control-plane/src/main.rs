@@ -1,2 +1,48 @@
-//! Placeholder until its first commit.
-fn main() {}
+//! Culvert's control plane: watches Kubernetes objects (here: a directory of manifests), compiles them into the records that the node
+//! proxies judge and route by, serves these over delta xDS, and signs workload certificates.
+//!
+//! The path of a change: `source` → `compile` → `snapshot` → `ads`. The path of a certificate: `tokens` → `ca` → `mesh_tls`.
+//! The authority's key is in this process and in no other; no pod's key ever is.
+
+mod ads;
+mod args;
+mod ca;
+mod compile;
+mod incoming;
+mod metrics;
+mod save;
+mod serve;
+mod services;
+mod snapshot;
+mod source;
+mod tokens;
+
+use std::process::ExitCode;
+
+use args::{Cli, Command};
+use clap::Parser as _;
+
+fn main() -> ExitCode {
+    let Cli { command, log_format } = Cli::parse();
+    mesh_daemon::logs::init("control-plane", log_format);
+    let done = match command {
+        Command::Serve(args) => serve(args),
+        Command::Compile(args) => save::run(args),
+    };
+    match done {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            tracing::error!("{error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn serve(args: args::ServeArgs) -> anyhow::Result<()> {
+    // It holds the signing key: nothing it may ever execute gains more than it has (as every process of the mesh).
+    rustix::thread::set_no_new_privs(true)?;
+    tokio::runtime::Builder::new_multi_thread().enable_all().build()?.block_on(serve::run(args))
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,199 @@
+//! Delta ADS: every node's proxy keeps one stream open and is brought, and kept, up to date on it.
+//!
+//! What is said when is [`session`]'s; this file is the IO around it. A stream reads the newest snapshot (a `watch`) when it has
+//! nothing unacknowledged, so the slowest client costs the others nothing but its own buffer of one round.
+
+mod session;
+
+use std::pin::Pin;
+use std::time::Duration;
+
+use futures_util::Stream;
+use mesh_api::xds::discovery::aggregated_discovery_service_server::AggregatedDiscoveryService;
+use mesh_api::xds::discovery::{DeltaDiscoveryRequest, DeltaDiscoveryResponse};
+use mesh_daemon::{drain, tasks};
+use mesh_model::Reason;
+use tokio::sync::{mpsc, watch};
+use tokio::time::Instant;
+use tonic::{Request, Response, Status, Streaming};
+
+use crate::metrics::{Metrics, type_label};
+use crate::snapshot::Snapshot;
+use crate::tokens::{Caller, Tokens};
+use session::{Meaning, Session};
+
+use std::sync::Arc;
+
+/// A round is at most three answers: one may lie in the stream's buffer while the next are handed over.
+const BUFFER: usize = 3;
+/// A client that takes longer to take or to acknowledge an answer is cut off; it comes back with what it has.
+const PATIENCE: Duration = Duration::from_secs(60);
+/// How long a client that asked for addresses alone is given to ask for policies too, so that they come first. Clients ask for
+/// both at once; this is for the packets in between.
+const POLICIES_FIRST: Duration = Duration::from_millis(500);
+
+/// The service.
+pub struct Ads {
+    /// What is served.
+    pub snapshots: watch::Receiver<Arc<Snapshot>>,
+    /// Who may ask.
+    pub tokens: Tokens,
+    /// Owner of the streams' tasks.
+    pub streams: tasks::Handle,
+    /// Ends the streams.
+    pub drain: drain::Watch,
+    /// Counts.
+    pub metrics: Metrics,
+}
+
+type Answers = Pin<Box<dyn Stream<Item = Result<DeltaDiscoveryResponse, Status>> + Send>>;
+
+#[tonic::async_trait]
+impl AggregatedDiscoveryService for Ads {
+    type DeltaAggregatedResourcesStream = Answers;
+
+    async fn delta_aggregated_resources(
+        &self,
+        request: Request<Streaming<DeltaDiscoveryRequest>>,
+    ) -> Result<Response<Answers>, Status> {
+        let peer = request.remote_addr();
+        let caller = self.tokens.authenticate(request.metadata()).map_err(|stranger| {
+            self.metrics.streams_ended.with_label_values(&[Reason::PeerUntrusted.as_str()]).inc();
+            tracing::warn!(?peer, cause = %stranger, "configuration stream refused");
+            Status::unauthenticated("not authorized")
+        })?;
+        if self.drain.is_asked() {
+            return Err(Status::unavailable("shutting down"));
+        }
+        let (answers, buffer) = mpsc::channel(BUFFER);
+        let stream = Serving {
+            session: Session::default(),
+            caller,
+            snapshots: self.snapshots.clone(),
+            tokens: self.tokens.clone(),
+            drain: self.drain.clone(),
+            metrics: self.metrics.clone(),
+            answers,
+        };
+        self.streams.spawn("configuration stream", stream.run(request.into_inner()));
+        Ok(Response::new(Box::pin(futures_util::stream::unfold(buffer, |mut buffer| async {
+            buffer.recv().await.map(|answer| (answer, buffer))
+        }))))
+    }
+}
+
+/// One open stream.
+struct Serving {
+    session: Session,
+    caller: Caller,
+    snapshots: watch::Receiver<Arc<Snapshot>>,
+    tokens: Tokens,
+    drain: drain::Watch,
+    metrics: Metrics,
+    answers: mpsc::Sender<Result<DeltaDiscoveryResponse, Status>>,
+}
+
+/// Why a stream ends.
+enum End {
+    /// The client went, or the connection broke: its own affair.
+    Client(String),
+    /// We end it, and say so.
+    Ours(Reason, Status),
+}
+
+impl Serving {
+    async fn run(mut self, requests: Streaming<DeltaDiscoveryRequest>) {
+        let node = self.caller.node.clone();
+        self.metrics.nodes.inc();
+        tracing::info!(node, "node connected");
+        match self.serve(requests).await {
+            End::Client(cause) => tracing::info!(node, cause, "node disconnected"),
+            End::Ours(reason, status) => {
+                tracing::warn!(node, %reason, cause = status.message(), "configuration stream ended");
+                self.metrics.streams_ended.with_label_values(&[reason.as_str()]).inc();
+                // If there is no room the client is not reading, and learns it from the connection.
+                let _ = self.answers.try_send(Err(status));
+            }
+        }
+        self.metrics.nodes.dec();
+    }
+
+    async fn serve(&mut self, mut requests: Streaming<DeltaDiscoveryRequest>) -> End {
+        let opened = Instant::now();
+        let mut sent = opened;
+        loop {
+            // Generation 0 is "not read yet": saying "there is nothing" would take policies away.
+            let known = self.snapshots.borrow_and_update().generation > 0;
+            let held = self.session.lacks_policies() && opened.elapsed() < POLICIES_FIRST;
+            if known && !held && !self.session.waits() {
+                if let Err(end) = self.send().await {
+                    return end;
+                }
+                sent = Instant::now();
+            }
+            let waits = self.session.waits();
+            // Every branch may be dropped: `message`, `changed` and `asked` are cancel-safe, the rest are timers.
+            tokio::select! {
+                biased;
+                () = self.drain.asked() => return End::Ours(Reason::Draining, Status::unavailable("shutting down")),
+                () = self.tokens.changed() => {
+                    if !self.tokens.still(&self.caller) {
+                        return End::Ours(Reason::PeerUntrusted, Status::unauthenticated("not authorized"));
+                    }
+                }
+                request = requests.message() => match request {
+                    Ok(Some(request)) => if let Err(end) = self.take(request) { return end },
+                    Ok(None) => return End::Client("closed".to_owned()),
+                    Err(status) => return End::Client(status.message().to_owned()),
+                },
+                changed = self.snapshots.changed(), if !waits => if changed.is_err() {
+                    return End::Ours(Reason::Draining, Status::unavailable("shutting down"));
+                },
+                () = tokio::time::sleep_until(sent + PATIENCE), if waits => {
+                    return End::Ours(Reason::IdleTimeout, Status::deadline_exceeded("no acknowledgement"));
+                }
+                () = tokio::time::sleep_until(opened + POLICIES_FIRST), if held => {}
+            }
+        }
+    }
+
+    fn take(&mut self, request: DeltaDiscoveryRequest) -> Result<(), End> {
+        let node = self.caller.node.as_str();
+        match self.session.request(request) {
+            Ok(Meaning::Subscribed) => tracing::debug!(node, "subscribed"),
+            Ok(Meaning::Acked(of)) => tracing::debug!(node, of = type_label(of), "acknowledged"),
+            Ok(Meaning::Refused { type_url, message }) => {
+                let of = type_label(type_url);
+                self.metrics.nacks.with_label_values(&[of]).inc();
+                tracing::warn!(node, of, message, "node refused part of its configuration");
+            }
+            Ok(Meaning::Stale) => tracing::debug!(node, "answer to nothing that waits"),
+            Err(bad) => return Err(End::Ours(Reason::BadRequest, Status::invalid_argument(bad.to_string()))),
+        }
+        Ok(())
+    }
+
+    /// Sends the next round, if there is anything to say.
+    async fn send(&mut self) -> Result<(), End> {
+        let snapshot = self.snapshots.borrow().clone();
+        for answer in self.session.round(&snapshot) {
+            let of = type_label(&answer.type_url);
+            tracing::debug!(
+                node = self.caller.node,
+                of,
+                generation = snapshot.generation,
+                resources = answer.resources.len(),
+                removed = answer.removed_resources.len(),
+                "sent"
+            );
+            match self.answers.send_timeout(Ok(answer), PATIENCE).await {
+                Ok(()) => self.metrics.pushes.with_label_values(&[of]).inc(),
+                Err(mpsc::error::SendTimeoutError::Closed(_)) => return Err(End::Client("closed".to_owned())),
+                Err(mpsc::error::SendTimeoutError::Timeout(_)) => {
+                    return Err(End::Ours(Reason::IdleTimeout, Status::deadline_exceeded("answers are not read")));
+                }
+            }
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,230 @@
+//! One client's side of delta ADS as a pure state machine: requests in, answers out, no IO.
+//!
+//! Order is the point. A workload that lists a policy must find the policy at the client, so one round of answers is: policies that
+//! are new or changed, then addresses, then policies that are gone. While any answer of a round is not acknowledged nothing more is
+//! sent: the next round starts from whatever is newest then, so a slow client skips what lies between instead of queueing it.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use mesh_api::xds::discovery::{DeltaDiscoveryRequest, DeltaDiscoveryResponse, Resource};
+use mesh_api::xds::{ADDRESS_TYPE, AUTHORIZATION_TYPE};
+
+use crate::snapshot::{Snapshot, Table};
+
+/// More names than a node could ever ask for by name; a client that sends more is broken.
+const MOST_NAMES: usize = 100_000;
+
+/// What a request meant.
+#[derive(Debug, PartialEq, Eq)]
+pub enum Meaning {
+    /// It asked for (more or fewer) resources of a type.
+    Subscribed,
+    /// It acknowledged an answer.
+    Acked(&'static str),
+    /// It refused an answer; the good part of it is applied there.
+    Refused {
+        /// Which type.
+        type_url: &'static str,
+        /// What the client said, clipped.
+        message: String,
+    },
+    /// It answered something that we did not send, or that is done.
+    Stale,
+}
+
+/// A request that ends the stream.
+#[derive(Debug, PartialEq, Eq, thiserror::Error)]
+pub enum BadRequest {
+    /// A type that we do not serve.
+    #[error("type {0:?} is not served here")]
+    Type(String),
+    /// Too many names.
+    #[error("more than {MOST_NAMES} names are subscribed to")]
+    Names,
+}
+
+/// One client.
+#[derive(Debug, Default)]
+pub struct Session {
+    policies: Subscription,
+    addresses: Subscription,
+    /// Answers not yet acknowledged, by nonce.
+    waiting: BTreeMap<String, &'static str>,
+    nonces: u64,
+}
+
+/// What a client wants and has of one type.
+#[derive(Debug, Default)]
+struct Subscription {
+    /// Whether it has asked at all.
+    open: bool,
+    /// Whether it has had an answer; the first is sent even if it is empty, since clients wait for it.
+    answered: bool,
+    wildcard: bool,
+    names: BTreeSet<String>,
+    /// Names asked for just now: answered even if the client has them, or told to be missing.
+    asked: BTreeSet<String>,
+    /// Name → version that the client has, as far as we know.
+    held: BTreeMap<String, String>,
+}
+
+impl Session {
+    /// Takes a request.
+    pub fn request(&mut self, request: DeltaDiscoveryRequest) -> Result<Meaning, BadRequest> {
+        let DeltaDiscoveryRequest {
+            node: _,
+            type_url,
+            resource_names_subscribe: subscribe,
+            resource_names_unsubscribe: unsubscribe,
+            initial_resource_versions: initial,
+            response_nonce: nonce,
+            error_detail,
+        } = request;
+        let (type_url, subscription) = match type_url.as_str() {
+            ADDRESS_TYPE => (ADDRESS_TYPE, &mut self.addresses),
+            AUTHORIZATION_TYPE => (AUTHORIZATION_TYPE, &mut self.policies),
+            _ => return Err(BadRequest::Type(type_url.chars().take(120).collect())),
+        };
+        let first = !subscription.open;
+        if first || !subscribe.is_empty() || !unsubscribe.is_empty() {
+            subscription.change(first, subscribe, unsubscribe, initial)?;
+        }
+        if nonce.is_empty() {
+            return Ok(Meaning::Subscribed);
+        }
+        if self.waiting.get(&nonce) != Some(&type_url) {
+            // On a new stream a client may still carry the last nonce of the one before.
+            return Ok(if first { Meaning::Subscribed } else { Meaning::Stale });
+        }
+        self.waiting.remove(&nonce);
+        Ok(match error_detail {
+            None => Meaning::Acked(type_url),
+            Some(status) => Meaning::Refused { type_url, message: status.message.chars().take(500).collect() },
+        })
+    }
+
+    /// Whether an answer is not yet acknowledged: no further round may start.
+    pub fn waits(&self) -> bool {
+        !self.waiting.is_empty()
+    }
+
+    /// Whether the client has asked for addresses and not (yet) for policies: its first round is better held a moment.
+    pub fn lacks_policies(&self) -> bool {
+        self.addresses.open && !self.policies.open
+    }
+
+    /// The next round: what brings the client from what it has to the snapshot, in the order in which it must be sent. Empty if
+    /// there is nothing to say.
+    pub fn round(&mut self, snapshot: &Snapshot) -> Vec<DeltaDiscoveryResponse> {
+        let (policies, gone) = self.policies.difference(&snapshot.policies);
+        let (addresses, removed) = self.addresses.difference(&snapshot.addresses);
+        let mut round = Vec::new();
+        if !policies.is_empty() || self.policies.open && !self.policies.answered {
+            self.policies.answered = true;
+            round.push(self.response(AUTHORIZATION_TYPE, policies, Vec::new(), snapshot.generation));
+        }
+        if !addresses.is_empty() || !removed.is_empty() || self.addresses.open && !self.addresses.answered {
+            self.addresses.answered = true;
+            round.push(self.response(ADDRESS_TYPE, addresses, removed, snapshot.generation));
+        }
+        if !gone.is_empty() {
+            round.push(self.response(AUTHORIZATION_TYPE, Vec::new(), gone, snapshot.generation));
+        }
+        round
+    }
+
+    fn response(
+        &mut self,
+        type_url: &'static str,
+        resources: Vec<Resource>,
+        removed_resources: Vec<String>,
+        generation: u64,
+    ) -> DeltaDiscoveryResponse {
+        self.nonces += 1;
+        let nonce = format!("{generation}-{}", self.nonces);
+        self.waiting.insert(nonce.clone(), type_url);
+        DeltaDiscoveryResponse {
+            system_version_info: generation.to_string(),
+            resources,
+            type_url: type_url.to_owned(),
+            nonce,
+            removed_resources,
+        }
+    }
+}
+
+impl Subscription {
+    fn change(
+        &mut self,
+        first: bool,
+        subscribe: Vec<String>,
+        unsubscribe: Vec<String>,
+        initial: BTreeMap<String, String>,
+    ) -> Result<(), BadRequest> {
+        if first {
+            self.open = true;
+            // Envoy's xDS: the first request of a type with an empty list means everything.
+            self.wildcard = subscribe.is_empty();
+            self.held = initial;
+        }
+        for name in subscribe {
+            if name == "*" {
+                self.wildcard = true;
+            } else {
+                self.asked.insert(name.clone());
+                self.names.insert(name);
+            }
+        }
+        for name in unsubscribe {
+            if name == "*" {
+                self.wildcard = false;
+            } else {
+                self.names.remove(&name);
+                self.asked.remove(&name);
+            }
+        }
+        // Unsubscribed names are dropped by the client itself: it is not told that they are gone.
+        if !self.wildcard {
+            self.held.retain(|name, _| self.names.contains(name));
+        }
+        if self.names.len() > MOST_NAMES || self.held.len() > 10 * MOST_NAMES {
+            return Err(BadRequest::Names);
+        }
+        Ok(())
+    }
+
+    /// (resources to send, names to remove); the client is taken to have them from now on.
+    fn difference(&mut self, table: &Table) -> (Vec<Resource>, Vec<String>) {
+        if !self.open {
+            return (Vec::new(), Vec::new());
+        }
+        let mut send = Vec::new();
+        let mut gone = Vec::new();
+        for (name, entry) in table.iter() {
+            if !self.wildcard && !self.names.contains(name) {
+                continue;
+            }
+            if self.held.get(name) != Some(&entry.version) || self.asked.contains(name) {
+                self.held.insert(name.clone(), entry.version.clone());
+                send.push(Resource::from((**entry).clone()));
+            }
+        }
+        self.held.retain(|name, _| {
+            let stays = table.contains_key(name);
+            if !stays {
+                gone.push(name.clone());
+            }
+            stays
+        });
+        for name in std::mem::take(&mut self.asked) {
+            if !table.contains_key(&name) && !gone.contains(&name) {
+                gone.push(name);
+            }
+        }
+        (send, gone)
+    }
+}
+
+#[cfg(test)]
+#[path = "session_tests.rs"]
+mod tests;

@@ -1,0 +1,215 @@
+//! The command line: text as given, checked once into [`Settings`].
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use anyhow::Context as _;
+use clap::{Args, Parser, Subcommand};
+use mesh_daemon::logs::Format;
+use mesh_model::TrustDomain;
+
+use crate::compile::{CompileConfig, DefaultMode};
+
+/// Culvert's control plane: compiles Kubernetes objects into what the node proxies are told, and signs their certificates.
+#[derive(Debug, Parser)]
+#[command(version, after_help = "The log's level is set by CULVERT_LOG (for example CULVERT_LOG=debug).")]
+pub struct Cli {
+    /// What to do.
+    #[command(subcommand)]
+    pub command: Command,
+    /// How logs are written to standard error.
+    #[arg(long, env = "CULVERT_LOG_FORMAT", default_value = "text", global = true)]
+    pub log_format: Format,
+}
+
+/// The commands.
+#[derive(Debug, Subcommand)]
+#[allow(clippy::large_enum_variant)] // made once
+pub enum Command {
+    /// Serve configuration (delta xDS) and certificates to the node proxies, and follow the manifests.
+    Serve(ServeArgs),
+    /// Compile the manifests once, into the file that a node proxy starts from without a control plane.
+    Compile(CompileArgs),
+}
+
+/// What both commands compile by.
+#[derive(Clone, Debug, Args)]
+pub struct MeshArgs {
+    /// Directory of Kubernetes manifests (*.yaml, *.yml, *.json). Replace files by rename.
+    #[arg(long, env = "CULVERT_SOURCE", value_name = "DIR")]
+    pub source: PathBuf,
+    /// The cluster, as it stands in the names of workloads; the node proxies must use the same.
+    #[arg(long, env = "CULVERT_CLUSTER_ID", default_value = "Kubernetes", value_name = "ID")]
+    pub cluster_id: String,
+    /// Trust domain in which identities are issued.
+    #[arg(long, env = "CULVERT_TRUST_DOMAIN", default_value = "cluster.local", value_name = "NAME")]
+    pub trust_domain: String,
+    /// Another trust domain that means this mesh; policies that name one of them mean all. May be repeated.
+    #[arg(long, env = "CULVERT_TRUST_DOMAIN_ALIASES", value_delimiter = ',', value_name = "NAME")]
+    pub trust_domain_alias: Vec<String>,
+    /// DNS domain of the cluster: services are NAME.NAMESPACE.svc.DOMAIN.
+    #[arg(long, env = "CULVERT_CLUSTER_DOMAIN", default_value = "cluster.local", value_name = "DOMAIN")]
+    pub cluster_domain: String,
+    /// Namespace whose policies apply to the whole mesh.
+    #[arg(long, env = "CULVERT_ROOT_NAMESPACE", default_value = "culvert-system", value_name = "NAMESPACE")]
+    pub root_namespace: String,
+    /// Whether plaintext is taken where no PeerAuthentication says anything.
+    #[arg(long, env = "CULVERT_DEFAULT_MODE", value_enum, default_value_t, value_name = "MODE")]
+    pub default_mode: DefaultMode,
+    /// Namespace whose pods are never in the mesh. May be repeated; give the same to pod-watcher.
+    #[arg(
+        long,
+        env = "CULVERT_EXCLUDE_NAMESPACES",
+        value_delimiter = ',',
+        default_value = "kube-system",
+        value_name = "NAMESPACE"
+    )]
+    pub exclude_namespace: Vec<String>,
+}
+
+/// Flags of `serve`.
+#[derive(Clone, Debug, Args)]
+pub struct ServeArgs {
+    /// What to compile, and how.
+    #[command(flatten)]
+    pub mesh: MeshArgs,
+    /// File with the nodes' tokens, {"<token>": "<node>"}; read again when it changes. Default: tokens.json in the source.
+    #[arg(long, env = "CULVERT_TOKENS", value_name = "FILE")]
+    pub tokens: Option<PathBuf>,
+    /// Where configuration and certificates are served.
+    #[arg(long, env = "CULVERT_LISTEN", default_value = "[::]:15012", value_name = "ADDR:PORT")]
+    pub listen: SocketAddr,
+    /// Where metrics (/metrics) and readiness (/healthz/ready) are served.
+    #[arg(long, env = "CULVERT_METRICS_ADDRESS", default_value = "[::]:15014", value_name = "ADDR:PORT")]
+    pub metrics_address: SocketAddr,
+    /// Directory of the certificate authority: root-key.pem (0600) and root-cert.pem; made there if neither exists.
+    #[arg(long, env = "CULVERT_CA_DIR", value_name = "DIR")]
+    pub ca_dir: PathBuf,
+    /// A DNS name or address in our own certificate: what node proxies connect to. May be repeated.
+    #[arg(long, env = "CULVERT_SERVER_NAMES", value_delimiter = ',', required = true, value_name = "NAME")]
+    pub server_name: Vec<String>,
+    /// No workload certificate lives longer than this many minutes.
+    #[arg(long, env = "CULVERT_CERTIFICATE_MINUTES", default_value_t = 24 * 60, value_parser = clap::value_parser!(u32).range(1..=90 * 24 * 60), value_name = "MINUTES")]
+    pub certificate_minutes: u32,
+    /// How long open streams may take to end after SIGTERM.
+    #[arg(long, env = "CULVERT_DRAIN_SECONDS", default_value_t = 5, value_name = "SECONDS")]
+    pub drain_seconds: u32,
+}
+
+/// Flags of `compile`.
+#[derive(Clone, Debug, Args)]
+pub struct CompileArgs {
+    /// What to compile, and how.
+    #[command(flatten)]
+    pub mesh: MeshArgs,
+    /// The node that the file is for; its proxy takes no other's.
+    #[arg(long, env = "CULVERT_NODE_NAME", value_name = "NODE")]
+    pub node: String,
+    /// The file to write; it is replaced in one step, readable by its owner alone.
+    #[arg(long, value_name = "FILE")]
+    pub out: PathBuf,
+    /// Fail, and write nothing, if any document is refused or cannot be carried out as written.
+    #[arg(long)]
+    pub strict: bool,
+}
+
+/// The settings of `serve`, checked.
+#[derive(Debug)]
+pub struct Settings {
+    /// Directory of manifests.
+    pub source: PathBuf,
+    /// The tokens' file.
+    pub tokens: PathBuf,
+    /// For xDS and certificates.
+    pub listen: SocketAddr,
+    /// For metrics.
+    pub metrics_address: SocketAddr,
+    /// The authority's directory.
+    pub ca_dir: PathBuf,
+    /// Names of our own certificate.
+    pub names: Vec<String>,
+    /// Longest life of a certificate.
+    pub longest: Duration,
+    /// How to compile.
+    pub compile: CompileConfig,
+    /// Time to drain.
+    pub drain_for: Duration,
+}
+
+impl MeshArgs {
+    /// Checked.
+    pub fn config(self) -> anyhow::Result<(PathBuf, CompileConfig)> {
+        let domain = |text: &String| TrustDomain::parse(text);
+        let config = CompileConfig {
+            cluster_id: self.cluster_id,
+            trust_domain: domain(&self.trust_domain).context("--trust-domain")?,
+            trust_domain_aliases: self
+                .trust_domain_alias
+                .iter()
+                .map(domain)
+                .collect::<Result<_, _>>()
+                .context("--trust-domain-alias")?,
+            cluster_domain: self.cluster_domain,
+            root_namespace: self.root_namespace,
+            default_mode: self.default_mode,
+            excluded_namespaces: self.exclude_namespace,
+        };
+        anyhow::ensure!(
+            !config.cluster_id.is_empty() && !config.cluster_id.contains('/'),
+            "--cluster-id: empty or with a '/'"
+        );
+        Ok((self.source, config))
+    }
+}
+
+impl ServeArgs {
+    /// Checked.
+    pub fn settings(self) -> anyhow::Result<Settings> {
+        let (source, compile) = self.mesh.config()?;
+        Ok(Settings {
+            tokens: self.tokens.unwrap_or_else(|| source.join(mesh_api::manifests::TOKENS)),
+            source,
+            listen: self.listen,
+            metrics_address: self.metrics_address,
+            ca_dir: self.ca_dir,
+            names: self.server_name,
+            longest: Duration::from_secs(60 * u64::from(self.certificate_minutes)),
+            compile,
+            drain_for: Duration::from_secs(self.drain_seconds.into()),
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory as _;
+
+    use super::*;
+
+    #[test]
+    fn the_command_line_is_well_formed_and_its_defaults_pass() {
+        Cli::command().debug_assert();
+        let cli = Cli::try_parse_from(
+            "control-plane serve --source /s --ca-dir /c --server-name a --server-name 198.19.255.1".split(' '),
+        )
+        .expect("parsed");
+        let Command::Serve(args) = cli.command else { panic!("serve") };
+        let settings = args.settings().expect("checked");
+        assert_eq!(settings.tokens, PathBuf::from("/s/tokens.json"));
+        assert_eq!(settings.names, ["a", "198.19.255.1"]);
+        assert_eq!(settings.longest, Duration::from_secs(24 * 3600));
+        assert_eq!(settings.compile.excluded_namespaces, ["kube-system"]);
+    }
+
+    #[test]
+    fn a_trust_domain_that_is_none_is_refused_by_the_flags_name() {
+        let cli = Cli::try_parse_from(
+            "control-plane compile --source /s --node n --out /o --trust-domain-alias UPPER".split(' '),
+        )
+        .expect("parsed");
+        let Command::Compile(args) = cli.command else { panic!("compile") };
+        let error = args.mesh.config().expect_err("refused");
+        assert!(error.to_string().contains("--trust-domain-alias"), "{error}");
+    }
+}

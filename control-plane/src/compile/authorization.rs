@@ -1,0 +1,291 @@
+//! AuthorizationPolicy → policies that an L4 proxy can judge (Istio's conversion, ambient-protocols section 4.5, but for the
+//! differences named here).
+//!
+//! What needs HTTP to be judged narrows: an ALLOW rule that asks for it is dropped, a DENY rule is kept without it. Where that leaves
+//! a DENY rule with an operation or source that asks for nothing, it matches everything; Istio's ztunnel lets such a rule match
+//! nothing, which is wider than what was written. A policy for a service is applied at its pods, one for a gateway has nothing to
+//! apply to here, and CUSTOM, which asks a party that is not there, refuses.
+
+use mesh_api::manifests::security::{
+    Action as Asked, AuthorizationSpec, Condition, Operation, Rule as Written, Source,
+};
+use mesh_api::manifests::{AuthorizationPolicy, Key, Objects};
+use mesh_model::policy::{
+    Action, AddressBlock, Clause, Match, Policy, PolicyKey, Rule, Scope, ServiceAccountMatch, StringMatch,
+    parse_address_block,
+};
+
+use super::selector::has_all;
+use super::services::service_key;
+use super::workloads::{Compiling, Pods};
+use super::{CompileConfig, Problem};
+
+/// All policies; those with a selector are listed at the workloads that they select.
+pub(super) fn policies(
+    objects: &Objects,
+    config: &CompileConfig,
+    pods: &mut Pods,
+    problems: &mut Vec<Problem>,
+) -> Vec<Policy> {
+    let mut policies = Vec::new();
+    for (key, object) in &objects.authorization_policies {
+        let mut complain = |text: String| problems.push(Problem::new("AuthorizationPolicy", key, text));
+        let Some(scope) = attach(objects, config, key, object, pods, &mut complain) else { continue };
+        let policy_key = PolicyKey { namespace: key.0.clone(), name: key.1.clone() };
+        let refusing = || Policy { dry_run: object.dry_run(), ..Policy::invalid(policy_key.clone(), scope) };
+        policies.push(match &object.spec {
+            Err(invalid) => {
+                complain(format!("refuses everything that it selects, since it cannot be understood: {}", invalid.why));
+                refusing()
+            }
+            Ok(spec) => match convert(spec, key, config, &mut complain) {
+                Ok(Converted::Rules(action, rules)) => {
+                    Policy { key: policy_key, scope, action, rules, dry_run: object.dry_run(), invalid: false }
+                }
+                Ok(Converted::NoEffect) => continue,
+                Err(why) => {
+                    complain(format!("refuses everything that it selects: {why}"));
+                    refusing()
+                }
+            },
+        });
+    }
+    policies
+}
+
+/// Lists the policy at the workloads that it selects. `None`: it applies to nothing of this mesh.
+fn attach(
+    objects: &Objects,
+    config: &CompileConfig,
+    key: &Key,
+    object: &AuthorizationPolicy,
+    pods: &mut Pods,
+    complain: &mut dyn FnMut(String),
+) -> Option<Scope> {
+    let (namespace, name) = key;
+    let policy = PolicyKey { namespace: namespace.clone(), name: name.clone() };
+    let root = *namespace == config.root_namespace;
+    let targets: Vec<_> = object.spec.iter().flat_map(|spec| spec.target_ref.iter().chain(&spec.target_refs)).collect();
+    if !targets.is_empty() {
+        let mut applies = false;
+        for target in targets {
+            if target.group.is_empty() && target.kind == "Service" {
+                applies = true;
+                let service = (namespace.clone(), target.name.clone());
+                for pod in behind(objects, config, &service, pods) {
+                    pod.workload.policies.push(policy.clone());
+                }
+            } else {
+                complain(format!("has no effect on {} {}: only services are targets here", target.kind, target.name));
+            }
+        }
+        return applies.then_some(Scope::Selector);
+    }
+    match object.selector() {
+        None if root => Some(Scope::Global),
+        None => Some(Scope::Namespace),
+        Some(selector) => {
+            for pod in enforcing(pods) {
+                if (root || pod.workload.pod.namespace == *namespace) && selector.selects(Some(&pod.labels)) {
+                    pod.workload.policies.push(policy.clone());
+                }
+            }
+            Some(Scope::Selector)
+        }
+    }
+}
+
+/// The pods behind a service: its endpoints, and those that will be once they are ready.
+fn behind<'a>(
+    objects: &'a Objects,
+    config: &CompileConfig,
+    service: &'a Key,
+    pods: &'a mut Pods,
+) -> impl Iterator<Item = &'a mut Compiling> {
+    let key = service_key(service, config);
+    let spec = objects.services.get(service).and_then(|service| service.spec.as_ref());
+    let selector = spec.and_then(|spec| spec.selector.as_ref()).filter(|selector| !selector.is_empty());
+    enforcing(pods).filter(move |pod| {
+        let selected =
+            pod.workload.pod.namespace == service.0 && selector.is_some_and(|selector| has_all(selector, &pod.labels));
+        selected || pod.workload.services.contains_key(&key)
+    })
+}
+
+/// The workloads at which a policy can be enforced: pods with a network of their own (in the mesh or not yet).
+pub(super) fn enforcing(pods: &mut Pods) -> impl Iterator<Item = &mut Compiling> {
+    pods.values_mut().filter(|pod| pod.workload.uid.is_pod() && !pod.workload.host_network)
+}
+
+enum Converted {
+    Rules(Action, Vec<Rule>),
+    NoEffect,
+}
+
+fn convert(
+    spec: &AuthorizationSpec,
+    key: &Key,
+    config: &CompileConfig,
+    complain: &mut dyn FnMut(String),
+) -> Result<Converted, String> {
+    let action = match spec.action {
+        Asked::Allow => Action::Allow,
+        Asked::Deny => Action::Deny,
+        Asked::Audit => {
+            complain("action AUDIT is not carried out; it decides nothing".to_owned());
+            return Ok(Converted::NoEffect);
+        }
+        Asked::Custom => return Err("action CUSTOM asks an outside party, and there is none".to_owned()),
+    };
+    let mut rules = Vec::new();
+    for (index, written) in spec.rules.iter().enumerate() {
+        let (rule, needs_http) = rule(written, &key.0, config)?;
+        match (needs_http, action) {
+            (false, _) => rules.push(rule),
+            (true, Action::Allow) => {
+                complain(format!("spec.rules[{index}] needs HTTP to be judged and is left out: it allows nothing"));
+            }
+            (true, Action::Deny) => {
+                complain(format!(
+                    "spec.rules[{index}] is applied without its HTTP conditions: it refuses more than written"
+                ));
+                rules.push(rule);
+            }
+        }
+    }
+    Ok(Converted::Rules(action, rules))
+}
+
+/// The part of a rule that is known without HTTP, and whether that is not all of it.
+fn rule(written: &Written, namespace: &str, config: &CompileConfig) -> Result<(Rule, bool), String> {
+    let Written { from, to, when } = written;
+    let mut needs_http = false;
+    let mut clauses = Vec::new();
+    let mut clause = |parts: Vec<(Match, bool)>| {
+        needs_http |= parts.iter().any(|(_, http)| *http);
+        // An alternative with nothing left of it holds always, and so do all of them together.
+        let always = parts.iter().any(|(part, _)| *part == Match::default());
+        if !parts.is_empty() && !always {
+            clauses.push(Clause { matches: parts.into_iter().map(|(part, _)| part).collect() });
+        }
+    };
+    clause(from.iter().map(|from| source(&from.source, namespace, config)).collect::<Result<_, _>>()?);
+    clause(to.iter().map(|to| operation(&to.operation)).collect::<Result<_, _>>()?);
+    for one in when {
+        clause(vec![condition(one, config)?]);
+    }
+    Ok((Rule { clauses }, needs_http))
+}
+
+fn source(source: &Source, namespace: &str, config: &CompileConfig) -> Result<(Match, bool), String> {
+    let Source {
+        principals: with_principals,
+        not_principals,
+        request_principals,
+        not_request_principals,
+        namespaces,
+        not_namespaces,
+        service_accounts,
+        not_service_accounts,
+        ip_blocks,
+        not_ip_blocks,
+        remote_ip_blocks,
+        not_remote_ip_blocks,
+    } = source;
+    let needs_http = [request_principals, not_request_principals, remote_ip_blocks, not_remote_ip_blocks]
+        .iter()
+        .any(|list| !list.is_empty());
+    let part = Match {
+        namespaces: strings(namespaces),
+        not_namespaces: strings(not_namespaces),
+        principals: principals(with_principals, config),
+        not_principals: principals(not_principals, config),
+        service_accounts: accounts(service_accounts, namespace),
+        not_service_accounts: accounts(not_service_accounts, namespace),
+        source_ips: blocks(ip_blocks)?,
+        not_source_ips: blocks(not_ip_blocks)?,
+        ..Match::default()
+    };
+    Ok((part, needs_http))
+}
+
+fn operation(operation: &Operation) -> Result<(Match, bool), String> {
+    let Operation { hosts, not_hosts, ports: on, not_ports, methods, not_methods, paths, not_paths } = operation;
+    let needs_http = [hosts, not_hosts, methods, not_methods, paths, not_paths].iter().any(|list| !list.is_empty());
+    let part = Match { destination_ports: ports(on)?, not_destination_ports: ports(not_ports)?, ..Match::default() };
+    Ok((part, needs_http))
+}
+
+fn condition(condition: &Condition, config: &CompileConfig) -> Result<(Match, bool), String> {
+    let Condition { key, values, not_values } = condition;
+    let mut part = Match::default();
+    match key.as_str() {
+        "source.ip" => (part.source_ips, part.not_source_ips) = (blocks(values)?, blocks(not_values)?),
+        "source.namespace" => (part.namespaces, part.not_namespaces) = (strings(values), strings(not_values)),
+        "source.principal" => {
+            (part.principals, part.not_principals) = (principals(values, config), principals(not_values, config));
+        }
+        "destination.ip" => (part.destination_ips, part.not_destination_ips) = (blocks(values)?, blocks(not_values)?),
+        "destination.port" => {
+            (part.destination_ports, part.not_destination_ports) = (ports(values)?, ports(not_values)?);
+        }
+        _ => return Ok((part, true)),
+    }
+    Ok((part, false))
+}
+
+fn strings(texts: &[String]) -> Vec<StringMatch> {
+    texts.iter().map(|text| string(text)).collect()
+}
+
+/// `*`, `*end`, `start*` or the text itself; as in Istio, a star at the start is looked for first.
+fn string(text: &str) -> StringMatch {
+    match text {
+        "*" => StringMatch::Presence,
+        _ => match (text.strip_prefix('*'), text.strip_suffix('*')) {
+            (Some(end), _) => StringMatch::Suffix(end.to_owned()),
+            (None, Some(start)) => StringMatch::Prefix(start.to_owned()),
+            (None, None) => StringMatch::Exact(text.to_owned()),
+        },
+    }
+}
+
+/// Principals, in every trust domain that means the one named: else a DENY of somebody would not hold for their other name.
+fn principals(texts: &[String], config: &CompileConfig) -> Vec<StringMatch> {
+    let ours = || std::iter::once(&config.trust_domain).chain(&config.trust_domain_aliases);
+    let mut all = Vec::new();
+    for text in texts {
+        let text = text.strip_prefix("spiffe://").unwrap_or(text);
+        match text.split_once('/') {
+            Some((domain, rest)) if ours().any(|one| one.as_str() == domain) => {
+                all.extend(ours().map(|one| string(&format!("{one}/{rest}"))));
+            }
+            _ => all.push(string(text)),
+        }
+    }
+    all
+}
+
+/// `account` (of the policy's namespace) or `namespace/account`.
+fn accounts(texts: &[String], namespace: &str) -> Vec<ServiceAccountMatch> {
+    let account = |text: &String| {
+        let (namespace, account) = text.split_once('/').unwrap_or((namespace, text));
+        ServiceAccountMatch { namespace: namespace.to_owned(), service_account: account.to_owned() }
+    };
+    texts.iter().map(account).collect()
+}
+
+// The manifests were checked when they were read; what is wrong all the same refuses.
+
+fn blocks(texts: &[String]) -> Result<Vec<AddressBlock>, String> {
+    let block = |text: &String| parse_address_block(text).map_err(|_| format!("{text:?} is not an address block"));
+    texts.iter().map(block).collect()
+}
+
+fn ports(texts: &[String]) -> Result<Vec<u16>, String> {
+    let port = |text: &String| match text.parse() {
+        Ok(port) if port != 0 => Ok(port),
+        _ => Err(format!("{text:?} is not a port")),
+    };
+    texts.iter().map(port).collect()
+}

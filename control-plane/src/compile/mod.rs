@@ -1,0 +1,106 @@
+//! From Kubernetes objects to what the proxies are told. Pure: the same objects always compile to the same records, in key order.
+//!
+//! Each file holds one story. What an object asks for and this mesh cannot do is never dropped silently: it narrows, and is listed
+//! as a [`Problem`].
+
+mod authorization;
+mod endpoints;
+mod network_policy;
+mod peer_authentication;
+mod selector;
+mod services;
+mod workloads;
+
+use std::fmt;
+
+use mesh_api::manifests::{Objects, Rejected};
+use mesh_model::policy::Policy;
+use mesh_model::{Service, TrustDomain, Workload};
+
+/// Whether plaintext is taken where no PeerAuthentication says anything.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, clap::ValueEnum)]
+pub enum DefaultMode {
+    /// Plaintext from outside the mesh is taken (as Istio).
+    #[default]
+    Permissive,
+    /// Only callers with an identity.
+    Strict,
+}
+
+/// What compiling depends on besides the objects.
+#[derive(Clone, Debug)]
+pub struct CompileConfig {
+    /// The cluster: first part of every workload's key.
+    pub cluster_id: String,
+    /// Where identities are issued.
+    pub trust_domain: TrustDomain,
+    /// Others that mean the same mesh: a policy that names one of them means all.
+    pub trust_domain_aliases: Vec<TrustDomain>,
+    /// Last part of services' host names.
+    pub cluster_domain: String,
+    /// Policies of this namespace apply to the whole mesh.
+    pub root_namespace: String,
+    /// Without a PeerAuthentication.
+    pub default_mode: DefaultMode,
+    /// Never enrolled.
+    pub excluded_namespaces: Vec<String>,
+}
+
+/// What the proxies are told.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Compiled {
+    /// Pods bound to a node, and endpoints that are no pods.
+    pub workloads: Vec<Workload>,
+    /// Services.
+    pub services: Vec<Service>,
+    /// Policies.
+    pub policies: Vec<Policy>,
+    /// What could not be carried out as written.
+    pub problems: Vec<Problem>,
+}
+
+/// An object, and what of it is not carried out as written.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Problem {
+    /// `Kind namespace/name`.
+    pub object: String,
+    /// What, and what happens instead.
+    pub text: String,
+}
+
+impl Problem {
+    fn new(kind: &str, (namespace, name): &(String, String), text: impl Into<String>) -> Self {
+        Self { object: format!("{kind} {namespace}/{name}"), text: text.into() }
+    }
+}
+
+impl fmt::Display for Problem {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}: {}", self.object, self.text)
+    }
+}
+
+/// Compiles. `rejected` are the documents that could not be read: one of them may have been a NetworkPolicy, and then pods that it
+/// might select count as selected.
+pub fn compile(objects: &Objects, rejected: &[Rejected], config: &CompileConfig) -> Compiled {
+    let mut problems = Vec::new();
+    let mut workloads = workloads::workloads(objects, config, &mut problems);
+    let services = services::services(objects, config, &mut problems);
+    endpoints::attach(objects, config, &mut workloads, &mut problems);
+    network_policy::mark(objects, rejected, &mut workloads);
+    let mut policies = authorization::policies(objects, config, &mut workloads, &mut problems);
+    policies.extend(peer_authentication::policies(objects, config, &mut workloads, &mut problems));
+    let mut workloads: Vec<Workload> = workloads.into_values().map(|pod| pod.workload).collect();
+    for workload in &mut workloads {
+        workload.policies.sort();
+        workload.policies.dedup();
+    }
+    workloads.sort_by(|a, b| a.uid.cmp(&b.uid));
+    policies.sort_by(|a, b| a.key.cmp(&b.key));
+    problems.sort();
+    problems.dedup();
+    Compiled { workloads, services, policies, problems }
+}
+
+#[cfg(test)]
+mod tests;

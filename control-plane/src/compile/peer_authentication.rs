@@ -1,0 +1,196 @@
+//! PeerAuthentication → DENY policies against callers without an identity (Istio's conversion, ambient-protocols section 4.5).
+//!
+//! The mode of a workload is its own PeerAuthentication's, else its namespace's, else the mesh's, else the configured default; of
+//! several at one level the oldest decides. STRICT lists one static policy. Port-level exceptions become a policy of their own, which
+//! then stands instead of the static one.
+
+use mesh_api::manifests::security::{Invalid, Mode, Mtls, PeerSpec};
+use mesh_api::manifests::{Key, Objects, PeerAuthentication};
+use mesh_model::policy::{Action, Clause, Match, Policy, PolicyKey, Rule, Scope, StringMatch};
+
+use super::authorization::enforcing;
+use super::workloads::Pods;
+use super::{CompileConfig, DefaultMode, Problem};
+
+/// Istio's names, so that people find what they know. No object can be called so: Kubernetes allows no underscore.
+const STATIC_STRICT: &str = "istio_converted_static_strict";
+const CONVERTED: &str = "converted_peer_authentication_";
+
+/// The policies; listed at the workloads that they apply to.
+pub(super) fn policies(
+    objects: &Objects,
+    config: &CompileConfig,
+    pods: &mut Pods,
+    problems: &mut Vec<Problem>,
+) -> Vec<Policy> {
+    let mut policies = Vec::new();
+    let strict = PolicyKey { namespace: config.root_namespace.clone(), name: STATIC_STRICT.to_owned() };
+    if config.default_mode == DefaultMode::Strict || !objects.peer_authentications.is_empty() {
+        policies.push(deny(strict.clone(), vec![Rule { clauses: vec![no_identity()] }]));
+    }
+    // Those that cannot be understood refuse whatever they select, whatever else is said.
+    for (key, object) in &objects.peer_authentications {
+        if let Err(Invalid { why, .. }) = &object.spec {
+            let text = format!("refuses everything that it selects, since it cannot be understood: {why}");
+            problems.push(Problem::new("PeerAuthentication", key, text));
+            policies.push(refuse(key, object, config, pods));
+        }
+    }
+    let levels = Levels::new(objects, config);
+    for (key, _, spec) in levels.of_workloads() {
+        if let Some(rules) = port_rules(spec, levels.base(Some(spec), &key.0)) {
+            policies.push(deny(converted(key), rules));
+        }
+    }
+    for pod in enforcing(pods) {
+        let namespace = &pod.workload.pod.namespace;
+        let own = levels.of_workload(namespace, &pod.labels);
+        let base = levels.base(own.map(|(_, spec)| spec), namespace);
+        match own {
+            Some((key, spec)) if port_rules(spec, base).is_some() => pod.workload.policies.push(converted(key)),
+            _ if base == Base::Strict => pod.workload.policies.push(strict.clone()),
+            _ => {}
+        }
+    }
+    levels.report_shadowed(problems);
+    policies
+}
+
+/// The mode for all ports that are not named.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Base {
+    Permissive,
+    Strict,
+}
+
+impl Base {
+    /// `None`: as the next wider level says. DISABLE is PERMISSIVE here.
+    fn of(mode: Mode) -> Option<Self> {
+        match mode {
+            Mode::Unset => None,
+            Mode::Disable | Mode::Permissive => Some(Self::Permissive),
+            Mode::Strict => Some(Self::Strict),
+        }
+    }
+
+    fn of_spec(spec: &PeerSpec) -> Option<Self> {
+        Self::of(spec.mtls.unwrap_or_default().mode)
+    }
+}
+
+/// The usable PeerAuthentications, the deciding one of each level first.
+struct Levels<'a> {
+    config: &'a CompileConfig,
+    all: Vec<(&'a Key, &'a PeerAuthentication, &'a PeerSpec)>,
+}
+
+impl<'a> Levels<'a> {
+    fn new(objects: &'a Objects, config: &'a CompileConfig) -> Self {
+        let usable = objects.peer_authentications.iter();
+        let mut all: Vec<_> =
+            usable.filter_map(|(key, object)| Some((key, object, object.spec.as_ref().ok()?))).collect();
+        // The oldest wins; those without a time (in files) come after those with one, by name.
+        all.sort_by_key(|(key, object, _)| {
+            let created = object.metadata.creation_timestamp.as_ref().map(|time| time.0);
+            (created.is_none(), created, *key)
+        });
+        Self { config, all }
+    }
+
+    fn of_workloads(&self) -> impl Iterator<Item = (&'a Key, &'a PeerAuthentication, &'a PeerSpec)> {
+        self.all.iter().copied().filter(|(_, object, _)| object.selector().is_some())
+    }
+
+    /// The one that decides for a whole namespace (in the root namespace: for the mesh).
+    fn of_namespace(&self, namespace: &str) -> Option<&'a PeerSpec> {
+        let wide = self.all.iter().find(|(key, object, _)| key.0 == namespace && object.selector().is_none());
+        wide.map(|(_, _, spec)| *spec)
+    }
+
+    /// The one that decides for a workload by its labels; one of the root namespace selects there only.
+    fn of_workload(&self, namespace: &str, labels: &super::selector::Labels) -> Option<(&'a Key, &'a PeerSpec)> {
+        let mut selecting = self.of_workloads().filter(|(key, object, _)| {
+            key.0 == namespace && object.selector().is_some_and(|selector| selector.selects(Some(labels)))
+        });
+        selecting.next().map(|(key, _, spec)| (key, spec))
+    }
+
+    fn base(&self, own: Option<&PeerSpec>, namespace: &str) -> Base {
+        own.and_then(Base::of_spec)
+            .or_else(|| self.of_namespace(namespace).and_then(Base::of_spec))
+            .or_else(|| self.of_namespace(&self.config.root_namespace).and_then(Base::of_spec))
+            .unwrap_or(match self.config.default_mode {
+                DefaultMode::Permissive => Base::Permissive,
+                DefaultMode::Strict => Base::Strict,
+            })
+    }
+
+    /// Two for one namespace: only one decides, and whoever wrote the other should know.
+    fn report_shadowed(&self, problems: &mut Vec<Problem>) {
+        let wide: Vec<_> = self.all.iter().filter(|(_, object, _)| object.selector().is_none()).collect();
+        for (at, (key, _, _)) in wide.iter().enumerate() {
+            if let Some((winner, _, _)) = wide[..at].iter().find(|(other, _, _)| other.0 == key.0) {
+                let text = format!("has no effect: {} is older and decides for the namespace", winner.1);
+                problems.push(Problem::new("PeerAuthentication", key, text));
+            }
+        }
+    }
+}
+
+/// What the ports that differ from the base ask for; `None` if none does.
+fn port_rules(spec: &PeerSpec, base: Base) -> Option<Vec<Rule>> {
+    let differing: Vec<u16> = spec
+        .port_level_mtls
+        .iter()
+        .filter(|(_, Mtls { mode })| Base::of(*mode).is_some_and(|mode| mode != base))
+        .map(|(port, _)| *port)
+        .collect();
+    if differing.is_empty() {
+        return None;
+    }
+    Some(match base {
+        // Refused without identity on all ports but these.
+        Base::Strict => {
+            let except = |port: u16| one(Match { not_destination_ports: vec![port], ..Match::default() });
+            vec![Rule { clauses: std::iter::once(no_identity()).chain(differing.into_iter().map(except)).collect() }]
+        }
+        // Refused without identity on these ports.
+        Base::Permissive => {
+            let on = |port: u16| one(Match { destination_ports: vec![port], ..Match::default() });
+            differing.into_iter().map(|port| Rule { clauses: vec![no_identity(), on(port)] }).collect()
+        }
+    })
+}
+
+fn refuse(key: &Key, object: &PeerAuthentication, config: &CompileConfig, pods: &mut Pods) -> Policy {
+    let scope = match object.selector() {
+        None if key.0 == config.root_namespace => Scope::Global,
+        None => Scope::Namespace,
+        Some(selector) => {
+            for pod in enforcing(pods) {
+                if pod.workload.pod.namespace == key.0 && selector.selects(Some(&pod.labels)) {
+                    pod.workload.policies.push(converted(key));
+                }
+            }
+            Scope::Selector
+        }
+    };
+    Policy::invalid(converted(key), scope)
+}
+
+fn converted((namespace, name): &Key) -> PolicyKey {
+    PolicyKey { namespace: namespace.clone(), name: format!("{CONVERTED}{name}") }
+}
+
+fn deny(key: PolicyKey, rules: Vec<Rule>) -> Policy {
+    Policy { key, scope: Scope::Selector, action: Action::Deny, rules, dry_run: false, invalid: false }
+}
+
+/// True for a caller without an identity.
+fn no_identity() -> Clause {
+    one(Match { not_principals: vec![StringMatch::Presence], ..Match::default() })
+}
+
+fn one(part: Match) -> Clause {
+    Clause { matches: vec![part] }
+}

@@ -1,0 +1,72 @@
+//! Services: host name, virtual addresses, TCP ports. Who stands behind them is told by the endpoint slices.
+
+use std::net::IpAddr;
+
+use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
+use mesh_api::manifests::{Key, Objects};
+use mesh_model::{Service, ServiceKey, ServicePort};
+
+use super::{CompileConfig, Problem};
+
+/// All services but those that are only a DNS alias.
+pub(super) fn services(objects: &Objects, config: &CompileConfig, problems: &mut Vec<Problem>) -> Vec<Service> {
+    let mut services = Vec::new();
+    for (key, object) in &objects.services {
+        let Some(spec) = &object.spec else { continue };
+        if spec.type_.as_deref() == Some("ExternalName") {
+            continue;
+        }
+        let mut complain = |text: String| problems.push(Problem::new("Service", key, text));
+        let mut vips: Vec<IpAddr> = Vec::new();
+        // clusterIPs is the list form of clusterIP; hand-written manifests may have only the latter.
+        let cluster_ips =
+            spec.cluster_ips.iter().flatten().chain(&spec.cluster_ip).chain(spec.external_ips.iter().flatten());
+        for text in cluster_ips.filter(|text| !matches!(text.as_str(), "" | "None")) {
+            match text.parse::<IpAddr>() {
+                Ok(ip) if vips.contains(&ip.to_canonical()) => {}
+                Ok(ip) => vips.push(ip.to_canonical()),
+                Err(_) => complain(format!("{text:?} is not an address and is left out")),
+            }
+        }
+        let ports = spec.ports.iter().flatten().filter(|port| is_tcp(port.protocol.as_deref())).filter_map(|port| {
+            let Some(service_port) = number(port.port) else {
+                complain(format!("port {} is not a TCP port and is left out", port.port));
+                return None;
+            };
+            let target_port = match &port.target_port {
+                None | Some(IntOrString::Int(0)) => Some(service_port),
+                Some(IntOrString::Int(target)) => number(*target),
+                // A named port is looked up at each endpoint.
+                Some(IntOrString::String(_)) => None,
+            };
+            Some(ServicePort { service_port, target_port })
+        });
+        services.push(Service {
+            ports: ports.collect(),
+            key: service_key(key, config),
+            name: key.1.clone(),
+            vips,
+            subject_alt_names: Vec::new(),
+            publish_not_ready: spec.publish_not_ready_addresses.unwrap_or(false),
+            local_only: spec.internal_traffic_policy.as_deref() == Some("Local"),
+        });
+    }
+    services.sort_by(|a, b| a.key.cmp(&b.key));
+    services
+}
+
+/// `name.namespace.svc.<cluster domain>`.
+pub(super) fn service_key((namespace, name): &Key, config: &CompileConfig) -> ServiceKey {
+    let hostname = format!("{name}.{namespace}.svc.{}", config.cluster_domain);
+    ServiceKey { namespace: namespace.clone(), hostname }
+}
+
+/// TCP is the default.
+pub(super) fn is_tcp(protocol: Option<&str>) -> bool {
+    matches!(protocol, None | Some("" | "TCP"))
+}
+
+/// A port that can be one.
+pub(super) fn number(port: i32) -> Option<u16> {
+    u16::try_from(port).ok().filter(|port| *port != 0)
+}

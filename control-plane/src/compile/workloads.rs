@@ -1,0 +1,78 @@
+//! Pods as workloads. A workload is there as soon as its pod is bound to a node, with the policies that select it and no address:
+//! waiting for the address would leave a new pod unknown to its own node while it starts.
+
+use std::collections::BTreeMap;
+
+use mesh_api::manifests::{self, Enrolment, Objects, Pod};
+use mesh_model::{Health, NetworkPolicy, PodName, Tunnel, Workload, WorkloadUid};
+
+use super::selector::Labels;
+use super::{CompileConfig, Problem};
+
+/// A workload on its way, with what only compiling needs.
+pub(super) struct Compiling {
+    pub(super) workload: Workload,
+    pub(super) labels: Labels,
+}
+
+/// By key.
+pub(super) type Pods = BTreeMap<WorkloadUid, Compiling>;
+
+/// All pods that are bound to a node and not over.
+pub(super) fn workloads(objects: &Objects, config: &CompileConfig, problems: &mut Vec<Problem>) -> Pods {
+    let mut pods = Pods::new();
+    for (key, pod) in &objects.pods {
+        let (namespace, name) = key;
+        let Some(node) = manifests::node_name(pod) else { continue };
+        if manifests::is_terminal(pod) {
+            continue;
+        }
+        let host_network = pod.spec.as_ref().and_then(|spec| spec.host_network).unwrap_or(false);
+        let pod_name = PodName { namespace: namespace.clone(), name: name.clone() };
+        let uid = WorkloadUid::of_pod(&config.cluster_id, &pod_name);
+        let mut workload = Workload {
+            uid: uid.clone(),
+            pod: pod_name,
+            pod_uid: manifests::pod_uid(pod),
+            service_account: manifests::service_account(pod).to_owned(),
+            trust_domain: config.trust_domain.clone(),
+            addresses: manifests::pod_ips(pod),
+            node: node.to_owned(),
+            tunnel: tunnel(objects, config, namespace, pod),
+            policies: Vec::new(),
+            health: health(pod),
+            services: BTreeMap::new(),
+            network_policy: NetworkPolicy::Selected,
+            host_network,
+        };
+        if workload.tunnel == Tunnel::Hbone
+            && let Err(error) = workload.identity()
+        {
+            problems.push(Problem::new("Pod", key, format!("stays outside the mesh: {error}")));
+            workload.tunnel = Tunnel::Clear;
+        }
+        let labels = pod.metadata.labels.clone().unwrap_or_default();
+        pods.insert(uid, Compiling { workload, labels });
+    }
+    pods
+}
+
+/// HBONE exactly where the node captures the pod: both sides decide by the same function.
+fn tunnel(objects: &Objects, config: &CompileConfig, namespace: &str, pod: &Pod) -> Tunnel {
+    match manifests::enrolled(objects.namespaces.get(namespace), pod, &config.excluded_namespaces) {
+        Enrolment::Enrolled => Tunnel::Hbone,
+        Enrolment::Plain(_) => Tunnel::Clear,
+    }
+}
+
+/// A pod that is on its way out is not chosen; one that says nothing about its readiness is.
+fn health(pod: &Pod) -> Health {
+    let leaving = pod.metadata.deletion_timestamp.is_some();
+    let conditions = pod.status.as_ref().and_then(|status| status.conditions.as_ref());
+    let said = conditions.into_iter().flatten().find(|condition| condition.type_ == "Ready");
+    if leaving || said.is_some_and(|condition| condition.status != "True") {
+        Health::Unhealthy
+    } else {
+        Health::Healthy
+    }
+}

@@ -1,0 +1,172 @@
+//! `control-plane serve`: puts the parts together, and takes them apart in one order.
+
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
+
+use anyhow::Context as _;
+use mesh_api::xds::ca::istio_certificate_service_server::IstioCertificateServiceServer;
+use mesh_api::xds::discovery::aggregated_discovery_service_server::AggregatedDiscoveryServiceServer;
+use mesh_daemon::{drain, http, ready::Readiness, tasks};
+use mesh_tls::authority::Authority;
+use mesh_tls::endpoint_server_config;
+use tokio::net::TcpListener;
+use tokio::sync::watch;
+
+use crate::ads::Ads;
+use crate::args::{ServeArgs, Settings};
+use crate::ca::{Budgets, Ca};
+use crate::incoming;
+use crate::metrics::Metrics;
+use crate::services::Services;
+use crate::source::Source;
+use crate::tokens;
+
+/// A request for a certificate and an acknowledgement are small; a node's list of what it has grows with the mesh (100 bytes a
+/// resource).
+const LARGEST_REQUEST: usize = 64 * 1024 * 1024;
+/// Streams of one connection: one for configuration, the rest for certificates of a full node.
+const STREAMS: u32 = 256;
+/// Finds dead nodes.
+const PING: Duration = Duration::from_secs(30);
+const PING_PATIENCE: Duration = Duration::from_secs(10);
+/// If the certificate cannot be renewed, try again then.
+const RENEW_RETRY: Duration = Duration::from_secs(60);
+
+/// A control plane that runs: what tests need to know of it.
+pub struct Running {
+    /// Where configuration and certificates are served.
+    pub address: std::net::SocketAddr,
+    /// Its metrics.
+    pub metrics: Metrics,
+    /// What is missing until it is ready.
+    pub readiness: Readiness,
+    trigger: drain::Trigger,
+    tasks: tasks::Group,
+    drain_for: Duration,
+}
+
+/// Runs until SIGTERM or SIGINT.
+pub async fn run(args: ServeArgs) -> anyhow::Result<()> {
+    let settings = args.settings()?;
+    let metrics_address = settings.metrics_address;
+    let running = start(settings).await?;
+    let http_drain = running.serve_http(metrics_address).await?;
+    let signal = mesh_daemon::signals::stop().await.context("listen for signals")?;
+    tracing::info!(signal, "stopping");
+    running.stop().await;
+    http_drain.drained(Duration::from_secs(1)).await;
+    Ok(())
+}
+
+/// Starts everything but the metrics endpoint.
+pub async fn start(settings: Settings) -> anyhow::Result<Running> {
+    let Settings { source, tokens, listen, metrics_address: _, ca_dir, names, longest, compile, drain_for } = settings;
+    let metrics = Metrics::new();
+    let readiness = Readiness::new();
+    let listening = readiness.latch("listener");
+    let (trigger, watch) = drain::pair();
+    let group = tasks::Group::new("control-plane");
+
+    let authority = Authority::load_or_create(&ca_dir)
+        .with_context(|| format!("certificate authority in {} (--ca-dir)", ca_dir.display()))?;
+    let authority = Arc::new(authority);
+    let config = certificate(&authority, names, &group, watch.clone())?;
+
+    let (writer, tokens) = tokens::tokens(&tokens, &compile.cluster_id);
+    let trust_domain = compile.trust_domain.clone();
+    anyhow::ensure!(source.is_dir(), "{} (--source) is not a directory", source.display());
+    let (source, snapshots) = Source::new(&source, compile, writer, metrics.clone(), &readiness);
+    group.spawn("source", source.run(watch.clone()));
+
+    let listener = TcpListener::bind(listen).await.with_context(|| format!("listen on {listen} (--listen)"))?;
+    let address = listener.local_addr().context("own address")?;
+    let ads = Ads {
+        snapshots: snapshots.clone(),
+        tokens: tokens.clone(),
+        streams: group.handle(),
+        drain: watch.clone(),
+        metrics: metrics.clone(),
+    };
+    let ca = Ca {
+        authority,
+        tokens,
+        snapshots,
+        trust_domain,
+        longest,
+        metrics: metrics.clone(),
+        budgets: Budgets::default(),
+    };
+    let incoming = incoming::accept(listener, config, metrics.clone(), &group, watch.clone());
+    let server = tonic::transport::Server::builder()
+        .max_concurrent_streams(STREAMS)
+        .http2_keepalive_interval(Some(PING))
+        .http2_keepalive_timeout(Some(PING_PATIENCE));
+    let services = Services {
+        ads: AggregatedDiscoveryServiceServer::new(ads).max_decoding_message_size(LARGEST_REQUEST),
+        ca: IstioCertificateServiceServer::new(ca),
+    };
+    group.spawn("gRPC server", async move {
+        let asked = watch.clone();
+        let served = server.serve_with_incoming_shutdown(services, incoming, async move { asked.asked().await }).await;
+        if let Err(error) = served {
+            tracing::error!(%error, "gRPC server ended");
+        }
+    });
+    listening.release();
+    tracing::info!(%address, "serving configuration and certificates");
+    Ok(Running { address, metrics, readiness, trigger, tasks: group, drain_for })
+}
+
+impl Running {
+    /// Serves metrics and readiness; to be drained last, so that the end can be watched.
+    async fn serve_http(&self, address: std::net::SocketAddr) -> anyhow::Result<drain::Trigger> {
+        let listener =
+            TcpListener::bind(address).await.with_context(|| format!("listen on {address} (--metrics-address)"))?;
+        let (trigger, watch) = drain::pair();
+        let routes = http::Routes::new().metrics(self.metrics.registry.clone()).ready(self.readiness.clone());
+        self.tasks.spawn("metrics", http::serve(listener, routes, watch));
+        Ok(trigger)
+    }
+
+    /// Stops: no new connections, streams are told and end, what is left is cut.
+    pub async fn stop(self) {
+        let Self { trigger, tasks, drain_for, .. } = self;
+        trigger.drained(drain_for).await;
+        tasks.finish(Duration::from_secs(1)).await;
+    }
+}
+
+/// Our own certificate, made anew at half of its life.
+fn certificate(
+    authority: &Arc<Authority>,
+    names: Vec<String>,
+    group: &tasks::Group,
+    drain: drain::Watch,
+) -> anyhow::Result<incoming::Config> {
+    let first = authority.server_cert(&names).context("own certificate (--server-name)")?;
+    let (send, receive) = watch::channel(endpoint_server_config(&first)?);
+    let authority = authority.clone();
+    group.spawn("own certificate", async move {
+        let mut ends = first.not_after();
+        loop {
+            let wait = ends.duration_since(SystemTime::now()).unwrap_or_default() / 2;
+            tokio::select! {
+                () = drain.asked() => return,
+                () = tokio::time::sleep(wait.max(RENEW_RETRY)) => {}
+            }
+            let renewed = authority
+                .server_cert(&names)
+                .map_err(|error| error.to_string())
+                .and_then(|cert| Ok((cert.not_after(), endpoint_server_config(&cert).map_err(|e| e.to_string())?)));
+            match renewed {
+                Ok((not_after, config)) => {
+                    ends = not_after;
+                    send.send_replace(config);
+                    tracing::info!("own certificate renewed");
+                }
+                Err(error) => tracing::error!(error, "own certificate cannot be renewed"),
+            }
+        }
+    });
+    Ok(receive)
+}
