@@ -1,9 +1,8 @@
-//! Workloads and services: wire ↔ model.
+//! Workloads and services: wire → model.
 //!
 //! A record that asks for something this mesh does not do (waypoints, gateways between networks, address blocks, unknown values)
 //! is refused as a whole. To serve the part we understand would send traffic past what the record demands.
 
-use std::collections::BTreeMap;
 use std::net::IpAddr;
 
 use mesh_model::policy::PolicyKey;
@@ -322,14 +321,6 @@ pub(super) fn ip(field: &'static str, bytes: &[u8]) -> Result<IpAddr, BadField> 
     }
 }
 
-/// The bytes of an address on the wire.
-pub(super) fn ip_bytes(ip: IpAddr) -> Vec<u8> {
-    match ip.to_canonical() {
-        IpAddr::V4(v4) => v4.octets().to_vec(),
-        IpAddr::V6(v6) => v6.octets().to_vec(),
-    }
-}
-
 pub(super) fn port(field: &'static str, value: u32) -> Result<u16, BadField> {
     u16::try_from(value).ok().filter(|port| *port != 0).ok_or(BadField::Port { field, value })
 }
@@ -349,109 +340,4 @@ fn or(text: String, default: &str) -> String {
 /// Foreign text in an error message stays short.
 pub(super) fn clip(text: &str) -> String {
     text.chars().take(200).collect()
-}
-
-impl From<&Workload> for wire::Address {
-    fn from(workload: &Workload) -> Self {
-        let Workload {
-            uid,
-            pod,
-            pod_uid,
-            service_account,
-            trust_domain,
-            addresses,
-            node,
-            tunnel,
-            policies,
-            health,
-            services,
-            network_policy,
-            host_network,
-        } = workload;
-        let extension = culvert::Extension {
-            network_policy: match network_policy {
-                NetworkPolicy::Selected => culvert::NetworkPolicy::Selected,
-                NetworkPolicy::Unselected => culvert::NetworkPolicy::Unselected,
-            }
-            .into(),
-            pod_uid: pod_uid.as_ref().map(ToString::to_string).unwrap_or_default(),
-        };
-        let message = wire::Workload {
-            uid: uid.to_string(),
-            name: pod.name.clone(),
-            namespace: pod.namespace.clone(),
-            addresses: addresses.iter().copied().map(ip_bytes).collect(),
-            tunnel_protocol: match tunnel {
-                Tunnel::Clear => wire::TunnelProtocol::None,
-                Tunnel::Hbone => wire::TunnelProtocol::Hbone,
-            }
-            .into(),
-            trust_domain: trust_domain.to_string(),
-            service_account: service_account.clone(),
-            node: node.clone(),
-            workload_type: wire::WorkloadType::Pod.into(),
-            workload_name: pod.name.clone(),
-            authorization_policies: policies.iter().map(ToString::to_string).collect(),
-            status: match health {
-                Health::Healthy => wire::WorkloadStatus::Healthy,
-                Health::Unhealthy => wire::WorkloadStatus::Unhealthy,
-            }
-            .into(),
-            cluster_id: uid.cluster().unwrap_or_default().to_owned(),
-            services: services
-                .iter()
-                .map(|(key, ports)| (key.to_string(), port_list(ports)))
-                .collect::<BTreeMap<_, _>>(),
-            network_mode: if *host_network { wire::NetworkMode::HostNetwork } else { wire::NetworkMode::Standard }
-                .into(),
-            extensions: vec![wire::Extension {
-                name: WORKLOAD_EXTENSION.to_owned(),
-                config: Some(super::any("culvert.workload.v1.Extension", &extension)),
-            }],
-            ..wire::Workload::default()
-        };
-        Self { r#type: Some(wire::address::Type::Workload(message)) }
-    }
-}
-
-fn port_list(ports: &[(u16, u16)]) -> wire::PortList {
-    let pair = |&(service, target): &(u16, u16)| wire::Port {
-        service_port: service.into(),
-        target_port: target.into(),
-        app_protocol: wire::AppProtocol::Unknown.into(),
-    };
-    wire::PortList { ports: ports.iter().map(pair).collect() }
-}
-
-impl From<&Service> for wire::Address {
-    fn from(service: &Service) -> Self {
-        use wire::load_balancing::{HealthPolicy, Mode, Scope};
-        let Service { key, name, vips, ports, subject_alt_names, publish_not_ready, local_only } = service;
-        let balancing = wire::LoadBalancing {
-            routing_preference: if *local_only { vec![Scope::Node.into()] } else { Vec::new() },
-            mode: if *local_only { Mode::Strict } else { Mode::UnspecifiedMode }.into(),
-            health_policy: if *publish_not_ready { HealthPolicy::AllowAll } else { HealthPolicy::OnlyHealthy }.into(),
-        };
-        let message = wire::Service {
-            name: name.clone(),
-            namespace: key.namespace.clone(),
-            hostname: key.hostname.clone(),
-            addresses: vips
-                .iter()
-                .map(|vip| wire::NetworkAddress { network: String::new(), address: ip_bytes(*vip), length: None })
-                .collect(),
-            ports: ports
-                .iter()
-                .map(|port| wire::Port {
-                    service_port: port.service_port.into(),
-                    target_port: port.target_port.unwrap_or_default().into(),
-                    app_protocol: wire::AppProtocol::Unknown.into(),
-                })
-                .collect(),
-            subject_alt_names: subject_alt_names.iter().map(ToString::to_string).collect(),
-            load_balancing: (balancing != wire::LoadBalancing::default()).then_some(balancing),
-            ..wire::Service::default()
-        };
-        Self { r#type: Some(wire::address::Type::Service(message)) }
-    }
 }

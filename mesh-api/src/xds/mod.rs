@@ -7,6 +7,7 @@
 pub mod saved;
 
 mod address;
+mod emit;
 mod policy;
 mod resource;
 
@@ -56,7 +57,5 @@ generated!(
     culvert = "culvert.workload.v1"
 );
 
-/// A message as an `Any` of this type.
-fn any(type_name: &str, message: &impl prost::Message) -> prost_types::Any {
-    prost_types::Any { type_url: format!("type.googleapis.com/{type_name}"), value: message.encode_to_vec() }
-}
+#[cfg(test)]
+mod tests;

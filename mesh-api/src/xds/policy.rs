@@ -1,15 +1,15 @@
-//! Policies: wire ↔ model.
+//! Policies: wire → model.
 //!
 //! A condition that this build does not know must not be dropped: an ALLOW without one of its conditions allows more. So anything
 //! unknown makes the whole policy unusable, and [`refusing_policy`] makes of it one that refuses.
 
 use mesh_model::policy::{
     Action, AddressBlock, Clause, Match, Policy, PolicyKey, Rule, Scope, ServiceAccountMatch, StringMatch,
-    address_block, block_parts,
+    address_block,
 };
 use prost::Message;
 
-use super::address::{BadField, clip, ip, ip_bytes, known, port};
+use super::address::{BadField, clip, ip, known, port};
 use super::{POLICY_EXTENSION, culvert, security as wire};
 
 /// A policy cannot be understood.
@@ -161,98 +161,4 @@ pub fn refusing_policy(name: &str, body: &[u8], known: Option<&Policy>) -> Polic
     // A name that is not a key still needs a place of its own, so that its removal finds it.
     let key = name.parse().unwrap_or_else(|_| PolicyKey { namespace: String::new(), name: name.to_owned() });
     Policy { dry_run: message.is_some_and(|message| message.dry_run), ..Policy::invalid(key, scope) }
-}
-
-impl From<&Policy> for wire::Authorization {
-    fn from(policy: &Policy) -> Self {
-        let Policy { key, scope, action, rules, dry_run, invalid } = policy;
-        let mut message = Self {
-            name: key.name.clone(),
-            namespace: key.namespace.clone(),
-            scope: match scope {
-                Scope::Global => wire::Scope::Global,
-                Scope::Namespace => wire::Scope::Namespace,
-                Scope::Selector => wire::Scope::WorkloadSelector,
-            }
-            .into(),
-            dry_run: *dry_run,
-            ..Self::default()
-        };
-        if *invalid {
-            // "Deny everything", so that a proxy that does not know our mark refuses as well.
-            message.set_action(wire::Action::Deny);
-            message.rules = vec![wire::Rule::default()];
-            let mark = super::any("culvert.workload.v1.Policy", &culvert::Policy { invalid: true });
-            message.extensions = vec![wire::Extension { name: POLICY_EXTENSION.to_owned(), config: Some(mark) }];
-        } else {
-            message.set_action(match action {
-                Action::Allow => wire::Action::Allow,
-                Action::Deny => wire::Action::Deny,
-            });
-            message.rules = rules.iter().map(wire_rule).collect();
-        }
-        message
-    }
-}
-
-fn wire_rule(rule: &Rule) -> wire::Rule {
-    let clause = |clause: &Clause| wire::Clause { matches: clause.matches.iter().map(wire_match).collect() };
-    wire::Rule { clauses: rule.clauses.iter().map(clause).collect() }
-}
-
-fn wire_match(conditions: &Match) -> wire::Match {
-    let Match {
-        namespaces,
-        not_namespaces,
-        principals,
-        not_principals,
-        service_accounts,
-        not_service_accounts,
-        source_ips,
-        not_source_ips,
-        destination_ips,
-        not_destination_ips,
-        destination_ports,
-        not_destination_ports,
-    } = conditions;
-    let strings = |all: &[StringMatch]| all.iter().map(wire_string).collect();
-    let accounts = |all: &[ServiceAccountMatch]| all.iter().map(wire_account).collect();
-    let blocks = |all: &[AddressBlock]| all.iter().map(wire_block).collect();
-    let ports = |all: &[u16]| all.iter().copied().map(u32::from).collect();
-    wire::Match {
-        namespaces: strings(namespaces),
-        not_namespaces: strings(not_namespaces),
-        principals: strings(principals),
-        not_principals: strings(not_principals),
-        source_ips: blocks(source_ips),
-        not_source_ips: blocks(not_source_ips),
-        destination_ips: blocks(destination_ips),
-        not_destination_ips: blocks(not_destination_ips),
-        destination_ports: ports(destination_ports),
-        not_destination_ports: ports(not_destination_ports),
-        service_accounts: accounts(service_accounts),
-        not_service_accounts: accounts(not_service_accounts),
-        extensions: Vec::new(),
-    }
-}
-
-fn wire_string(text: &StringMatch) -> wire::StringMatch {
-    use wire::string_match::MatchType;
-    let match_type = match text {
-        StringMatch::Exact(text) => MatchType::Exact(text.clone()),
-        StringMatch::Prefix(text) => MatchType::Prefix(text.clone()),
-        StringMatch::Suffix(text) => MatchType::Suffix(text.clone()),
-        StringMatch::Presence => MatchType::Presence(()),
-    };
-    wire::StringMatch { match_type: Some(match_type) }
-}
-
-fn wire_account(account: &ServiceAccountMatch) -> wire::ServiceAccountMatch {
-    let ServiceAccountMatch { namespace, service_account } = account;
-    wire::ServiceAccountMatch { namespace: namespace.clone(), service_account: service_account.clone() }
-}
-
-fn wire_block(block: &AddressBlock) -> wire::Address {
-    let (address, length) = block_parts(block);
-    wire::Address { address: ip_bytes(address), length }
 }

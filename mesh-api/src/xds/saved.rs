@@ -181,3 +181,86 @@ const fn table() -> [u64; 256] {
     }
     table
 }
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn saved() -> impl Strategy<Value = Saved> {
+        let resource = ("[a-z./]{0,12}", "[a-z/]{0,12}", "[0-9a-f]{0,4}", prop::collection::vec(any::<u8>(), 0..40));
+        let resource =
+            resource.prop_map(|(type_url, name, version, body)| SavedResource { type_url, name, version, body });
+        let time = (0..1u64 << 40, 0..1_000_000_000u32).prop_map(|(s, n)| UNIX_EPOCH + Duration::new(s, n));
+        ("[a-z0-9-]{0,12}", "[A-Za-z]{0,12}", time, prop::collection::vec(resource, 0..5))
+            .prop_map(|(node, cluster, written_at, resources)| Saved { node, cluster, written_at, resources })
+    }
+
+    fn sample() -> Saved {
+        let body = (0..=255).collect();
+        let name = "shop/p".to_owned();
+        let resource = SavedResource {
+            type_url: super::super::AUTHORIZATION_TYPE.to_owned(),
+            name,
+            version: "7".to_owned(),
+            body,
+        };
+        let written_at = UNIX_EPOCH + Duration::new(1_800_000_000, 5);
+        Saved { node: "node-1".to_owned(), cluster: "Kubernetes".to_owned(), written_at, resources: vec![resource] }
+    }
+
+    #[test]
+    fn the_checksum_is_crc_64_xz() {
+        // The check value of the catalogue of parametrised CRC algorithms.
+        assert_eq!(crc64(b"123456789"), 0x995d_c9bb_df19_39fa);
+    }
+
+    #[test]
+    fn any_changed_byte_any_cut_and_anything_added_is_refused() {
+        let file = sample().encode();
+        assert_eq!(decode(&file), Ok(sample()));
+        for at in 0..file.len() {
+            for bits in [1u8, 0x80, 0xff] {
+                let mut damaged = file.clone();
+                damaged[at] ^= bits;
+                assert!(decode(&damaged).is_err(), "byte {at} changed by {bits:#x} was not noticed");
+            }
+            assert!(decode(&file[..at]).is_err(), "a file cut at {at} was read");
+        }
+        assert!(decode(&[file.as_slice(), b"\0"].concat()).is_err());
+    }
+
+    #[test]
+    fn a_file_of_another_schema_or_node_is_named_as_such() {
+        let mut file = sample().encode();
+        file[8] = 2;
+        assert_eq!(decode(&file), Err(BadSaved::Schema(2)));
+        assert_eq!(decode(b"PNG"), Err(BadSaved::Magic));
+        assert_eq!(sample().belongs_to("node-1", "Kubernetes"), Ok(()));
+        assert!(matches!(sample().belongs_to("node-2", "Kubernetes"), Err(BadSaved::Elsewhere { .. })));
+        assert!(matches!(sample().belongs_to("node-1", "other"), Err(BadSaved::Elsewhere { .. })));
+    }
+
+    proptest! {
+        #[test]
+        fn what_is_written_is_read(saved in saved()) {
+            prop_assert_eq!(decode(&saved.encode()), Ok(saved));
+        }
+
+        #[test]
+        fn any_changed_byte_of_any_file_is_refused(saved in saved(), at in any::<prop::sample::Index>(), bits in 1..=255u8) {
+            let mut file = saved.encode();
+            *at.get_mut(&mut file) ^= bits;
+            prop_assert!(decode(&file).is_err());
+        }
+
+        #[test]
+        fn garbage_is_refused(mut bytes in prop::collection::vec(any::<u8>(), 0..200), magic in any::<bool>()) {
+            if magic {
+                bytes.splice(0..0, MAGIC.iter().copied());
+            }
+            prop_assert!(decode(&bytes).is_err());
+        }
+    }
+}

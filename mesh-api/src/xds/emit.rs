@@ -1,0 +1,222 @@
+//! Model → wire, for the control plane. Never fails: the model holds nothing that the wire cannot say.
+
+use std::net::IpAddr;
+
+use mesh_model::policy::{
+    Action, AddressBlock, Match, Policy, Rule, Scope, ServiceAccountMatch, StringMatch, block_parts,
+};
+use mesh_model::{Health, NetworkPolicy, Service, Tunnel, Workload};
+use prost::Message;
+
+use super::{POLICY_EXTENSION, WORKLOAD_EXTENSION, culvert, security, workload as wire};
+
+impl From<&Workload> for wire::Address {
+    fn from(workload: &Workload) -> Self {
+        let Workload {
+            uid,
+            pod,
+            pod_uid,
+            service_account,
+            trust_domain,
+            addresses,
+            node,
+            tunnel,
+            policies,
+            health,
+            services,
+            network_policy,
+            host_network,
+        } = workload;
+        let extension = culvert::Extension {
+            network_policy: match network_policy {
+                NetworkPolicy::Selected => culvert::NetworkPolicy::Selected,
+                NetworkPolicy::Unselected => culvert::NetworkPolicy::Unselected,
+            }
+            .into(),
+            pod_uid: pod_uid.as_ref().map(ToString::to_string).unwrap_or_default(),
+        };
+        let message = wire::Workload {
+            uid: uid.to_string(),
+            name: pod.name.clone(),
+            namespace: pod.namespace.clone(),
+            addresses: addresses.iter().copied().map(ip_bytes).collect(),
+            tunnel_protocol: match tunnel {
+                Tunnel::Clear => wire::TunnelProtocol::None,
+                Tunnel::Hbone => wire::TunnelProtocol::Hbone,
+            }
+            .into(),
+            trust_domain: trust_domain.to_string(),
+            service_account: service_account.clone(),
+            node: node.clone(),
+            workload_type: wire::WorkloadType::Pod.into(),
+            workload_name: pod.name.clone(),
+            authorization_policies: policies.iter().map(ToString::to_string).collect(),
+            status: match health {
+                Health::Healthy => wire::WorkloadStatus::Healthy,
+                Health::Unhealthy => wire::WorkloadStatus::Unhealthy,
+            }
+            .into(),
+            cluster_id: uid.cluster().unwrap_or_default().to_owned(),
+            services: services.iter().map(|(key, ports)| (key.to_string(), port_list(ports))).collect(),
+            network_mode: if *host_network { wire::NetworkMode::HostNetwork } else { wire::NetworkMode::Standard }
+                .into(),
+            extensions: vec![wire::Extension {
+                name: WORKLOAD_EXTENSION.to_owned(),
+                config: Some(any("culvert.workload.v1.Extension", &extension)),
+            }],
+            ..wire::Workload::default()
+        };
+        Self { r#type: Some(wire::address::Type::Workload(message)) }
+    }
+}
+
+fn port_list(ports: &[(u16, u16)]) -> wire::PortList {
+    let pair = |&(service, target): &(u16, u16)| wire::Port {
+        service_port: service.into(),
+        target_port: target.into(),
+        app_protocol: wire::AppProtocol::Unknown.into(),
+    };
+    wire::PortList { ports: ports.iter().map(pair).collect() }
+}
+
+impl From<&Service> for wire::Address {
+    fn from(service: &Service) -> Self {
+        use wire::load_balancing::{HealthPolicy, Mode, Scope};
+        let Service { key, name, vips, ports, subject_alt_names, publish_not_ready, local_only } = service;
+        let balancing = wire::LoadBalancing {
+            routing_preference: if *local_only { vec![Scope::Node.into()] } else { Vec::new() },
+            mode: if *local_only { Mode::Strict } else { Mode::UnspecifiedMode }.into(),
+            health_policy: if *publish_not_ready { HealthPolicy::AllowAll } else { HealthPolicy::OnlyHealthy }.into(),
+        };
+        let message = wire::Service {
+            name: name.clone(),
+            namespace: key.namespace.clone(),
+            hostname: key.hostname.clone(),
+            addresses: vips
+                .iter()
+                .map(|vip| wire::NetworkAddress { network: String::new(), address: ip_bytes(*vip), length: None })
+                .collect(),
+            ports: ports
+                .iter()
+                .map(|port| wire::Port {
+                    service_port: port.service_port.into(),
+                    target_port: port.target_port.unwrap_or_default().into(),
+                    app_protocol: wire::AppProtocol::Unknown.into(),
+                })
+                .collect(),
+            subject_alt_names: subject_alt_names.iter().map(ToString::to_string).collect(),
+            load_balancing: (balancing != wire::LoadBalancing::default()).then_some(balancing),
+            ..wire::Service::default()
+        };
+        Self { r#type: Some(wire::address::Type::Service(message)) }
+    }
+}
+
+/// The bytes of an address on the wire.
+fn ip_bytes(ip: IpAddr) -> Vec<u8> {
+    match ip.to_canonical() {
+        IpAddr::V4(v4) => v4.octets().to_vec(),
+        IpAddr::V6(v6) => v6.octets().to_vec(),
+    }
+}
+
+impl From<&Policy> for security::Authorization {
+    fn from(policy: &Policy) -> Self {
+        let Policy { key, scope, action, rules, dry_run, invalid } = policy;
+        let mut message = Self {
+            name: key.name.clone(),
+            namespace: key.namespace.clone(),
+            scope: match scope {
+                Scope::Global => security::Scope::Global,
+                Scope::Namespace => security::Scope::Namespace,
+                Scope::Selector => security::Scope::WorkloadSelector,
+            }
+            .into(),
+            dry_run: *dry_run,
+            ..Self::default()
+        };
+        if *invalid {
+            // "Deny everything", so that a proxy that does not know our mark refuses as well.
+            message.set_action(security::Action::Deny);
+            message.rules = vec![security::Rule::default()];
+            let mark = any("culvert.workload.v1.Policy", &culvert::Policy { invalid: true });
+            message.extensions = vec![security::Extension { name: POLICY_EXTENSION.to_owned(), config: Some(mark) }];
+        } else {
+            message.set_action(match action {
+                Action::Allow => security::Action::Allow,
+                Action::Deny => security::Action::Deny,
+            });
+            message.rules = rules.iter().map(wire_rule).collect();
+        }
+        message
+    }
+}
+
+fn wire_rule(rule: &Rule) -> security::Rule {
+    let clause = |clause: &mesh_model::policy::Clause| security::Clause {
+        matches: clause.matches.iter().map(wire_match).collect(),
+    };
+    security::Rule { clauses: rule.clauses.iter().map(clause).collect() }
+}
+
+fn wire_match(conditions: &Match) -> security::Match {
+    let Match {
+        namespaces,
+        not_namespaces,
+        principals,
+        not_principals,
+        service_accounts,
+        not_service_accounts,
+        source_ips,
+        not_source_ips,
+        destination_ips,
+        not_destination_ips,
+        destination_ports,
+        not_destination_ports,
+    } = conditions;
+    let strings = |all: &[StringMatch]| all.iter().map(wire_string).collect();
+    let accounts = |all: &[ServiceAccountMatch]| all.iter().map(wire_account).collect();
+    let blocks = |all: &[AddressBlock]| all.iter().map(wire_block).collect();
+    let ports = |all: &[u16]| all.iter().copied().map(u32::from).collect();
+    security::Match {
+        namespaces: strings(namespaces),
+        not_namespaces: strings(not_namespaces),
+        principals: strings(principals),
+        not_principals: strings(not_principals),
+        source_ips: blocks(source_ips),
+        not_source_ips: blocks(not_source_ips),
+        destination_ips: blocks(destination_ips),
+        not_destination_ips: blocks(not_destination_ips),
+        destination_ports: ports(destination_ports),
+        not_destination_ports: ports(not_destination_ports),
+        service_accounts: accounts(service_accounts),
+        not_service_accounts: accounts(not_service_accounts),
+        extensions: Vec::new(),
+    }
+}
+
+fn wire_string(text: &StringMatch) -> security::StringMatch {
+    use security::string_match::MatchType;
+    let match_type = match text {
+        StringMatch::Exact(text) => MatchType::Exact(text.clone()),
+        StringMatch::Prefix(text) => MatchType::Prefix(text.clone()),
+        StringMatch::Suffix(text) => MatchType::Suffix(text.clone()),
+        StringMatch::Presence => MatchType::Presence(()),
+    };
+    security::StringMatch { match_type: Some(match_type) }
+}
+
+fn wire_account(account: &ServiceAccountMatch) -> security::ServiceAccountMatch {
+    let ServiceAccountMatch { namespace, service_account } = account;
+    security::ServiceAccountMatch { namespace: namespace.clone(), service_account: service_account.clone() }
+}
+
+fn wire_block(block: &AddressBlock) -> security::Address {
+    let (address, length) = block_parts(block);
+    security::Address { address: ip_bytes(address), length }
+}
+
+/// A message as an `Any` of this type.
+fn any(type_name: &str, message: &impl Message) -> prost_types::Any {
+    prost_types::Any { type_url: format!("type.googleapis.com/{type_name}"), value: message.encode_to_vec() }
+}
