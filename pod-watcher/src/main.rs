@@ -1,4 +1,62 @@
-//! placeholder while modules land
-#![allow(dead_code, unused_imports)]
+//! `pod-watcher`: the node's daemon for pods.
+//!
+//! Read in the order in which a pod meets it: [`cni`] takes the plugin's call, [`node`] owns what is known and steps [`enrol`],
+//! [`sandbox`] works in the pod's netns, [`keepers`] tells node-proxy; [`source`] and [`watch`] say what the world wants. It holds
+//! no pod key, parses nothing from the network, and never changes the node's own netns.
+
+mod admin;
+mod args;
+mod cni;
 mod enrol;
-fn main() {}
+mod facts;
+mod keepers;
+mod metrics;
+mod node;
+mod privileges;
+mod sandbox;
+mod serve;
+mod source;
+mod state_dir;
+mod status;
+mod watch;
+
+use std::process::ExitCode;
+
+use args::{Cli, Command};
+use clap::Parser;
+
+/// Blocking work at a time: rules and listeners of pods. Each is well below a millisecond of CPU, and a commit waits for the
+/// kernel's grace period; more would only queue there.
+const BLOCKING_THREADS: usize = 16;
+
+fn main() -> ExitCode {
+    let cli = Cli::parse();
+    let done = match cli.command {
+        Some(Command::Admin(args)) => runtime().and_then(|runtime| runtime.block_on(admin::run(&args))),
+        None => daemon(cli.run),
+    };
+    match done {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("pod-watcher: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn daemon(args: args::RunArgs) -> anyhow::Result<()> {
+    let format = match args.log_format {
+        args::LogFormat::Text => mesh_daemon::logs::Format::Text,
+        args::LogFormat::Json => mesh_daemon::logs::Format::Json,
+    };
+    // Before any thread exists: capabilities are per thread.
+    privileges::limit()?;
+    mesh_daemon::logs::init("pod-watcher", format);
+    runtime()?
+        .block_on(serve::run(args))
+        .inspect_err(|error| tracing::error!(error = format!("{error:#}"), "pod-watcher ends"))
+}
+
+fn runtime() -> anyhow::Result<tokio::runtime::Runtime> {
+    Ok(tokio::runtime::Builder::new_current_thread().enable_all().max_blocking_threads(BLOCKING_THREADS).build()?)
+}

@@ -19,5 +19,7 @@ mod step;
 mod tests;
 
 pub use event::{Action, Delivered, Event, Failure, InForce, KeeperId, Observed, RequestId, Stage, Timer};
-pub use pod::{Again, Guard, Phase, Pod, Want};
+#[cfg(test)]
+pub use pod::Guard;
+pub use pod::{Phase, Pod, Want};
 pub use step::step;

@@ -25,9 +25,13 @@ impl Pod {
             Event::KeeperUp(keeper) => self.keeper_up(keeper, out),
             Event::KeeperDown(keeper) => self.keeper_down(keeper, out),
             Event::Ack { keeper, epoch, what } if epoch == self.epoch => self.acked(keeper, what, out),
-            Event::Nack { keeper, epoch, what, failure } if epoch == self.epoch => self.refused(keeper, what, failure, out),
+            Event::Nack { keeper, epoch, what, failure } if epoch == self.epoch => {
+                self.refused(keeper, what, failure, out)
+            }
             Event::RulesApplied { epoch, stage } if epoch == self.epoch => self.applied(stage, out),
-            Event::RulesFailed { epoch, stage, failure } if epoch == self.epoch => self.not_applied(stage, failure, out),
+            Event::RulesFailed { epoch, stage, failure } if epoch == self.epoch => {
+                self.not_applied(stage, failure, out)
+            }
             Event::RulesRemoved { epoch } if epoch == self.epoch => self.removed(out),
             Event::RemoveFailed { epoch, failure } if epoch == self.epoch => self.not_removed(failure, out),
             Event::RulesDrift { epoch } if epoch == self.epoch => self.drift(out),
@@ -82,7 +86,8 @@ impl Pod {
                 out.push(Action::Report(Observed::Adopted));
             }
             (Want::Plain, InForce::Table(_)) => self.undo(out),
-            (Want::Plain | Want::Gone, InForce::Nothing) | (Want::Gone, InForce::Table(Stage::Deny | Stage::Drain)) => {}
+            (Want::Plain | Want::Gone, InForce::Nothing) | (Want::Gone, InForce::Table(Stage::Deny | Stage::Drain)) => {
+            }
         }
     }
 
@@ -98,9 +103,13 @@ impl Pod {
         match self.phase {
             Phase::Absent | Phase::Undoing | Phase::Draining | Phase::Parting | Phase::Left => {}
             // Nothing redirects: only keepers have to let go.
-            Phase::Offered(Guard::Open) | Phase::Listening(Guard::Open) | Phase::Failed(Guard::Open, _) => self.drain(false, out),
+            Phase::Offered(Guard::Open) | Phase::Listening(Guard::Open) | Phase::Failed(Guard::Open, _) => {
+                self.drain(false, out)
+            }
             Phase::Denying | Phase::Captured | Phase::Swapping(_) => self.undo(out),
-            Phase::Offered(Guard::Deny) | Phase::Listening(Guard::Deny) | Phase::Failed(Guard::Deny, _) => self.undo(out),
+            Phase::Offered(Guard::Deny) | Phase::Listening(Guard::Deny) | Phase::Failed(Guard::Deny, _) => {
+                self.undo(out)
+            }
         }
     }
 
@@ -113,7 +122,9 @@ impl Pod {
         self.keepers.insert(keeper, Served::Idle);
         match self.phase {
             // While rules are being removed they may still redirect: what the keeper is not told, it lets go.
-            Phase::Offered(_) | Phase::Listening(_) | Phase::Swapping(_) | Phase::Captured | Phase::Undoing => self.offer_one(keeper, out),
+            Phase::Offered(_) | Phase::Listening(_) | Phase::Swapping(_) | Phase::Captured | Phase::Undoing => {
+                self.offer_one(keeper, out)
+            }
             Phase::Failed(guard, Again::ByUs) if self.want == Want::Enrolled => self.offer(guard, out),
             Phase::Absent | Phase::Denying | Phase::Draining | Phase::Parting | Phase::Failed(..) | Phase::Left => {}
         }
@@ -268,7 +279,10 @@ impl Pod {
                     (true, false) => {
                         out.push(Action::Report(Observed::Unserved(not_listening())));
                         // The keeper believes that it serves: it is told again.
-                        self.keepers.values_mut().filter(|one| **one == Served::Serving).for_each(|one| *one = Served::Refused);
+                        self.keepers
+                            .values_mut()
+                            .filter(|one| **one == Served::Serving)
+                            .for_each(|one| *one = Served::Refused);
                         out.push(Action::Arm { epoch: self.epoch, timer: Timer::Retry });
                     }
                     _ => {}
@@ -300,8 +314,12 @@ impl Pod {
             Phase::Failed(guard, Again::ByUs) if self.want == Want::Enrolled => self.offer(guard, out),
             Phase::Undoing => out.push(Action::Apply { epoch: self.epoch, stage: Stage::Drain }),
             Phase::Captured => {
-                let refused: Vec<KeeperId> =
-                    self.keepers.iter().filter(|(_, served)| **served == Served::Refused).map(|(keeper, _)| *keeper).collect();
+                let refused: Vec<KeeperId> = self
+                    .keepers
+                    .iter()
+                    .filter(|(_, served)| **served == Served::Refused)
+                    .map(|(keeper, _)| *keeper)
+                    .collect();
                 refused.into_iter().for_each(|keeper| self.offer_one(keeper, out));
             }
             _ => {}
@@ -413,7 +431,11 @@ impl Pod {
 }
 
 fn gone() -> Failure {
-    Failure { reason: Reason::Conflict, message: "the container was deleted meanwhile".to_owned(), next: "nothing, if the pod was deleted" }
+    Failure {
+        reason: Reason::Conflict,
+        message: "the container was deleted meanwhile".to_owned(),
+        next: "nothing, if the pod was deleted",
+    }
 }
 
 fn no_record() -> Failure {

@@ -175,7 +175,11 @@ impl World {
             Delivered::Withdraw => self.serving.remove(&keeper),
         };
         let failure = failure();
-        self.event(if works { Event::Ack { keeper, epoch, what } } else { Event::Nack { keeper, epoch, what, failure } });
+        self.event(if works {
+            Event::Ack { keeper, epoch, what }
+        } else {
+            Event::Nack { keeper, epoch, what, failure }
+        });
     }
 
     fn event(&mut self, event: Event) {
@@ -186,7 +190,11 @@ impl World {
         }
         let repeatable = matches!(
             event,
-            Event::Ack { .. } | Event::RulesApplied { .. } | Event::RulesFailed { .. } | Event::RulesRemoved { .. } | Event::Timeout { .. }
+            Event::Ack { .. }
+                | Event::RulesApplied { .. }
+                | Event::RulesFailed { .. }
+                | Event::RulesRemoved { .. }
+                | Event::Timeout { .. }
         );
         if repeatable && self.past.len() < 50 {
             self.past.push(event.clone());
@@ -212,7 +220,10 @@ impl World {
             }
             Action::Apply { epoch, stage: Stage::Redirect } => {
                 let repair = matches!(cause, Event::RulesDrift { .. });
-                assert!(repair || (self.acked.contains(&epoch) && self.seen.contains(&epoch)), "redirect before ack and listeners");
+                assert!(
+                    repair || (self.acked.contains(&epoch) && self.seen.contains(&epoch)),
+                    "redirect before ack and listeners"
+                );
                 self.jobs.push_back(Job::Apply(epoch, Stage::Redirect));
             }
             Action::Apply { epoch, stage: Stage::Drain } => self.jobs.push_back(Job::Apply(epoch, Stage::Drain)),
@@ -305,7 +316,9 @@ fn an_add_goes_deny_offer_listeners_redirect_answer() {
 
 #[test]
 fn a_failure_before_the_swap_fails_the_add_and_leaves_deny() {
-    for failing in [vec![ADD, WORKS, NACK], vec![ADD, WORKS, ACK, WORKS, FAILS], vec![ADD, WORKS, Op::Fire(Timer::Deadline)]] {
+    for failing in
+        [vec![ADD, WORKS, NACK], vec![ADD, WORKS, ACK, WORKS, FAILS], vec![ADD, WORKS, Op::Fire(Timer::Deadline)]]
+    {
         let mut world = enrolled();
         run(&mut world, &failing);
         assert_eq!(world.answered.values().next(), Some(&false), "{failing:?}");

@@ -1,0 +1,140 @@
+//! What the command line says: as given, checked by clap, immutable after.
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+
+use clap::{Parser, Subcommand, ValueEnum};
+
+/// The node's daemon for pods: answers the CNI plugin, decides enrolment, writes and audits capture rules, tells node-proxy.
+#[derive(Debug, Parser)]
+#[command(version, args_conflicts_with_subcommands = true)]
+pub struct Cli {
+    /// Ask a running pod-watcher instead of being one.
+    #[command(subcommand)]
+    pub command: Option<Command>,
+    /// How to run.
+    #[command(flatten)]
+    pub run: RunArgs,
+}
+
+/// Asks a running pod-watcher.
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Show what a running pod-watcher knows: `admin pods`, `admin rules NAMESPACE/POD`.
+    Admin(AdminArgs),
+}
+
+/// `pod-watcher admin`.
+#[derive(Debug, clap::Args)]
+pub struct AdminArgs {
+    /// Its admin socket.
+    #[arg(long, env = "CULVERT_ADMIN_SOCKET", default_value = "/run/culvert/watcher-admin.sock")]
+    pub admin_socket: PathBuf,
+    /// How to print.
+    #[arg(short, long, value_enum, default_value_t = Output::Table)]
+    pub output: Output,
+    /// What to show.
+    #[command(subcommand)]
+    pub verb: AdminVerb,
+}
+
+/// What `pod-watcher admin` shows.
+#[derive(Debug, Subcommand)]
+pub enum AdminVerb {
+    /// Every pod that is or was enrolled, and the keepers.
+    Pods,
+    /// The rules in a pod's network namespace, read back, and their counters.
+    Rules {
+        /// NAMESPACE/POD.
+        pod: String,
+    },
+}
+
+/// How answers are printed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Output {
+    /// Columns for people.
+    Table,
+    /// For programs.
+    Json,
+}
+
+/// How rules are protected against other programs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum TableMode {
+    /// Owned where the kernel can, else plain.
+    Auto,
+    /// An owned table; refuses to start where the kernel has none (before Linux 6.9).
+    Owned,
+    /// A plain table: what is changed by others is repaired.
+    Plain,
+}
+
+/// What happens to connections that a pod has when it is enrolled.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum OnEnroll {
+    /// They go on as they are.
+    Keep,
+}
+
+/// Form of log lines.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum LogFormat {
+    /// For people.
+    Text,
+    /// For programs.
+    Json,
+}
+
+/// Flags of the daemon; each has an environment variable.
+#[derive(Clone, Debug, clap::Args)]
+pub struct RunArgs {
+    /// This node's name: pods bound to it are ours.
+    #[arg(long, env = "CULVERT_NODE_NAME", required = true)]
+    pub node_name: Option<String>,
+    /// Directory of Kubernetes manifests to take pods from.
+    #[arg(long, env = "CULVERT_SOURCE", required = true)]
+    pub source: Option<PathBuf>,
+    /// Socket that the CNI plugin dials.
+    #[arg(long, env = "CULVERT_CNI_SOCKET", default_value = mesh_api::link::cni::SOCKET)]
+    pub cni_socket: PathBuf,
+    /// Socket that node-proxy's keepers dial.
+    #[arg(long, env = "CULVERT_PROXY_SOCKET", default_value = mesh_api::link::proxy::SOCKET)]
+    pub proxy_socket: PathBuf,
+    /// Socket of `pod-watcher admin`.
+    #[arg(long, env = "CULVERT_ADMIN_SOCKET", default_value = "/run/culvert/watcher-admin.sock")]
+    pub admin_socket: PathBuf,
+    /// State shared with the CNI plugin; survives a reboot.
+    #[arg(long, env = "CULVERT_STATE_DIR", default_value = "/var/lib/culvert/cni")]
+    pub state_dir: PathBuf,
+    /// Where events and pod conditions are written.
+    #[arg(long, env = "CULVERT_STATUS_DIR", default_value = "/run/culvert/status")]
+    pub status_dir: PathBuf,
+    /// How rules are protected against other programs.
+    #[arg(long, env = "CULVERT_TABLE_MODE", value_enum, default_value_t = TableMode::Auto)]
+    pub table_mode: TableMode,
+    /// Address of metrics and health.
+    #[arg(long, env = "CULVERT_METRICS_ADDRESS", default_value = "[::]:15025")]
+    pub metrics_address: SocketAddr,
+    /// Namespaces that are never enrolled.
+    #[arg(
+        long = "exclude-namespace",
+        env = "CULVERT_EXCLUDE_NAMESPACES",
+        value_delimiter = ',',
+        default_value = "kube-system"
+    )]
+    pub exclude_namespaces: Vec<String>,
+    /// The mesh's own namespace: never enrolled.
+    #[arg(long, env = "CULVERT_OWN_NAMESPACE", default_value = "culvert-system")]
+    pub own_namespace: String,
+    /// What happens to connections that a running pod has when it is enrolled.
+    #[arg(long, env = "CULVERT_ON_ENROLL", value_enum, default_value_t = OnEnroll::Keep)]
+    pub on_enroll: OnEnroll,
+    /// How long captured connections of a pod that opted out may go on before the last rules are removed; not less than the
+    /// worker's own drain deadline.
+    #[arg(long, env = "CULVERT_LINGER_SECONDS", default_value_t = 600)]
+    pub linger_seconds: u64,
+    /// Form of log lines.
+    #[arg(long, env = "CULVERT_LOG_FORMAT", value_enum, default_value_t = LogFormat::Text)]
+    pub log_format: LogFormat,
+}

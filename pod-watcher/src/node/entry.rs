@@ -1,0 +1,114 @@
+//! What the node holds for one pod beside the state of its enrolment.
+
+use std::collections::BTreeSet;
+use std::net::IpAddr;
+
+use mesh_api::link::PodFacts;
+use mesh_model::Mark;
+use mesh_net::capture;
+use rand::TryRngCore;
+
+use crate::enrol::{KeeperId, Pod, Want};
+use crate::sandbox::Sandbox;
+use crate::source::PodRecord;
+use crate::status::Condition;
+
+/// One pod.
+#[derive(Debug)]
+pub struct Entry {
+    /// Its enrolment.
+    pub machine: Pod,
+    /// What the source said last.
+    pub record: PodRecord,
+    /// Addresses that the CNI gave it; empty for a pod that was there before us.
+    pub addresses: Vec<IpAddr>,
+    /// The mark of this enrolment.
+    pub mark: Mark,
+    /// Of the rules.
+    pub generation: u64,
+    /// Its netns.
+    pub sandbox: Option<Sandbox>,
+    /// The sandbox before it, until the machine lets go of it.
+    pub previous: Option<Sandbox>,
+    /// (container id, interface) of its ADDs; empty for a pod that was there before us.
+    pub containers: BTreeSet<(String, String)>,
+    /// As last read back.
+    pub rules: Option<capture::Stage>,
+    /// As last read back.
+    pub listeners: bool,
+    /// Last word and sentence for its condition.
+    pub said: (String, String),
+    /// As last written.
+    pub condition: Option<Condition>,
+    /// What an audit found, for the event that the machine asks for.
+    pub drift: String,
+    /// Whether a process of it was ever seen.
+    pub seen_alive: bool,
+    /// Scans in a row that saw none.
+    pub missed: u32,
+    /// A DEL came that could not be told to be of this very container.
+    pub deleted: bool,
+    /// Whether its rules are being read for the first time.
+    pub reading: bool,
+    /// Failures in a row, for the time between tries.
+    pub failures: u32,
+}
+
+impl Entry {
+    /// A pod that nothing is known of but its record.
+    pub fn new(record: PodRecord, keepers: impl IntoIterator<Item = KeeperId>) -> std::io::Result<Self> {
+        Ok(Self {
+            machine: Pod::new(want(Some(&record)), keepers),
+            record,
+            addresses: Vec::new(),
+            mark: draw_mark()?,
+            generation: 0,
+            sandbox: None,
+            previous: None,
+            containers: BTreeSet::new(),
+            rules: None,
+            listeners: false,
+            said: ("Pending".to_owned(), "enrolment has begun".to_owned()),
+            condition: None,
+            drift: String::new(),
+            seen_alive: false,
+            missed: 0,
+            deleted: false,
+            reading: false,
+            failures: 0,
+        })
+    }
+
+    /// What keepers are told.
+    pub fn facts(&self) -> PodFacts {
+        PodFacts {
+            uid: self.record.uid.to_string(),
+            namespace: self.record.name.namespace.clone(),
+            name: self.record.name.name.clone(),
+            service_account: self.record.service_account.clone(),
+            addresses: if self.addresses.is_empty() { self.record.addresses.clone() } else { self.addresses.clone() },
+            mark: self.mark.value(),
+            probe_ports: self.record.probe_ports.clone(),
+        }
+    }
+}
+
+/// What the record wants.
+pub fn want(record: Option<&PodRecord>) -> Want {
+    match record {
+        Some(record) if record.enrolment.is_enrolled() => Want::Enrolled,
+        Some(_) => Want::Plain,
+        None => Want::Gone,
+    }
+}
+
+/// From the kernel's generator: who could guess it could leave capture.
+pub fn draw_mark() -> std::io::Result<Mark> {
+    loop {
+        let bits = rand::rngs::OsRng.try_next_u32().map_err(std::io::Error::other)?;
+        let public = [capture::CONNMARK, capture::FWMARK].contains(&(bits & Mark::MASK));
+        if let Some(mark) = Mark::from_random(bits).filter(|_| !public) {
+            return Ok(mark);
+        }
+    }
+}

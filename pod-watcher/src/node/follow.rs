@@ -1,0 +1,283 @@
+//! Follows the world: records, keepers, answers, processes, what sandboxes report.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+
+use mesh_api::link::NodeFacts;
+use mesh_api::link::proxy::{Refused, ToKeeper};
+use mesh_model::{PodUid, Reason};
+use mesh_net::capture;
+use mesh_net::procfs::{self, PodProcess};
+use mesh_net::{Netns, NetnsId};
+
+use super::entry::{Entry, want};
+use super::{Input, Node, Unanswered};
+use crate::enrol::{Delivered, Event, Failure, InForce, KeeperId, Phase, Stage, Want};
+use crate::keepers::{self, KeeperHandle};
+use crate::sandbox::{Done, Job, Sandbox};
+use crate::source::Records;
+use crate::watch::Scan;
+
+impl Node {
+    pub(super) fn records(&mut self, records: Records) {
+        self.records = records;
+        let uids: Vec<PodUid> = self.pods.keys().cloned().collect();
+        for uid in uids {
+            let record = self.records.pods.get(&uid).cloned();
+            let now = want(record.as_ref());
+            let Some(entry) = self.pods.get_mut(&uid) else { continue };
+            let mut changed = false;
+            if let Some(record) = record {
+                let before = entry.facts();
+                entry.record = record;
+                changed = entry.facts() != before;
+            }
+            if entry.machine.want() != now {
+                self.step(&uid, Event::Source(now));
+            }
+            if changed {
+                self.step(&uid, Event::FactsChanged);
+            }
+        }
+        self.admit_waiting();
+        // A label may have come to a pod that runs.
+        self.look.notify_one();
+    }
+
+    pub(super) fn keeper_up(&mut self, keeper: KeeperId, handle: KeeperHandle) {
+        tracing::info!(keeper, pid = handle.pid, "keeper connected");
+        self.keepers.insert(keeper, handle);
+        self.tell(keeper, ToKeeper::Node(self.facts.clone()), Vec::new());
+        let uids: Vec<PodUid> = self.pods.keys().cloned().collect();
+        for uid in uids {
+            self.step(&uid, Event::KeeperUp(keeper));
+        }
+        let id = self.number();
+        self.tell(keeper, ToKeeper::SnapshotEnd { id }, Vec::new());
+    }
+
+    pub(super) fn keeper_down(&mut self, keeper: KeeperId) {
+        if self.keepers.remove(&keeper).is_none() {
+            return;
+        }
+        tracing::warn!(keeper, "keeper gone: captured pods are refused new connections until one is back");
+        self.unanswered.retain(|_, one| one.keeper != keeper);
+        let uids: Vec<PodUid> = self.pods.keys().cloned().collect();
+        for uid in uids {
+            self.step(&uid, Event::KeeperDown(keeper));
+        }
+    }
+
+    pub(super) fn keeper_answer(&mut self, keeper: KeeperId, id: u64, refused: Option<Refused>) {
+        // Not found: answered twice, too late, or the end of a snapshot.
+        let Some(Unanswered { keeper: asked, uid, epoch, what }) = self.unanswered.remove(&id) else { return };
+        if asked != keeper {
+            return tracing::warn!(keeper, asked, "a keeper answered what another was told");
+        }
+        match (what, refused) {
+            (Some(what), None) => self.step(&uid, Event::Ack { keeper, epoch, what }),
+            (Some(what), Some(refused)) => {
+                self.step(&uid, Event::Nack { keeper, epoch, what, failure: keepers::failure(refused) });
+            }
+            (None, None) => {}
+            (None, Some(refused)) => {
+                tracing::warn!(keeper, %uid, cause = refused.message, "new facts of a pod were refused")
+            }
+        }
+    }
+
+    pub(super) fn unanswered_in_time(&mut self, id: u64) {
+        let Some(Unanswered { keeper, uid, epoch, what: Some(what) }) = self.unanswered.remove(&id) else { return };
+        let message = match what {
+            Delivered::Offer => "node-proxy did not take the pod within 5 s",
+            Delivered::Withdraw => "node-proxy did not let go of the pod within 5 s",
+        };
+        tracing::warn!(keeper, %uid, message, "keeper");
+        let next = "look at the node-proxy pod of this node (kubectl -n culvert-system get pods -o wide)";
+        let failure = Failure { reason: Reason::NotReady, message: message.to_owned(), next };
+        self.step(&uid, Event::Nack { keeper, epoch, what, failure });
+    }
+
+    pub(super) fn node_facts(&mut self, facts: NodeFacts) {
+        if self.facts == facts {
+            return;
+        }
+        self.facts = facts;
+        let keepers: Vec<KeeperId> = self.keepers.keys().copied().collect();
+        for keeper in keepers {
+            self.tell(keeper, ToKeeper::Node(self.facts.clone()), Vec::new());
+        }
+    }
+
+    pub(super) fn open_sandbox(&mut self, uid: &PodUid, netns: Netns) -> std::io::Result<Sandbox> {
+        let serial = self.number();
+        let (inputs, uid) = (self.inputs.clone(), uid.clone());
+        let report = Arc::new(move |done| {
+            let (inputs, uid) = (inputs.clone(), uid.clone());
+            let sent: std::pin::Pin<Box<dyn Future<Output = ()> + Send>> =
+                Box::pin(async move { inputs.send(Input::Sandbox { uid, serial, done }).await });
+            sent
+        });
+        Sandbox::open(netns, serial, self.kernel, &self.group, report)
+    }
+
+    pub(super) fn sandbox(&mut self, uid: &PodUid, serial: u64, done: Done) {
+        let Some(entry) = self.pods.get_mut(uid) else { return };
+        let Some(sandbox) = entry.sandbox.as_ref().filter(|sandbox| sandbox.serial == serial) else { return };
+        match done {
+            Done::Applied { epoch, spec, result: Ok(()) } => {
+                entry.rules = Some(spec.stage);
+                self.step(uid, Event::RulesApplied { epoch, stage: stage(spec.stage) });
+            }
+            Done::Applied { epoch, spec, result: Err(failure) } => {
+                self.step(uid, Event::RulesFailed { epoch, stage: stage(spec.stage), failure });
+            }
+            Done::Removed { epoch, result: Ok(()) } => {
+                entry.rules = None;
+                self.step(uid, Event::RulesRemoved { epoch });
+            }
+            Done::Removed { epoch, result: Err(failure) } => self.step(uid, Event::RemoveFailed { epoch, failure }),
+            Done::Listeners { epoch, all } => {
+                entry.listeners = all;
+                self.step(uid, Event::ListenersSeen { epoch, all });
+            }
+            Done::Read(found) => self.read_back(uid, found),
+            Done::Audited { jobs, drift, listeners, by } => {
+                self.metrics.audits.inc();
+                // Jobs sent since will change what it saw.
+                if !sandbox.is_current(jobs) {
+                    return;
+                }
+                let epoch = entry.machine.epoch();
+                entry.listeners = listeners;
+                if entry.machine.phase() == Phase::Captured {
+                    self.step(uid, Event::ListenersSeen { epoch, all: listeners });
+                }
+                if !drift.is_empty()
+                    && let Some(entry) = self.pods.get_mut(uid)
+                {
+                    let by = by.map(|by| format!(" (changed by {by})")).unwrap_or_default();
+                    entry.drift = format!("{}{by}", drift.join(", "));
+                    self.step(uid, Event::RulesDrift { epoch });
+                }
+            }
+        }
+    }
+
+    /// What was in the netns of a pod that was there before us.
+    fn read_back(&mut self, uid: &PodUid, found: Result<Option<capture::Found>, Failure>) {
+        let Some(entry) = self.pods.get_mut(uid) else { return };
+        entry.reading = false;
+        let in_force = match found {
+            Ok(None) => Some(InForce::Nothing),
+            Ok(Some(capture::Found { spec: Some(spec), .. })) => {
+                // Sockets that live carry this mark: it stays the one that exempts.
+                entry.mark = spec.mark;
+                entry.generation = spec.generation;
+                entry.rules = Some(spec.stage);
+                Some(InForce::Table(stage(spec.stage)))
+            }
+            // A table of ours that nobody can read: no mark to keep. It is written anew once the pod is served.
+            Ok(Some(capture::Found { spec: None, .. })) => Some(InForce::Nothing),
+            Err(failure) => {
+                tracing::warn!(pod = %entry.record.name, %uid, cause = failure.message, "rules of a running pod cannot be read; tried again");
+                None
+            }
+        };
+        match in_force {
+            Some(in_force) => self.step(uid, Event::Found(in_force)),
+            // Let go; the next scan finds it again.
+            None => self.settle(uid),
+        }
+        if let Some(adopting) = &mut self.adopting {
+            adopting.reading.remove(uid);
+        }
+        self.adopted();
+    }
+
+    fn adopted(&mut self) {
+        if let Some(adopting) = self.adopting.take_if(|adopting| adopting.scanned && adopting.reading.is_empty()) {
+            tracing::info!(pods = self.pods.len(), "pods of this node have been read back");
+            adopting.adopted.release();
+            // Whoever waited has been stopped meanwhile.
+            let _ = adopting.adoption.send(());
+        }
+    }
+
+    pub(super) fn scan(&mut self, scan: &Scan) {
+        let mut alive: BTreeMap<&PodUid, Vec<&PodProcess>> = BTreeMap::new();
+        for process in scan.processes.iter().filter(|process| !self.kernel.is_host(process.netns)) {
+            alive.entry(&process.uid).or_default().push(process);
+        }
+        self.find_gone(&alive, &scan.mounted);
+        let first = self.adopting.as_ref().is_some_and(|adopting| !adopting.scanned);
+        for (uid, processes) in alive {
+            let Some(record) = self.records.pods.get(uid) else { continue };
+            // At the first look plain pods are read too: they may have opted out while we were away.
+            if self.pods.contains_key(uid) || (want(Some(record)) == Want::Plain && !first) {
+                continue;
+            }
+            let Some(oldest) = processes.first() else { continue };
+            if let Err(error) = self.found_running(uid, oldest) {
+                tracing::warn!(pod = %self.records.pods[uid].name, %uid, error, "running pod cannot be looked at; tried again");
+            }
+        }
+        if first && let Some(adopting) = &mut self.adopting {
+            adopting.scanned = true;
+        }
+        self.adopted();
+    }
+
+    fn found_running(&mut self, uid: &PodUid, process: &PodProcess) -> Result<(), String> {
+        let netns = procfs::open_netns(process.pid).map_err(|error| crate::sandbox::chain(&error))?;
+        if netns.id() != process.netns {
+            return Err(format!("process {} has ended meanwhile", process.pid));
+        }
+        let Some(record) = self.records.pods.get(uid).cloned() else { return Ok(()) };
+        let mut entry = Entry::new(record, self.keepers.keys().copied()).map_err(|error| error.to_string())?;
+        let mut sandbox = self.open_sandbox(uid, netns).map_err(|error| error.to_string())?;
+        sandbox.send(Job::Read);
+        entry.sandbox = Some(sandbox);
+        entry.reading = true;
+        entry.seen_alive = true;
+        self.pods.insert(uid.clone(), entry);
+        if let Some(adopting) = &mut self.adopting {
+            adopting.reading.insert(uid.clone());
+        }
+        Ok(())
+    }
+
+    /// A pod is gone when no process of it is left and something says so: its record, a DEL, or that it had processes before and
+    /// nothing else holds its netns. One scan may miss a process that is just being made, so it takes two.
+    fn find_gone(&mut self, alive: &BTreeMap<&PodUid, Vec<&PodProcess>>, mounted: &BTreeSet<NetnsId>) {
+        let mut gone = Vec::new();
+        for (uid, entry) in &mut self.pods {
+            let held = entry.sandbox.as_ref().map(|sandbox| sandbox.id);
+            let lives =
+                alive.get(uid).is_some_and(|processes| processes.iter().any(|process| Some(process.netns) == held));
+            if lives {
+                entry.seen_alive = true;
+                entry.missed = 0;
+                continue;
+            }
+            entry.missed += 1;
+            let is_mounted = held.is_some_and(|id| mounted.contains(&id));
+            let over = (entry.deleted && (!is_mounted || entry.missed >= 2))
+                || (entry.missed >= 2 && !is_mounted && (entry.seen_alive || entry.machine.want() == Want::Gone));
+            if over {
+                gone.push(uid.clone());
+            }
+        }
+        for uid in gone {
+            self.step(&uid, Event::NetnsGone);
+        }
+    }
+}
+
+fn stage(stage: capture::Stage) -> Stage {
+    match stage {
+        capture::Stage::Deny => Stage::Deny,
+        capture::Stage::Redirect => Stage::Redirect,
+        capture::Stage::Drain => Stage::Drain,
+    }
+}

@@ -1,0 +1,107 @@
+//! What people see: conditions, gauges, the admin socket's answers.
+
+use mesh_net::capture;
+use serde_json::{Value, json};
+use tokio::sync::oneshot;
+
+use super::Node;
+use super::entry::Entry;
+use crate::enrol::Phase;
+use crate::sandbox::Job;
+use crate::status::{Condition, Seen};
+
+impl Entry {
+    /// From what was read back.
+    pub(super) fn to_condition(&self) -> Condition {
+        Condition {
+            pod: self.record.name.to_string(),
+            enrolled: self.rules == Some(capture::Stage::Redirect) && self.machine.is_served(),
+            observed: Seen { rules: rules(self.rules), listeners: self.listeners },
+            reason: self.said.0.clone(),
+            message: self.said.1.clone(),
+        }
+    }
+}
+
+fn rules(stage: Option<capture::Stage>) -> &'static str {
+    match stage {
+        None => "none",
+        Some(capture::Stage::Deny) => "deny",
+        Some(capture::Stage::Redirect) => "redirect",
+        Some(capture::Stage::Drain) => "drain",
+    }
+}
+
+impl Node {
+    pub(super) fn gauge(&self) {
+        let count = |yes: &dyn Fn(&Entry) -> bool| {
+            i64::try_from(self.pods.values().filter(|entry| yes(entry)).count()).unwrap_or(i64::MAX)
+        };
+        self.metrics.captured.set(count(&|entry| entry.machine.phase() == Phase::Captured));
+        self.metrics.served.set(count(&|entry| entry.machine.is_served()));
+        self.metrics.keepers.set(i64::try_from(self.keepers.len()).unwrap_or(i64::MAX));
+    }
+
+    pub(super) fn admin(
+        &mut self,
+        request: &mesh_daemon::admin::Request,
+        reply: oneshot::Sender<Result<Value, String>>,
+    ) {
+        let answer = match (request.verb.as_str(), request.args.as_slice()) {
+            ("pods", []) => Ok(self.view()),
+            ("rules", [pod]) => return self.show_rules(pod, reply),
+            ("rules", _) => Err("rules takes one NAMESPACE/POD".to_owned()),
+            (verb, _) => Err(format!("unknown verb {verb:?}; there are pods and rules")),
+        };
+        // Whoever asked may have gone.
+        let _ = reply.send(answer);
+    }
+
+    fn view(&self) -> Value {
+        let pods: Vec<Value> = self
+            .pods
+            .iter()
+            .map(|(uid, entry)| {
+                json!({
+                    "pod": entry.record.name.to_string(),
+                    "uid": uid.as_str(),
+                    "phase": format!("{:?}", entry.machine.phase()),
+                    "rules": rules(entry.rules),
+                    "listeners": entry.listeners,
+                    "served": entry.machine.is_served(),
+                    "generation": entry.generation,
+                    "addresses": entry.facts().addresses,
+                    "service_account": entry.record.service_account,
+                    "netns": entry.sandbox.as_ref().map(|sandbox| sandbox.id.ino),
+                    "reason": entry.said.0,
+                    "message": entry.said.1,
+                })
+            })
+            .collect();
+        let keepers: Vec<Value> =
+            self.keepers.iter().map(|(id, keeper)| json!({ "keeper": id, "pid": keeper.pid })).collect();
+        json!({ "node": self.scope.node, "addresses": self.facts.addresses, "keepers": keepers, "pods": pods })
+    }
+
+    /// Answered by the sandbox, with nothing held up meanwhile.
+    fn show_rules(&mut self, pod: &str, reply: oneshot::Sender<Result<Value, String>>) {
+        let entry = self.pods.values_mut().find(|entry| entry.record.name.to_string() == pod);
+        let Some(sandbox) = entry.and_then(|entry| entry.sandbox.as_mut()) else {
+            let _ = reply.send(Err(format!("no enrolled pod {pod} on this node; see pods")));
+            return;
+        };
+        let (shown, answer) = oneshot::channel();
+        if !sandbox.send(Job::Show(shown)) {
+            let _ = reply.send(Err(format!("the netns of pod {pod} has too much to do")));
+            return;
+        }
+        self.group.spawn("rules for a person", async move {
+            let answer = match answer.await {
+                Ok(Ok((text, counters))) => Ok(json!({ "rules": text, "counters": counters })),
+                Ok(Err(error)) => Err(error),
+                Err(_) => Err("the pod has gone".to_owned()),
+            };
+            let _ = reply.send(answer);
+        });
+    }
+}

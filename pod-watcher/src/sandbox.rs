@@ -1,0 +1,373 @@
+//! One pod's netns: everything that is done there, one thing after the other, on blocking threads.
+//!
+//! A task owns the namespace's handles. Jobs come in order and are answered in order; between them it audits: at once when the
+//! kernel says that something changed, and every three seconds in any case. It decides nothing: what it finds goes to the node.
+
+use std::collections::BTreeMap;
+use std::os::fd::OwnedFd;
+use std::sync::Arc;
+use std::time::Duration;
+
+use mesh_api::link::worker::LISTENERS;
+use mesh_daemon::tasks;
+use mesh_model::Reason;
+use mesh_net::capture::{self, Found, Mode, Monitor, Session, Spec};
+use mesh_net::diag::Diag;
+use mesh_net::{Netns, NetnsId};
+use tokio::sync::{mpsc, oneshot};
+
+use crate::enrol::Failure;
+
+/// Behind the notifications, for what they do not tell.
+const AUDIT: Duration = Duration::from_secs(3);
+/// After an audit that a notification asked for: a pod that changes its rules in a loop gets at most 100 audits a second.
+const AUDIT_PAUSE: Duration = Duration::from_millis(10);
+/// Jobs of one pod: an enrolment has three, one after the other; the rest is room for people who ask.
+const JOBS: usize = 32;
+
+/// What is to be done.
+#[derive(Debug)]
+pub enum Job {
+    /// Write the rules and read them back.
+    Apply {
+        /// Echoed.
+        epoch: u32,
+        /// Which.
+        spec: Spec,
+    },
+    /// Remove them.
+    Remove {
+        /// Echoed.
+        epoch: u32,
+    },
+    /// Are all our listeners there?
+    Listeners {
+        /// Echoed.
+        epoch: u32,
+    },
+    /// What is there? For a pod that was there before us.
+    Read,
+    /// For people.
+    Show(oneshot::Sender<Result<Shown, String>>),
+}
+
+/// Rules as text, and what each counted: (packets, bytes).
+pub type Shown = (String, BTreeMap<String, (u64, u64)>);
+
+/// What came of it.
+#[derive(Debug)]
+pub enum Done {
+    /// [`Job::Apply`].
+    Applied {
+        /// Of the job.
+        epoch: u32,
+        /// Of the job.
+        spec: Spec,
+        /// Read back as written, or why not.
+        result: Result<(), Failure>,
+    },
+    /// [`Job::Remove`].
+    Removed {
+        /// Of the job.
+        epoch: u32,
+        /// Gone, or why not.
+        result: Result<(), Failure>,
+    },
+    /// [`Job::Listeners`].
+    Listeners {
+        /// Of the job.
+        epoch: u32,
+        /// All there. What cannot be read counts as not there.
+        all: bool,
+    },
+    /// [`Job::Read`].
+    Read(Result<Option<Found>, Failure>),
+    /// An audit.
+    Audited {
+        /// Jobs done before it: whoever has sent more since knows that this is old.
+        jobs: u64,
+        /// What differs; empty is fine.
+        drift: Vec<String>,
+        /// Whether all listeners are there.
+        listeners: bool,
+        /// Who is known to have changed something.
+        by: Option<String>,
+    },
+}
+
+/// The node's end. Dropping it ends the task and lets go of the namespace.
+#[derive(Debug)]
+pub struct Sandbox {
+    /// Which netns.
+    pub id: NetnsId,
+    /// Tells this sandbox's answers from those of an earlier one of the same pod.
+    pub serial: u64,
+    netns: Netns,
+    jobs: mpsc::Sender<Job>,
+    sent: u64,
+}
+
+/// What every sandbox needs to know.
+#[derive(Clone, Copy, Debug)]
+pub struct Kernel {
+    /// How tables are made.
+    pub mode: Mode,
+    /// Our own netns, which is the node's: never to be touched.
+    pub host: NetnsId,
+    /// That of pid 1, should it be another: never to be touched either.
+    pub pid1: NetnsId,
+}
+
+impl Kernel {
+    /// Whether this is no pod's.
+    pub fn is_host(&self, id: NetnsId) -> bool {
+        id == self.host || id == self.pid1
+    }
+}
+
+/// Where a sandbox's answers go.
+pub type Report = Arc<dyn Fn(Done) -> std::pin::Pin<Box<dyn Future<Output = ()> + Send>> + Send + Sync>;
+
+impl Sandbox {
+    /// Starts the task.
+    pub fn open(
+        netns: Netns,
+        serial: u64,
+        kernel: Kernel,
+        group: &tasks::Handle,
+        report: Report,
+    ) -> std::io::Result<Self> {
+        let (jobs, queue) = mpsc::channel(JOBS);
+        let id = netns.id();
+        let inside = Inside { netns: netns.try_clone()?, kernel, session: None };
+        group.spawn("sandbox", run(inside, queue, report));
+        Ok(Self { id, serial, netns, jobs, sent: 0 })
+    }
+
+    /// Queues a job; `false` when the queue is full or the task has died: the caller's deadline then says so.
+    pub fn send(&mut self, job: Job) -> bool {
+        let sent = self.jobs.try_send(job);
+        match &sent {
+            Ok(()) => self.sent += 1,
+            Err(error) => tracing::error!(netns = %self.id, %error, "job for a pod's netns lost"),
+        }
+        sent.is_ok()
+    }
+
+    /// Whether an audit saw what the last job left.
+    pub fn is_current(&self, jobs: u64) -> bool {
+        jobs == self.sent
+    }
+
+    /// The netns, for a keeper.
+    pub fn netns(&self) -> std::io::Result<OwnedFd> {
+        Ok(self.netns.try_clone()?.into_fd())
+    }
+}
+
+/// What lives on the blocking side.
+struct Inside {
+    netns: Netns,
+    kernel: Kernel,
+    session: Option<Session>,
+}
+
+async fn run(mut inside: Inside, mut jobs: mpsc::Receiver<Job>, report: Report) {
+    let mut done = 0;
+    let mut audit = false;
+    let mut monitor: Option<Monitor> = None;
+    let mut timer = tokio::time::interval(AUDIT);
+    timer.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    loop {
+        // Dropped half-way: a job stays in its queue, a notification in its socket, a tick comes again.
+        let by = tokio::select! {
+            biased;
+            job = jobs.recv() => {
+                let Some(job) = job else { return };
+                let Some((back, answer)) = blocking(inside, move |inside| inside.work(job)).await else { return };
+                inside = back;
+                done += 1;
+                audit = inside.audits(&answer, audit);
+                if audit && monitor.is_none() {
+                    monitor = inside.watch();
+                }
+                if let Some(answer) = answer {
+                    report(answer).await;
+                }
+                continue;
+            }
+            by = changed(&mut monitor), if audit => match by {
+                Foreign::By(name) => Some(name),
+                Foreign::No => continue,
+            },
+            _ = timer.tick(), if audit => None,
+        };
+        let pause = by.is_some();
+        let Some((back, answer)) = blocking(inside, move |inside| inside.audit(done, by)).await else { return };
+        inside = back;
+        report(answer).await;
+        if pause {
+            tokio::time::sleep(AUDIT_PAUSE).await;
+        }
+    }
+}
+
+/// Runs on the blocking pool. `None`: the work panicked, which has been logged; the pod's deadlines and audits say the rest.
+async fn blocking<T: Send + 'static>(
+    mut inside: Inside,
+    work: impl FnOnce(&mut Inside) -> T + Send + 'static,
+) -> Option<(Inside, T)> {
+    let id = inside.netns.id();
+    let ran = tokio::task::spawn_blocking(move || {
+        let answer = work(&mut inside);
+        (inside, answer)
+    });
+    ran.await.inspect_err(|error| tracing::error!(netns = %id, %error, "work in a pod's netns ended badly")).ok()
+}
+
+enum Foreign {
+    By(String),
+    No,
+}
+
+async fn changed(monitor: &mut Option<Monitor>) -> Foreign {
+    let Some(watching) = monitor else { return std::future::pending().await };
+    match watching.changed().await {
+        Ok(change) if change.own => Foreign::No,
+        Ok(change) => Foreign::By(match change.by {
+            Some(by) if by.name.is_empty() => format!("process {}", by.pid),
+            Some(by) => format!("{} (process {})", by.name, by.pid),
+            None => "an unknown process".to_owned(),
+        }),
+        Err(error) => {
+            tracing::warn!(%error, "notifications of a pod's netns ended; its timer goes on");
+            *monitor = None;
+            Foreign::No
+        }
+    }
+}
+
+impl Inside {
+    fn work(&mut self, job: Job) -> Option<Done> {
+        match job {
+            Job::Apply { epoch, spec } => Some(Done::Applied { epoch, spec, result: self.apply(&spec) }),
+            Job::Remove { epoch } => {
+                let result = self.session().and_then(|session| session.remove()).map_err(|error| failure(&error));
+                Some(Done::Removed { epoch, result })
+            }
+            Job::Listeners { epoch } => Some(Done::Listeners { epoch, all: self.listeners() }),
+            Job::Read => {
+                Some(Done::Read(self.session().and_then(|session| session.read()).map_err(|error| failure(&error))))
+            }
+            Job::Show(reply) => {
+                let shown = self.session().and_then(|session| Ok((session.render()?, session.counters()?)));
+                // Whoever asked may have gone.
+                let _ = reply.send(shown.map_err(|error| chain(&error)));
+                None
+            }
+        }
+    }
+
+    fn apply(&mut self, spec: &Spec) -> Result<(), Failure> {
+        let session = self.session().map_err(|error| failure(&error))?;
+        session.apply(spec).map_err(|error| failure(&error))?;
+        // What counts is what is there, not what was sent.
+        match session.read().map_err(|error| failure(&error))? {
+            Some(found) if found.drift.is_empty() => Ok(()),
+            found => {
+                let drift: Vec<String> =
+                    found.into_iter().flat_map(|found| found.drift).map(|drift| drift.to_string()).collect();
+                Err(Failure {
+                    reason: Reason::Kernel,
+                    message: format!("rules read back differ from what was written: {}", drift.join(", ")),
+                    next: "look for another program that changes nf_tables in pods",
+                })
+            }
+        }
+    }
+
+    fn audit(&mut self, jobs: u64, by: Option<String>) -> Done {
+        let drift = match self.session().and_then(|session| session.read()) {
+            Ok(Some(found)) => found.drift.iter().map(ToString::to_string).collect(),
+            Ok(None) => vec!["table inet culvert is gone".to_owned()],
+            Err(error) => vec![chain(&error)],
+        };
+        Done::Audited { jobs, drift, listeners: self.listeners(), by }
+    }
+
+    /// Audits make sense while redirect is what should be there.
+    fn audits(&self, done: &Option<Done>, before: bool) -> bool {
+        let stage = |spec: &Spec| spec.stage == capture::Stage::Redirect;
+        match done {
+            Some(Done::Applied { spec, result: Ok(()), .. }) => stage(spec),
+            Some(Done::Read(Ok(Some(found)))) => found.spec.as_ref().is_some_and(stage),
+            Some(Done::Removed { .. } | Done::Read(_)) => false,
+            Some(Done::Applied { .. } | Done::Listeners { .. } | Done::Audited { .. }) | None => before,
+        }
+    }
+
+    fn watch(&mut self) -> Option<Monitor> {
+        let opened = Monitor::open(&self.netns).map(|mut monitor| {
+            if let Some(session) = &self.session {
+                monitor.known(session);
+            }
+            monitor
+        });
+        opened
+            .inspect_err(|error| {
+                tracing::warn!(error = chain(error), "no notifications of a pod's netns; its timer audits")
+            })
+            .ok()
+    }
+
+    fn listeners(&self) -> bool {
+        let read = self.netns.run(|| Diag::open().and_then(|mut diag| diag.listeners()));
+        match read {
+            Ok(Ok(found)) => LISTENERS
+                .iter()
+                .all(|port| found.iter().any(|at| at.port() == *port && at.is_ipv6() && at.ip().is_unspecified())),
+            Ok(Err(error)) => {
+                tracing::warn!(netns = %self.netns.id(), %error, "listeners of a pod cannot be read");
+                false
+            }
+            Err(error) => {
+                tracing::warn!(netns = %self.netns.id(), error = chain(&error), "netns of a pod cannot be entered");
+                false
+            }
+        }
+    }
+
+    fn session(&mut self) -> Result<&mut Session, capture::Error> {
+        if self.kernel.is_host(self.netns.id()) {
+            return Err(capture::Error::HostNetns(self.netns.id()));
+        }
+        if self.session.is_none() {
+            self.session = Some(Session::open_in(&self.netns, self.kernel.mode, self.kernel.host)?);
+        }
+        Ok(self.session.as_mut().expect("filled above"))
+    }
+}
+
+fn failure(error: &capture::Error) -> Failure {
+    let (reason, next) = match error {
+        capture::Error::HostNetns(_) => {
+            (Reason::Conflict, "this is the node's own network: the pod should be hostNetwork")
+        }
+        capture::Error::OwnedByOther { .. } => (Reason::Conflict, "stop the other pod-watcher on this node"),
+        capture::Error::OwnedUnsupported => (Reason::Kernel, "start pod-watcher with --table-mode plain"),
+        _ => (Reason::Kernel, "see the log of pod-watcher on this node, and the kernel's nf_tables modules"),
+    };
+    Failure { reason, message: format!("capture rules: {}", chain(error)), next }
+}
+
+/// An error with its causes.
+pub fn chain(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut cause = error.source();
+    while let Some(error) = cause {
+        text.push_str(": ");
+        text.push_str(&error.to_string());
+        cause = error.source();
+    }
+    text
+}

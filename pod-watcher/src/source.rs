@@ -1,0 +1,185 @@
+//! What this node's pods should be: records made from Kubernetes objects. Pure; the watching is in [`crate::watch`].
+
+use std::collections::BTreeMap;
+use std::net::IpAddr;
+
+use mesh_api::link::state_dir::Standing;
+use mesh_api::manifests::{self, Enrolment, Objects};
+use mesh_model::{PodName, PodUid};
+
+/// One pod of this node.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct PodRecord {
+    /// Its uid.
+    pub uid: PodUid,
+    /// Its name.
+    pub name: PodName,
+    /// Its service account.
+    pub service_account: String,
+    /// Ports of kubelet's probes and hooks.
+    pub probe_ports: Vec<u16>,
+    /// `status.podIPs`: for pods that were there before us; an ADD brings its own.
+    pub addresses: Vec<IpAddr>,
+    /// In the mesh or not.
+    pub enrolment: Enrolment,
+}
+
+/// Everything known from the source.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Records {
+    /// Pods of this node.
+    pub pods: BTreeMap<PodUid, PodRecord>,
+    /// The same by name.
+    pub by_name: BTreeMap<PodName, PodUid>,
+    /// What each namespace is to the mesh: for the plugin, when we are down.
+    pub namespaces: BTreeMap<String, Standing>,
+}
+
+/// Which pods and namespaces are ours to decide about.
+#[derive(Clone, Debug)]
+pub struct Scope {
+    /// This node.
+    pub node: String,
+    /// Never enrolled.
+    pub excluded: Vec<String>,
+    /// The mesh's own namespace.
+    pub own: String,
+}
+
+impl Scope {
+    /// What a namespace is by configuration alone.
+    pub fn fixed(&self, namespace: &str) -> Option<Standing> {
+        if namespace == self.own {
+            Some(Standing::Own)
+        } else if self.excluded.iter().any(|excluded| excluded == namespace) {
+            Some(Standing::Excluded)
+        } else {
+            None
+        }
+    }
+
+    /// The records of these objects.
+    pub fn records(&self, objects: &Objects) -> Records {
+        let mut records = Records::default();
+        let mut outside = self.excluded.clone();
+        outside.push(self.own.clone());
+        for name in objects.namespaces.keys() {
+            records.namespaces.insert(name.clone(), self.fixed(name).unwrap_or(Standing::Plain));
+        }
+        for (name, namespace) in &objects.namespaces {
+            // Labelled: a pod that carries no label of its own will be in.
+            if self.fixed(name).is_none()
+                && manifests::enrolled(Some(namespace), &unlabelled(name), &outside).is_enrolled()
+            {
+                records.namespaces.insert(name.clone(), Standing::Enrolled);
+            }
+        }
+        for pod in objects.pods.values() {
+            let name = manifests::pod_name(pod);
+            let enrolment = manifests::enrolled(objects.namespaces.get(&name.namespace), pod, &outside);
+            if enrolment.is_enrolled() {
+                // By its own label in a plain namespace: the plugin must not let any pod there pass unasked.
+                records.namespaces.insert(name.namespace.clone(), Standing::Enrolled);
+            }
+            let Some(uid) = manifests::pod_uid(pod) else { continue };
+            if manifests::node_name(pod) != Some(self.node.as_str()) {
+                continue;
+            }
+            let record = PodRecord {
+                uid: uid.clone(),
+                name: name.clone(),
+                service_account: manifests::service_account(pod).to_owned(),
+                probe_ports: manifests::probe_ports(pod),
+                addresses: manifests::pod_ips(pod),
+                enrolment,
+            };
+            records.by_name.insert(name, uid.clone());
+            records.pods.insert(uid, record);
+        }
+        for name in self.excluded.iter().chain([&self.own]) {
+            if let Some(standing) = self.fixed(name) {
+                records.namespaces.insert(name.clone(), standing);
+            }
+        }
+        records
+    }
+}
+
+/// A pod that says nothing about itself.
+fn unlabelled(namespace: &str) -> manifests::Pod {
+    let mut pod = manifests::Pod::default();
+    pod.metadata.namespace = Some(namespace.to_owned());
+    pod
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const MANIFESTS: &str = r"
+apiVersion: v1
+kind: Namespace
+metadata: {name: shop, labels: {culvert.io/mesh: enabled}}
+---
+apiVersion: v1
+kind: Namespace
+metadata: {name: tools}
+---
+apiVersion: v1
+kind: Namespace
+metadata: {name: mixed}
+---
+apiVersion: v1
+kind: Namespace
+metadata: {name: kube-system, labels: {culvert.io/mesh: enabled}}
+---
+apiVersion: v1
+kind: Pod
+metadata: {name: cart, namespace: shop, uid: u1}
+spec: {nodeName: n1, serviceAccountName: buyer, containers: [{name: c, image: i, livenessProbe: {tcpSocket: {port: 8080}}}]}
+status: {podIPs: [{ip: 198.18.1.9}]}
+---
+apiVersion: v1
+kind: Pod
+metadata: {name: other, namespace: mixed, uid: u2, labels: {culvert.io/mesh: enabled}}
+spec: {nodeName: n2, containers: [{name: c, image: i}]}
+---
+apiVersion: v1
+kind: Pod
+metadata: {name: dns, namespace: kube-system, uid: u3}
+spec: {nodeName: n1, containers: [{name: c, image: i}]}
+";
+
+    fn records() -> Records {
+        let dir = tempfile::tempdir().expect("temporary directory");
+        std::fs::write(dir.path().join("all.yaml"), MANIFESTS).expect("written");
+        let (objects, rejected) = manifests::load_dir(dir.path(), &Objects::default());
+        assert_eq!(rejected, []);
+        let scope =
+            Scope { node: "n1".to_owned(), excluded: vec!["kube-system".to_owned()], own: "culvert-system".to_owned() };
+        scope.records(&objects)
+    }
+
+    #[test]
+    fn only_pods_of_this_node_have_records() {
+        let records = records();
+        let uids: Vec<&str> = records.pods.keys().map(PodUid::as_str).collect();
+        assert_eq!(uids, ["u1", "u3"]);
+        let cart = records.pods.values().next().expect("first");
+        assert_eq!((cart.service_account.as_str(), cart.probe_ports.as_slice()), ("buyer", [8080].as_slice()));
+        assert!(cart.enrolment.is_enrolled());
+    }
+
+    #[test]
+    fn a_namespace_is_plain_only_if_nothing_in_it_is_in_the_mesh() {
+        let standing = records().namespaces;
+        let want = [
+            ("culvert-system", Standing::Own),
+            ("kube-system", Standing::Excluded),
+            ("mixed", Standing::Enrolled),
+            ("shop", Standing::Enrolled),
+            ("tools", Standing::Plain),
+        ];
+        assert_eq!(standing.into_iter().collect::<Vec<_>>(), want.map(|(name, standing)| (name.to_owned(), standing)));
+    }
+}
