@@ -112,10 +112,9 @@ impl Args {
     pub fn settings(&self) -> Result<Settings, BadArgs> {
         let aliases = self.trust_domain_alias.iter().map(|text| TrustDomain::parse(text)).collect::<Result<_, _>>()?;
         if self.control_plane.is_some() {
-            for (name, given) in [
-                ("control-plane-root", self.control_plane_root.is_some()),
-                ("token-file", self.token_file.is_some()),
-            ] {
+            for (name, given) in
+                [("control-plane-root", self.control_plane_root.is_some()), ("token-file", self.token_file.is_some())]
+            {
                 if !given {
                     return Err(BadArgs::Companion(name));
                 }

@@ -3,15 +3,45 @@
 //! `Accepted → Identified → Authorized → Connected → copy`: each value is built only by its own module, so a byte that was not
 //! judged cannot flow. The worker has no capability and makes sockets in no namespace but node-proxy's own.
 
-mod args;
-pub mod certs;
 pub mod link;
+
+mod args;
+mod start;
+
+mod control;
+mod pods;
+mod threads;
+
+mod accept;
+mod outbound;
+
+mod inbound;
+mod probe;
+
+mod identify;
+
+mod route;
+
+mod authorize;
+
+mod connect;
+mod mint;
+
+pub mod certs;
 pub mod tunnel;
+
+mod buffers;
+mod connection;
+mod copy;
+mod end;
+
+mod live;
+
+mod access_log;
+mod admin;
+mod metrics;
+mod record;
 pub mod xds;
 
 pub use args::Args;
-
-/// Runs the worker on the calling thread, hardened already; `crashes` says how many workers in a row ended within ten seconds.
-pub fn run(_args: Args, _crashes: u32) -> anyhow::Result<()> {
-    anyhow::bail!("the data path is not there yet")
-}
+pub use start::run;

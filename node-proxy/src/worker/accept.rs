@@ -1,0 +1,252 @@
+//! From a listener to an accepted connection with its place in the budgets.
+//!
+//! A permit of the whole worker is had *before* accept: what cannot be served waits in the kernel's queue, where a successor finds
+//! it too. A pod whose own budget is used up is refused at once, so that a greedy pod hurts itself and is named. Accept errors
+//! for want of descriptors or memory are backed off from, never spun on.
+
+use std::io;
+use std::net::SocketAddr;
+use std::os::fd::OwnedFd;
+use std::sync::Arc;
+use std::time::Duration;
+
+use mesh_model::{ClientAddr, OrigDst, Reason};
+use mesh_net::socket;
+use rustix::net::SocketFlags;
+use tokio::io::unix::AsyncFd;
+use tokio::net::TcpStream;
+use tokio::sync::{OwnedSemaphorePermit, mpsc};
+
+use super::connection::{Connection, ConnectionId, Direction};
+use super::pods::Pod;
+use super::record::{Record, Refusal};
+use super::threads::{Busy, Peers, Thread};
+
+/// How long an accept loop rests when the process is out of descriptors or memory.
+const REST: Duration = Duration::from_millis(100);
+
+/// Which of the pod's three listeners.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Port {
+    /// 15001.
+    Outbound,
+    /// 15006.
+    Inbound,
+    /// 15008.
+    Tunnel,
+}
+
+impl Port {
+    /// In the order in which the keeper sends them.
+    pub const ALL: [Port; 3] = [Port::Outbound, Port::Inbound, Port::Tunnel];
+
+    fn direction(self) -> Direction {
+        match self {
+            Port::Outbound => Direction::Outbound,
+            Port::Inbound => Direction::Inbound,
+            Port::Tunnel => Direction::Tunnel,
+        }
+    }
+}
+
+/// A connection that was accepted and belongs to no thread yet.
+#[derive(Debug)]
+pub struct Arrived {
+    socket: OwnedFd,
+    peer: SocketAddr,
+    pod: Arc<Pod>,
+    port: Port,
+    place: Place,
+}
+
+/// Its place in the budgets; given up when dropped.
+#[derive(Debug)]
+pub struct Place {
+    _worker: OwnedSemaphorePermit,
+    _pod: OwnedSemaphorePermit,
+    busy: Option<Busy>,
+}
+
+/// A connection on the thread that serves it. Made here alone.
+#[derive(Debug)]
+pub struct Accepted {
+    stream: TcpStream,
+    pod: Arc<Pod>,
+    connection: Arc<Connection>,
+    place: Place,
+}
+
+impl Arrived {
+    /// Where it came in.
+    pub fn port(&self) -> Port {
+        self.port
+    }
+
+    /// Counts it against the thread that will serve it.
+    pub fn busy(&mut self, busy: Busy) {
+        self.place.busy = Some(busy);
+    }
+
+    /// Puts it on this thread. `None` when the kernel will not have it.
+    pub fn take(self) -> Option<Accepted> {
+        let Arrived { socket, peer, pod, port, place } = self;
+        let destination = match port {
+            Port::Outbound | Port::Inbound => socket::original_dst(&socket),
+            // Not redirected: where a tunnel leads is said by its requests.
+            Port::Tunnel => None,
+        };
+        let stream = TcpStream::from_std(std::net::TcpStream::from(socket))
+            .inspect_err(|error| tracing::warn!(%error, %peer, "an accepted socket cannot be served"))
+            .ok()?;
+        let client = ClientAddr::new(peer);
+        let connection = Connection::new(ConnectionId::random(), port.direction(), client, destination);
+        Some(Accepted { stream, pod, connection: Arc::new(connection), place })
+    }
+}
+
+impl Accepted {
+    /// Stream, pod, connection, and the place that must be held while it is served.
+    pub fn into_parts(self) -> (TcpStream, Arc<Pod>, Arc<Connection>, Place) {
+        (self.stream, self.pod, self.connection, self.place)
+    }
+
+    /// A connection as a test needs it.
+    #[cfg(test)]
+    pub fn of(stream: TcpStream, pod: &Arc<Pod>, port: Port, destination: Option<OrigDst>, place: Place) -> Self {
+        let client = ClientAddr::new(stream.peer_addr().expect("connected"));
+        let connection = Arc::new(Connection::new(ConnectionId::random(), port.direction(), client, destination));
+        Self { stream, pod: pod.clone(), connection, place }
+    }
+}
+
+#[cfg(test)]
+impl Place {
+    /// A place for a test.
+    pub fn of(worker: OwnedSemaphorePermit, pod: OwnedSemaphorePermit) -> Self {
+        Self { _worker: worker, _pod: pod, busy: None }
+    }
+}
+
+/// The accept loops of one pod.
+#[derive(Debug)]
+pub struct Listening(mpsc::Receiver<()>);
+
+impl Listening {
+    /// Resolves when all loops have ended and their listeners are closed. Safe to drop half-way.
+    pub async fn closed(&mut self) {
+        // Nothing is ever sent: each loop holds a sender.
+        let _ = self.0.recv().await;
+    }
+}
+
+/// Registers the pod's listeners on this thread and starts accepting.
+pub fn listen(
+    here: &Arc<Thread>,
+    peers: &Arc<Peers>,
+    pod: &Arc<Pod>,
+    listeners: [OwnedFd; 3],
+) -> io::Result<Listening> {
+    let (open, closed) = mpsc::channel(1);
+    let mut registered = Vec::with_capacity(listeners.len());
+    for (port, listener) in Port::ALL.into_iter().zip(listeners) {
+        rustix::io::ioctl_fionbio(&listener, true)?;
+        // Deprecated for types whose descriptor may change under the registration; an `OwnedFd` keeps its own for life, and the
+        // replacement is `unsafe`, which only mesh-net may use.
+        #[expect(deprecated, reason = "sound for OwnedFd")]
+        let listener = AsyncFd::new(listener)?;
+        registered.push((port, listener));
+    }
+    for (port, listener) in registered {
+        let (here_too, peers, pod, open) = (here.clone(), peers.clone(), pod.clone(), open.clone());
+        let accepting = async move {
+            accept_all(here_too, peers, pod, port, listener).await;
+            drop(open);
+        };
+        if !here.tasks.spawn("accept", accepting) {
+            return Err(io::Error::other("the thread is ending"));
+        }
+    }
+    Ok(Listening(closed))
+}
+
+async fn accept_all(here: Arc<Thread>, peers: Arc<Peers>, pod: Arc<Pod>, port: Port, listener: AsyncFd<OwnedFd>) {
+    let leaving = pod.leaving().clone();
+    let mut leave = std::pin::pin!(leaving.asked());
+    loop {
+        // Every branch may be dropped half-way: readiness and a permit not had are still there for the next. The permit is asked
+        // for only when somebody waits, else the idle listeners of 200 pods would hold 600 of them.
+        let mut ready = tokio::select! {
+            biased;
+            () = &mut leave => return,
+            ready = listener.readable() => match ready {
+                Ok(ready) => ready,
+                Err(error) => return tracing::error!(pod = %pod.name(), ?port, %error, "listener is lost"),
+            },
+        };
+        let permit = tokio::select! {
+            biased;
+            () = &mut leave => return,
+            permit = here.proxy.budget.clone().acquire_owned() => match permit {
+                Ok(permit) => permit,
+                Err(_closed) => return,
+            },
+        };
+        let Ok(accepted) = ready.try_io(|listener| accept(listener.get_ref())) else { continue };
+        drop(ready);
+        let (socket, peer) = match accepted {
+            Ok(accepted) => accepted,
+            Err(error) if is_passing(&error) => continue,
+            Err(error) => {
+                here.proxy.sinks.metrics.accept_errors.inc();
+                tracing::warn!(pod = %pod.name(), ?port, %error, "accept");
+                drop(permit);
+                tokio::time::sleep(REST).await;
+                continue;
+            }
+        };
+        match pod.room() {
+            Some(room) => {
+                let place = Place { _worker: permit, _pod: room, busy: None };
+                peers.hand(&here, Arrived { socket, peer, pod: pod.clone(), port, place });
+            }
+            None => refuse(&here, &pod, port, &socket, peer),
+        }
+    }
+}
+
+fn refuse(here: &Thread, pod: &Pod, port: Port, socket: &OwnedFd, peer: SocketAddr) {
+    // The socket is closed by the caller: with this, by a reset. It can only fail when the peer is gone already.
+    let _ = socket::reset_on_close(socket);
+    let client = ClientAddr::new(peer);
+    let destination: Option<OrigDst> = socket::original_dst(socket);
+    let connection = Arc::new(Connection::new(ConnectionId::random(), port.direction(), client, destination));
+    let cause = format!("pod {} has used up its budget of connections", pod.name());
+    Record::new(&here.proxy.sinks, &connection, pod).refused(&Refusal::of(Reason::Overloaded, cause));
+}
+
+fn accept(listener: &OwnedFd) -> io::Result<(OwnedFd, SocketAddr)> {
+    let flags = SocketFlags::NONBLOCK | SocketFlags::CLOEXEC;
+    let (socket, peer) = rustix::net::acceptfrom_with(listener, flags)?;
+    let peer = peer.ok_or_else(|| io::Error::other("accept gave no peer address"))?;
+    let peer = SocketAddr::try_from(peer).map_err(|_| io::Error::other("the peer's address is not an IP address"))?;
+    Ok((socket, peer))
+}
+
+/// accept(2): errors of the connection that was about to be accepted, not of the listener.
+fn is_passing(error: &io::Error) -> bool {
+    use rustix::io::Errno;
+    let passing = [
+        Errno::CONNABORTED,
+        Errno::INTR,
+        Errno::PROTO,
+        Errno::PERM,
+        Errno::NETDOWN,
+        Errno::NETUNREACH,
+        Errno::HOSTDOWN,
+        Errno::HOSTUNREACH,
+        Errno::NONET,
+        Errno::NOPROTOOPT,
+        Errno::OPNOTSUPP,
+    ];
+    error.raw_os_error().is_some_and(|code| passing.iter().any(|errno| errno.raw_os_error() == code))
+}

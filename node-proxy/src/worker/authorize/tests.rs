@@ -1,0 +1,106 @@
+//! Who may speak to whom, end by end.
+
+use mesh_api::link::NodeFacts;
+use mesh_model::policy::{Action, Policy, Rule, Scope};
+use mesh_model::{ClientAddr, Health, Identity, NetworkPolicy, PodUid, Reason, TrustDomain, Tunnel, WorkloadUid};
+
+use super::*;
+use crate::worker::identify;
+use crate::worker::pods::{Pods, testing};
+
+struct World {
+    mesh: Mesh,
+    pods: Pods,
+    pod: Arc<Pod>,
+}
+
+/// The kernel of a node on which every socket exists, or none.
+struct All(bool);
+
+impl Sockets for All {
+    fn has(&self, _: SocketAddr, _: SocketAddr) -> bool {
+        self.0
+    }
+}
+
+fn world(known: bool) -> World {
+    let facts = testing::facts("shop", "cart", "198.18.1.6");
+    let (pods, pod, mut mesh) = (Pods::default(), testing::pod(1, &facts), Mesh::default());
+    pods.add(pod.clone());
+    pods.node(&NodeFacts { name: "node-1".into(), addresses: vec!["198.18.1.1".parse().expect("address")] });
+    if known {
+        mesh.apply_workload(Workload {
+            uid: WorkloadUid("Kubernetes//Pod/shop/cart".into()),
+            pod: pod.name().clone(),
+            pod_uid: PodUid::parse("uid-cart").ok(),
+            service_account: "sa-cart".into(),
+            trust_domain: TrustDomain::parse("cluster.local").expect("trust domain"),
+            addresses: Vec::new(),
+            node: "node-1".into(),
+            tunnel: Tunnel::Hbone,
+            policies: Vec::new(),
+            health: Health::Healthy,
+            services: Default::default(),
+            network_policy: NetworkPolicy::Unselected,
+            host_network: false,
+        });
+    }
+    World { mesh, pods, pod }
+}
+
+/// Denies everything.
+fn closed() -> Policy {
+    let key = PolicyKey { namespace: "shop".into(), name: "closed".into() };
+    Policy {
+        key,
+        scope: Scope::Namespace,
+        action: Action::Deny,
+        rules: vec![Rule::default()],
+        dry_run: false,
+        invalid: false,
+    }
+}
+
+fn arriving(world: &World, client: &str) -> Identified {
+    let client = ClientAddr::new(client.parse().expect("address"));
+    let destination = OrigDst::new("198.18.1.6:8080".parse().expect("address"));
+    identify::inbound(&world.pod, client, Some(destination)).expect("identified")
+}
+
+#[test]
+fn a_pod_that_the_mesh_does_not_know_yet_refuses_all_but_probes() {
+    let world = world(false);
+    let table = world.pods.table();
+    let refused = inbound(&world.mesh, &table, &All(true), arriving(&world, "198.18.2.9:4000"));
+    assert_eq!(refused.expect_err("refused").reason(), Reason::PolicyUnknown);
+    let probe = inbound(&world.mesh, &table, &All(true), arriving(&world, "198.18.1.1:4000")).expect("a probe");
+    assert!(matches!(probe.grounds(), Grounds::Probe(_)));
+    assert!(probe.permit().is_none());
+}
+
+#[test]
+fn a_probe_passes_a_policy_that_refuses_everyone_and_the_nodes_masquerade_does_not() {
+    let mut world = world(true);
+    world.mesh.apply_policy(closed());
+    let table = world.pods.table();
+    assert!(inbound(&world.mesh, &table, &All(true), arriving(&world, "198.18.1.1:4000")).is_ok());
+    let refused = inbound(&world.mesh, &table, &All(false), arriving(&world, "198.18.1.1:4000"));
+    assert_eq!(refused.expect_err("refused").policy().map(ToString::to_string).as_deref(), Some("shop/closed"));
+}
+
+#[test]
+fn a_tunnelled_caller_is_judged_by_its_certificate_and_never_as_a_probe() {
+    let mut world = world(true);
+    let caller = Identity::parse("spiffe://cluster.local/ns/shop/sa/web").expect("identity");
+    let identified = |world: &World| {
+        let client = ClientAddr::new("198.18.1.1:4000".parse().expect("address"));
+        let authority = OrigDst::new("198.18.1.6:8080".parse().expect("address"));
+        identify::tunnelled(&world.pod, caller.clone(), client, authority).expect("identified")
+    };
+    let authorized = tunnelled(&world.mesh, identified(&world)).expect("allowed");
+    assert_eq!(authorized.permit().and_then(|permit| permit.facts().source.clone()), Some(caller.clone()));
+    let To::App { address, .. } = authorized.to() else { panic!("not to the application") };
+    assert_eq!(address.to_string(), "198.18.1.6:8080");
+    world.mesh.apply_policy(closed());
+    assert!(tunnelled(&world.mesh, identified(&world)).is_err());
+}

@@ -1,0 +1,262 @@
+//! The destination's end of a connection. The only maker of [`Connected`], the only thing whose bytes are moved.
+//!
+//! Nothing is connected without an [`Authorized`], which also says to what: a permit for one destination opens no other. Sockets
+//! come from the pods' own network namespaces, so the far side sees the pod's address; towards an application they carry the
+//! caller's address and, where it is free, its port.
+
+use std::io;
+use std::net::SocketAddr;
+use std::os::fd::OwnedFd;
+use std::sync::Arc;
+use std::time::Duration;
+
+use mesh_api::link::worker::{Family, Purpose, TUNNEL_PORT};
+use mesh_model::{Identity, Reason};
+use mesh_net::socket;
+use tokio::net::{TcpSocket, TcpStream};
+
+use super::authorize::{Authorized, To};
+use super::certs::{CertError, Certificates};
+use super::connection::ConnectionId;
+use super::end::End;
+use super::identify::Identified;
+use super::mint::{Mint, NoSocket};
+use super::tunnel::{ConnectRequest, DialError, OpenError, Pool, TunnelKey};
+
+/// How long a TCP connect may take (as the reference proxy).
+const CONNECT: Duration = Duration::from_secs(10);
+/// How long a connection waits for a certificate of its identity.
+pub const CERTIFICATE: Duration = Duration::from_secs(10);
+
+/// The destination could not be reached.
+#[derive(Debug, thiserror::Error)]
+pub enum ConnectError {
+    /// No socket to do it with.
+    #[error(transparent)]
+    NoSocket(#[from] NoSocket),
+    /// The kernel or the far side said no.
+    #[error("connect to {to}: {source}")]
+    Failed {
+        /// Where to.
+        to: SocketAddr,
+        /// Why.
+        source: io::Error,
+    },
+    /// No answer in time.
+    #[error("connect to {to}: no answer within {} s", CONNECT.as_secs())]
+    Timeout {
+        /// Where to.
+        to: SocketAddr,
+    },
+    /// The caller has no address of the family.
+    #[error("the caller {client} has no address to reach {to} from")]
+    NoSourceAddress {
+        /// Who calls.
+        client: SocketAddr,
+        /// Where to.
+        to: SocketAddr,
+    },
+    /// No certificate for the caller's identity.
+    #[error(transparent)]
+    Certificate(#[from] CertError),
+    /// The tunnel or the far proxy said no.
+    #[error(transparent)]
+    Tunnel(#[from] OpenError),
+}
+
+impl ConnectError {
+    /// The reason for metric, log and wire.
+    pub fn reason(&self) -> Reason {
+        match self {
+            ConnectError::NoSocket(error) => error.reason(),
+            ConnectError::Failed { source, .. } if source.kind() == io::ErrorKind::TimedOut => Reason::ConnectTimeout,
+            ConnectError::Failed { .. } | ConnectError::NoSourceAddress { .. } => Reason::ConnectFailed,
+            ConnectError::Timeout { .. } => Reason::ConnectTimeout,
+            ConnectError::Certificate(error) => error.reason(),
+            ConnectError::Tunnel(error) => error.reason(),
+        }
+    }
+
+    /// The policy that said no at the far end.
+    pub fn policy(&self) -> Option<String> {
+        match self {
+            ConnectError::Tunnel(error) => error.policy(),
+            _ => None,
+        }
+    }
+
+    /// Whether another endpoint may answer otherwise. A missing socket or certificate is ours and stays missing; a policy that
+    /// refused the caller is an answer.
+    pub fn try_another(&self) -> bool {
+        match self {
+            ConnectError::NoSocket(_) | ConnectError::Certificate(_) => false,
+            ConnectError::Failed { .. } | ConnectError::Timeout { .. } | ConnectError::NoSourceAddress { .. } => true,
+            ConnectError::Tunnel(error) => {
+                !matches!(error.reason(), Reason::PolicyDenied | Reason::PolicyUnknown | Reason::NoSocket)
+            }
+        }
+    }
+}
+
+impl ConnectError {
+    fn io(to: SocketAddr, source: io::Error) -> Self {
+        ConnectError::Failed { to, source }
+    }
+}
+
+/// Both ends of a connection that may flow.
+#[derive(Debug)]
+pub struct Connected {
+    client: End,
+    destination: End,
+}
+
+impl Connected {
+    /// The ends: (client, destination).
+    pub fn into_ends(self) -> (End, End) {
+        (self.client, self.destination)
+    }
+}
+
+/// The destination's end, reached.
+#[derive(Debug)]
+pub struct Reached(End);
+
+impl Reached {
+    /// Joins it with the client's end.
+    pub fn join(self, client: End) -> Connected {
+        Connected { client, destination: self.0 }
+    }
+}
+
+/// What a thread connects with.
+#[derive(Clone)]
+pub struct Dialer {
+    /// Sockets in pods.
+    pub mint: Mint,
+    /// This thread's tunnels.
+    pub pool: Pool,
+    /// Certificates of this node's identities.
+    pub certificates: Certificates,
+}
+
+/// What is told to the far proxy about a connection.
+#[derive(Clone, Debug)]
+pub struct Asking {
+    /// Its id.
+    pub id: ConnectionId,
+    /// Host name of the service that was called.
+    pub service_host: Option<String>,
+    /// The source workload.
+    pub baggage: String,
+}
+
+/// Reaches what the connection is authorized to reach.
+pub async fn open(dialer: &Dialer, authorized: &Authorized, asking: Asking) -> Result<Reached, ConnectError> {
+    let identified = authorized.identified();
+    Ok(Reached(match authorized.to() {
+        To::App { pod, address } => {
+            let source = source_for(identified, *address)?;
+            End::Tcp(towards_app(&dialer.mint, pod.slot(), source, *address).await?)
+        }
+        To::Clear(address) => End::Tcp(towards_peer(&dialer.mint, identified.pod().slot(), *address).await?),
+        To::Tunnel { address, accepted } => {
+            End::Tunnel(Box::new(tunnel(dialer, identified, *address, accepted.clone(), asking).await?))
+        }
+    }))
+}
+
+/// The address that the application will see: the caller's own. When a service's address of one family stood for an endpoint
+/// of the other, the calling pod's address of that family.
+fn source_for(identified: &Identified, to: SocketAddr) -> Result<SocketAddr, ConnectError> {
+    let client = identified.client().addr();
+    if client.is_ipv4() == to.is_ipv4() {
+        return Ok(client);
+    }
+    let facts = identified.pod().facts();
+    let other = facts.addresses.iter().find(|ip| ip.is_ipv4() == to.is_ipv4());
+    other.map(|ip| SocketAddr::new(*ip, 0)).ok_or(ConnectError::NoSourceAddress { client, to })
+}
+
+/// Connects to the application of a pod from a foreign source address.
+async fn towards_app(mint: &Mint, slot: u32, source: SocketAddr, to: SocketAddr) -> Result<TcpStream, ConnectError> {
+    let any_port = SocketAddr::new(source.ip(), 0);
+    let fd = mint.take(slot, family(to), Purpose::TowardsApp).await?;
+    let bound =
+        if source.port() == 0 { Err(io::ErrorKind::AddrInUse.into()) } else { socket::bind_source(&fd, source) };
+    match bound {
+        Ok(()) => match connect(fd, to).await {
+            // Another socket has this very 4-tuple: the caller's own, when a pod calls itself.
+            Err(ConnectError::Failed { source, .. }) if is_taken(&source) => {}
+            done => return done,
+        },
+        Err(error) if is_taken(&error) => {
+            socket::bind_source(&fd, any_port).map_err(|error| ConnectError::io(to, error))?;
+            return connect(fd, to).await;
+        }
+        Err(error) => return Err(ConnectError::io(to, error)),
+    }
+    let fd = mint.take(slot, family(to), Purpose::TowardsApp).await?;
+    socket::bind_source(&fd, any_port).map_err(|error| ConnectError::io(to, error))?;
+    connect(fd, to).await
+}
+
+fn is_taken(error: &io::Error) -> bool {
+    matches!(error.kind(), io::ErrorKind::AddrInUse | io::ErrorKind::AddrNotAvailable)
+}
+
+/// Connects from a pod to the world.
+async fn towards_peer(mint: &Mint, slot: u32, to: SocketAddr) -> Result<TcpStream, ConnectError> {
+    let fd = mint.take(slot, family(to), Purpose::TowardsPeer).await?;
+    connect(fd, to).await
+}
+
+async fn tunnel(
+    dialer: &Dialer,
+    identified: &Identified,
+    address: SocketAddr,
+    accepted: Vec<Identity>,
+    asking: Asking,
+) -> Result<super::tunnel::Stream, ConnectError> {
+    let source = identified.pod().identity().clone();
+    let credentials = dialer.certificates.get(&source, CERTIFICATE).await?;
+    let slot = identified.pod().slot();
+    let peer = SocketAddr::new(address.ip(), TUNNEL_PORT);
+    let request = ConnectRequest {
+        authority: address,
+        traceparent: asking.id.traceparent(),
+        forwarded_for: identified.client().addr(),
+        service_host: asking.service_host,
+        baggage: asking.baggage,
+    };
+    let key = TunnelKey { slot, source, destination: peer, accepted };
+    let mint = dialer.mint.clone();
+    let dial = async move {
+        towards_peer(&mint, slot, peer).await.map_err(|error| DialError::new(error.reason(), error.to_string()))
+    };
+    Ok(dialer.pool.open(key, request, Arc::clone(&credentials), dial).await?)
+}
+
+fn family(to: SocketAddr) -> Family {
+    if to.is_ipv4() { Family::V4 } else { Family::V6 }
+}
+
+async fn connect(fd: OwnedFd, to: SocketAddr) -> Result<TcpStream, ConnectError> {
+    let socket = TcpSocket::from_std_stream(std::net::TcpStream::from(fd));
+    match tokio::time::timeout(CONNECT, socket.connect(to)).await {
+        Ok(Ok(stream)) => Ok(stream),
+        Ok(Err(error)) => Err(ConnectError::io(to, error)),
+        Err(_) => Err(ConnectError::Timeout { to }),
+    }
+}
+
+#[cfg(test)]
+impl Connected {
+    /// For tests of the copy loop alone.
+    pub fn of(client: End, destination: End) -> Self {
+        Self { client, destination }
+    }
+}
+
+#[cfg(test)]
+mod tests;

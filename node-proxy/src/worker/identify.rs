@@ -1,0 +1,138 @@
+//! Who speaks. On the way out that is the listener's pod; on the way in, the peer's certificate, or nobody.
+
+use std::sync::Arc;
+
+use mesh_model::{ClientAddr, Identity, OrigDst, Reason};
+
+use super::pods::Pod;
+use super::route::is_reserved;
+
+/// A connection whose ends make no sense.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum Unidentified {
+    /// The kernel did not say where it wanted to go.
+    #[error("the kernel knows no original destination of this connection")]
+    NoOriginalDestination,
+    /// It came to a pod that does not have this address.
+    #[error("{destination} is not an address of pod {pod}")]
+    WrongDestination {
+        /// Where it wanted to go.
+        destination: OrigDst,
+        /// Whose listener it reached.
+        pod: mesh_model::PodName,
+    },
+    /// It wants to go to one of our own ports.
+    #[error("port {0} is the proxy's own")]
+    ReservedPort(u16),
+}
+
+impl Unidentified {
+    /// The reason for metric, log and wire.
+    pub fn reason(&self) -> Reason {
+        match self {
+            Unidentified::NoOriginalDestination => Reason::NoOriginalDestination,
+            Unidentified::WrongDestination { .. } => Reason::WrongDestination,
+            Unidentified::ReservedPort(_) => Reason::ReservedPort,
+        }
+    }
+}
+
+/// A connection of which both ends are known.
+#[derive(Clone, Debug)]
+pub struct Identified {
+    pod: Arc<Pod>,
+    source: Option<Identity>,
+    client: ClientAddr,
+    destination: OrigDst,
+}
+
+impl Identified {
+    /// The pod whose listener it reached: the caller on the way out, the called one on the way in.
+    pub fn pod(&self) -> &Arc<Pod> {
+        &self.pod
+    }
+
+    /// The proven identity of the caller; `None` for plaintext.
+    pub fn source(&self) -> Option<&Identity> {
+        self.source.as_ref()
+    }
+
+    /// Where it comes from.
+    pub fn client(&self) -> ClientAddr {
+        self.client
+    }
+
+    /// Where it wants to go.
+    pub fn destination(&self) -> OrigDst {
+        self.destination
+    }
+}
+
+/// From the pod's own application: who speaks is known from the listener.
+pub fn outbound(pod: &Arc<Pod>, client: ClientAddr, destination: Option<OrigDst>) -> Result<Identified, Unidentified> {
+    let destination = destination.ok_or(Unidentified::NoOriginalDestination)?;
+    Ok(Identified { pod: pod.clone(), source: Some(pod.identity().clone()), client, destination })
+}
+
+/// To the pod without a tunnel: nobody has proven anything, also when the source address is a mesh pod's.
+pub fn inbound(pod: &Arc<Pod>, client: ClientAddr, destination: Option<OrigDst>) -> Result<Identified, Unidentified> {
+    let destination = own(pod, destination.ok_or(Unidentified::NoOriginalDestination)?)?;
+    Ok(Identified { pod: pod.clone(), source: None, client, destination })
+}
+
+/// To the pod through a tunnel: the peer's certificate says who speaks, the request's authority where it wants to go.
+pub fn tunnelled(
+    pod: &Arc<Pod>,
+    peer: Identity,
+    client: ClientAddr,
+    authority: OrigDst,
+) -> Result<Identified, Unidentified> {
+    let destination = own(pod, authority)?;
+    Ok(Identified { pod: pod.clone(), source: Some(peer), client, destination })
+}
+
+fn own(pod: &Pod, destination: OrigDst) -> Result<OrigDst, Unidentified> {
+    if !pod.has_address(destination.ip()) {
+        return Err(Unidentified::WrongDestination { destination, pod: pod.name().clone() });
+    }
+    if is_reserved(destination.port()) {
+        return Err(Unidentified::ReservedPort(destination.port()));
+    }
+    Ok(destination)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::pods::testing::*;
+    use super::*;
+
+    fn client() -> ClientAddr {
+        ClientAddr::new(([198, 18, 2, 9], 40000).into())
+    }
+
+    fn to(text: &str) -> Option<OrigDst> {
+        Some(OrigDst::new(text.parse().expect("address")))
+    }
+
+    #[test]
+    fn inbound_reaches_only_the_pods_own_addresses_and_none_of_our_ports() {
+        let pod = pod(1, &facts("shop", "web", "198.18.1.5"));
+        let reason = |destination| inbound(&pod, client(), destination).err().map(|error| error.reason());
+        assert_eq!(reason(to("198.18.1.5:80")), None);
+        assert_eq!(reason(to("[::ffff:198.18.1.5]:80")), None);
+        assert_eq!(reason(to("198.18.1.6:80")), Some(Reason::WrongDestination));
+        assert_eq!(reason(to("127.0.0.1:80")), Some(Reason::WrongDestination));
+        for port in [15001, 15006, 15008, 15053] {
+            assert_eq!(reason(to(&format!("198.18.1.5:{port}"))), Some(Reason::ReservedPort));
+        }
+        assert_eq!(reason(None), Some(Reason::NoOriginalDestination));
+    }
+
+    #[test]
+    fn plaintext_proves_nothing_and_a_listener_proves_its_pod() {
+        let pod = pod(1, &facts("shop", "web", "198.18.1.5"));
+        assert_eq!(inbound(&pod, client(), to("198.18.1.5:80")).expect("identified").source(), None);
+        let out = outbound(&pod, client(), to("203.0.113.1:443")).expect("identified");
+        assert_eq!(out.source().map(ToString::to_string).as_deref(), Some("spiffe://cluster.local/ns/shop/sa/sa-web"));
+    }
+}

@@ -1,0 +1,249 @@
+//! To a pod: in clear (15006) or through a tunnel (15008).
+//!
+//! Accepted → identified → authorized → connected → copied. Policy is judged before the application sees anything; a refusal travels
+//! back through a tunnel with its reason, in clear it is a reset.
+
+use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
+
+use futures_util::future::BoxFuture;
+use mesh_model::policy::PolicyKey;
+use mesh_model::{ClientAddr, Mesh, OrigDst, Reason};
+
+use super::accept::Accepted;
+use super::authorize::{self, Authorized};
+use super::connect::{self, Asking, CERTIFICATE, Reached};
+use super::connection::{Connection, ConnectionId, Direction};
+use super::copy;
+use super::end::{self, End};
+use super::identify;
+use super::live::{self, Judged, Ticket};
+use super::metrics::Security;
+use super::pods::Pod;
+use super::record::{Record, Refusal};
+use super::threads::Thread;
+use super::tunnel::{self, Handler, Incoming};
+
+/// Serves one plaintext connection to its end.
+pub async fn serve(accepted: Accepted, here: Arc<Thread>) {
+    let (stream, pod, connection, _place) = accepted.into_parts();
+    let _draining = here.draining.clone();
+    let mut record = Record::new(&here.proxy.sinks, &connection, &pod);
+    record.route("clear", Security::Plain);
+    let _ticket = live::enter(&pod, &connection);
+    let set_up = Box::pin(async {
+        let identified = identify::inbound(&pod, connection.client, connection.destination)?;
+        let (mesh, table) = (here.proxy.mesh(), here.proxy.pods.table());
+        let authorized = authorize::inbound(&mesh, &table, &here.sockets, identified)?;
+        reach(&here, &connection, &mesh, &authorized, &mut record).await
+    });
+    // Dropping the set-up half-way closes what it had opened.
+    let reached = tokio::select! {
+        biased;
+        cause = connection.was_cut() => Err(cause.into()),
+        reached = set_up => reached,
+    };
+    match reached {
+        Err(refusal) => {
+            end::reset(stream);
+            record.refused(&refusal);
+        }
+        Ok((reached, _judged)) => {
+            connection.meter(vec![record.opened()]);
+            let ended = copy::duplex(reached.join(End::Tcp(stream)), &connection).await;
+            record.ended(&ended);
+        }
+    }
+}
+
+/// Reaches the application, and registers the connection for being judged again.
+async fn reach(
+    here: &Thread,
+    connection: &Arc<Connection>,
+    mesh: &Arc<Mesh>,
+    authorized: &Authorized,
+    record: &mut Record,
+) -> Result<(Reached, Option<Ticket>), Refusal> {
+    let identified = authorized.identified();
+    record.authorized(authorized);
+    let asking = Asking { id: connection.id, service_host: None, baggage: String::new() };
+    let reached = connect::open(&here.dialer, authorized, asking).await?;
+    let ticket = authorized.permit().map(|permit| {
+        connection.permitted(permit.clone());
+        live::enter_judged(identified.pod(), connection, Judged::Here, mesh, || here.proxy.mesh())
+    });
+    Ok((reached, ticket))
+}
+
+/// Serves one tunnel to its end: TLS with the pod's own identity, then each request as a connection of its own.
+pub async fn serve_tunnel(accepted: Accepted, here: Arc<Thread>) {
+    let (stream, pod, connection, _place) = accepted.into_parts();
+    let _draining = here.draining.clone();
+    let _ticket = live::enter(&pod, &connection);
+    let peer = connection.client.addr();
+    let served = Box::pin(async {
+        let credentials = match here.dialer.certificates.get(pod.identity(), CERTIFICATE).await {
+            Ok(credentials) => credentials,
+            Err(error) => {
+                end::reset(stream);
+                return Err(Refusal::of(error.reason(), error.to_string()));
+            }
+        };
+        let handler = Arc::new(Requests { here: here.clone(), pod: pod.clone() });
+        let served = tunnel::serve(stream, peer, credentials, handler, pod.leaving().clone()).await;
+        served.map_err(|error| Refusal::of(error.reason(), error.to_string()))
+    });
+    // Dropping a tunnel half-way resets its streams, whose handlers close their records.
+    let served = tokio::select! {
+        biased;
+        cause = connection.was_cut() => return tracing::debug!(%peer, pod = %pod.name(), ?cause, "tunnel cut"),
+        served = served => served,
+    };
+    match served {
+        Ok(served) => tracing::debug!(
+            %peer, pod = %pod.name(), identity = %served.peer, requests = served.requests, broke = ?served.broke,
+            "tunnel ended"
+        ),
+        // A tunnel that was never set up has no connection inside it to tell of the refusal: it has a line of its own.
+        Err(refusal) => Record::new(&here.proxy.sinks, &connection, &pod).refused(&refusal),
+    }
+}
+
+/// Answers the requests of one tunnel.
+struct Requests {
+    here: Arc<Thread>,
+    pod: Arc<Pod>,
+}
+
+impl Handler for Requests {
+    fn connect(&self, request: Incoming) -> BoxFuture<'static, ()> {
+        Box::pin(serve_request(self.here.clone(), self.pod.clone(), request))
+    }
+}
+
+/// Serves one connection inside a tunnel to its end.
+async fn serve_request(here: Arc<Thread>, pod: Arc<Pod>, mut request: Incoming) {
+    let _draining = here.draining.clone();
+    let id = request.traceparent.as_deref().and_then(ConnectionId::of_traceparent);
+    let authority = request.authority.as_ref().ok().map(|authority| OrigDst::new(*authority));
+    let client = client_of(request.peer.ip(), request.forwarded.as_deref());
+    let id = id.unwrap_or_else(ConnectionId::random);
+    let connection = Arc::new(Connection::new(id, Direction::Tunnel, client, authority));
+    let mut record = Record::new(&here.proxy.sinks, &connection, &pod);
+    record.source(request.peer_identity.clone());
+    record.route("tunnel", Security::MutualTls);
+    let _ticket = live::enter(&pod, &connection);
+    let opened = {
+        let peer = request.peer_identity.clone();
+        let authority = request.authority.clone();
+        let set_up = Box::pin(async {
+            let authority = OrigDst::new(authority?);
+            let room = room(&here, &pod)?;
+            let identified = identify::tunnelled(&pod, peer, client, authority)?;
+            let mesh = here.proxy.mesh();
+            let authorized = authorize::tunnelled(&mesh, identified)
+                .map_err(|denied| (denied.policy().cloned(), Refusal::from(denied)))?;
+            let reached = reach(&here, &connection, &mesh, &authorized, &mut record).await?;
+            Ok::<_, Refused>((reached, room))
+        });
+        // Dropping the set-up half-way closes what it had opened.
+        tokio::select! {
+            biased;
+            cause = connection.was_cut() => Err(Refused { policy: cause.policy.clone(), refusal: cause.into() }),
+            () = request.cancelled() => Err(Refusal::of(Reason::Reset, "the caller took the request back").into()),
+            opened = set_up => opened,
+        }
+    };
+    let ((reached, _judged), _room) = match opened {
+        Ok(opened) => opened,
+        Err(Refused { refusal, policy }) => {
+            request.refuse(refusal.reason, policy.as_ref());
+            return record.refused(&refusal);
+        }
+    };
+    let baggage = baggage(&here, &pod);
+    // Only now: 200 says that the application has the connection.
+    let stream = match request.accept(Some(&baggage)) {
+        Ok(stream) => stream,
+        Err(closed) => return record.refused(&Refusal::of(closed.reason(), "the tunnel ended before the answer")),
+    };
+    connection.meter(vec![record.opened()]);
+    let ended = copy::duplex(reached.join(End::Tunnel(Box::new(stream))), &connection).await;
+    record.ended(&ended);
+}
+
+/// A refusal with its policy as the wire wants it.
+struct Refused {
+    refusal: Refusal,
+    policy: Option<PolicyKey>,
+}
+
+impl<E: Into<Refusal>> From<E> for Refused {
+    fn from(error: E) -> Self {
+        Self { refusal: error.into(), policy: None }
+    }
+}
+
+impl From<(Option<PolicyKey>, Refusal)> for Refused {
+    fn from((policy, refusal): (Option<PolicyKey>, Refusal)) -> Self {
+        Self { refusal, policy }
+    }
+}
+
+/// A place in both budgets: a stream costs a socket like any connection.
+fn room(
+    here: &Thread,
+    pod: &Pod,
+) -> Result<(tokio::sync::OwnedSemaphorePermit, tokio::sync::OwnedSemaphorePermit), Refusal> {
+    let of_pod = pod.room().ok_or_else(|| {
+        Refusal::of(Reason::Overloaded, format!("pod {} has used up its budget of connections", pod.name()))
+    })?;
+    let of_worker = here.proxy.budget.clone().try_acquire_owned();
+    let of_worker =
+        of_worker.map_err(|_| Refusal::of(Reason::Overloaded, "this node's proxy has no descriptors left"))?;
+    Ok((of_worker, of_pod))
+}
+
+/// The caller's address: what the tunnel's socket says, which nobody can forge further than the network lets them. Its port is the
+/// one in `forwarded` when that names the same address (it only chooses the port that the application sees), else unknown.
+fn client_of(peer: IpAddr, forwarded: Option<&str>) -> ClientAddr {
+    let peer = peer.to_canonical();
+    let named = forwarded.and_then(forwarded_for).filter(|named| named.ip().to_canonical() == peer);
+    ClientAddr::new(SocketAddr::new(peer, named.map_or(0, |named| named.port())))
+}
+
+/// RFC 7239, 4 and 6: `for="192.0.2.1:4711"` or `for="[2001:db8::1]:4711"`, of the first element.
+fn forwarded_for(header: &str) -> Option<SocketAddr> {
+    let element = header.split(',').next()?;
+    let pair = element.split(';').map(str::trim).find_map(|pair| {
+        let (name, value) = pair.split_once('=')?;
+        name.eq_ignore_ascii_case("for").then_some(value)
+    })?;
+    pair.trim_matches('"').parse().ok()
+}
+
+/// The destination workload in the form of ambient's `baggage`.
+fn baggage(here: &Thread, pod: &Pod) -> String {
+    let name = pod.name();
+    format!(
+        "k8s.cluster.name={},k8s.namespace.name={},k8s.pod.name={}",
+        here.proxy.settings.cluster, name.namespace, name.name
+    )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_callers_port_is_believed_only_for_the_callers_own_address() {
+        let peer: IpAddr = "198.18.1.5".parse().expect("address");
+        let client = |header| client_of(peer, header).addr().to_string();
+        assert_eq!(client(Some("for=\"198.18.1.5:4711\";host=cart.shop")), "198.18.1.5:4711");
+        assert_eq!(client(Some("For=198.18.1.5:4711")), "198.18.1.5:4711");
+        assert_eq!(client(Some("for=\"10.0.0.1:4711\"")), "198.18.1.5:0");
+        assert_eq!(client(Some("for=unknown")), "198.18.1.5:0");
+        assert_eq!(client(Some("for=\"[::ffff:198.18.1.5]:80\"")), "198.18.1.5:80");
+        assert_eq!(client(None), "198.18.1.5:0");
+    }
+}

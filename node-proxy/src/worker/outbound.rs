@@ -1,0 +1,248 @@
+//! From a pod's application to wherever it wants to go.
+//!
+//! Accepted → identified (the listener's pod) → routed → authorized → connected → copied. Routing comes before authorization here
+//! because what is judged is the endpoint, and only for pods of this node; for others the far end judges.
+
+use std::net::IpAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use mesh_model::{Mesh, OrigDst, Reason};
+use tokio::sync::OwnedSemaphorePermit;
+
+use super::accept::Accepted;
+use super::authorize::{self, Authorized, To};
+use super::connect::{self, Asking, Reached};
+use super::connection::Connection;
+use super::copy;
+use super::end::{self, End};
+use super::identify::{self, Identified};
+use super::live::{self, Judged, Ticket};
+use super::metrics::Security;
+use super::pods::Pod;
+use super::record::{Record, Refusal};
+use super::route::{self, Load, NoRoute, Routed, Target, View};
+use super::threads::{Proxy, Thread};
+
+/// How long a destination inside the cluster's ranges may wait for its record.
+const RECORD: Duration = Duration::from_secs(1);
+
+/// Serves one connection to its end.
+pub async fn serve(accepted: Accepted, here: Arc<Thread>) {
+    let (stream, pod, connection, _place) = accepted.into_parts();
+    let _draining = here.draining.clone();
+    let _ticket = live::enter(&pod, &connection);
+    let mut record = Record::new(&here.proxy.sinks, &connection, &pod);
+    // Boxed: the set-up is large and short, the copying that follows small and long.
+    let set_up = Box::pin(set_up(&here, &pod, &connection, &mut record));
+    // Dropping the set-up half-way closes what it had opened.
+    let opened = tokio::select! {
+        biased;
+        cause = connection.was_cut() => Err(cause.into()),
+        opened = set_up => opened,
+    };
+    let Open { reached, load, far_end } = match opened {
+        Ok(open) => open,
+        Err(refusal) => {
+            end::reset(stream);
+            return record.refused(&refusal);
+        }
+    };
+    let mut series = vec![record.opened()];
+    let far_end = far_end.map(|far_end| {
+        let FarEnd { ticket, room, mut record } = *far_end;
+        series.push(record.opened());
+        (ticket, room, record)
+    });
+    connection.meter(series);
+    let ended = copy::duplex(reached.join(End::Tcp(stream)), &connection).await;
+    drop(load);
+    if let Some((_ticket, _room, record)) = far_end {
+        record.ended(&ended);
+    }
+    record.ended(&ended);
+}
+
+/// A connection whose destination is reached.
+struct Open {
+    reached: Reached,
+    load: Load,
+    far_end: Option<Box<FarEnd>>,
+}
+
+/// The called pod's side, when it is of this node.
+struct FarEnd {
+    ticket: Ticket,
+    room: OwnedSemaphorePermit,
+    record: Box<Record>,
+}
+
+async fn set_up(
+    here: &Thread,
+    pod: &Arc<Pod>,
+    connection: &Arc<Connection>,
+    record: &mut Record,
+) -> Result<Open, Refusal> {
+    let identified = identify::outbound(pod, connection.client, connection.destination)?;
+    let (mesh, routed) = match look(&here.proxy, &identified) {
+        // The rare branch is boxed.
+        Err((_, no_route)) if no_route.may_change() => Box::pin(wait_for_record(&here.proxy, &identified)).await?,
+        Err((_, no_route)) => return Err(no_route.into()),
+        Ok(found) => found,
+    };
+    let asking = Asking { id: connection.id, service_host: None, baggage: baggage(&here.proxy, pod) };
+    let (service, targets) = match routed {
+        Routed::Outside(destination) => return outside(here, &identified, destination, asking, record).await,
+        Routed::Inside { service, targets } => (service, targets),
+    };
+    if let Some(service) = &service {
+        record.service(&service.key);
+    }
+    let mut last = Refusal::of(Reason::Internal, "a route without an endpoint");
+    for target in targets {
+        let asking =
+            Asking { service_host: service.as_ref().map(|service| service.key.hostname.clone()), ..asking.clone() };
+        match endpoint(here, &identified, &mesh, &target, asking, connection, record).await {
+            Ok(open) => return Ok(open),
+            Err(Failed { refusal, try_another }) => {
+                last = refusal;
+                if !try_another {
+                    break;
+                }
+            }
+        }
+    }
+    Err(last)
+}
+
+/// An endpoint could not be reached.
+struct Failed {
+    refusal: Refusal,
+    try_another: bool,
+}
+
+impl Failed {
+    fn for_good(refusal: impl Into<Refusal>) -> Self {
+        Self { refusal: refusal.into(), try_another: false }
+    }
+}
+
+async fn endpoint(
+    here: &Thread,
+    identified: &Identified,
+    mesh: &Arc<Mesh>,
+    target: &Target,
+    asking: Asking,
+    connection: &Arc<Connection>,
+    record: &mut Record,
+) -> Result<Open, Failed> {
+    record.endpoint(target.address(), target.pod_name(), target.identity());
+    let (route, security) = match target.way() {
+        route::Way::Short(_) => ("same-node", Security::SameNode),
+        route::Way::Tunnel { .. } => ("tunnel", Security::MutualTls),
+        route::Way::Clear => ("clear", Security::Plain),
+    };
+    record.route(route, security);
+    let authorized = match authorize::outbound(mesh, identified, target) {
+        Ok(authorized) => authorized,
+        Err(denied) => {
+            let refusal = Refusal::from(denied);
+            if let route::Way::Short(pod) = target.way() {
+                Record::of_far_end(record, pod).refused(&refusal);
+            }
+            return Err(Failed::for_good(refusal));
+        }
+    };
+    record.authorized(&authorized);
+    let room = called_room(&authorized).map_err(Failed::for_good)?;
+    let load = here.proxy.loads.enter(target.address());
+    let reached = connect::open(&here.dialer, &authorized, asking)
+        .await
+        .map_err(|error| Failed { try_another: error.try_another(), refusal: Refusal::from(error) })?;
+    let far_end = room.map(|(pod, room)| {
+        if let Some(permit) = authorized.permit() {
+            connection.permitted(permit.clone());
+        }
+        let judged = Judged::ShortWay { source: identified.pod().clone() };
+        let ticket = live::enter_judged(pod, connection, judged, mesh, || here.proxy.mesh());
+        Box::new(FarEnd { ticket, room, record: Record::of_far_end(record, pod) })
+    });
+    Ok(Open { reached, load, far_end })
+}
+
+/// A place in the called pod's budget, when it is of this node.
+fn called_room(authorized: &Authorized) -> Result<Option<(&Arc<Pod>, OwnedSemaphorePermit)>, Refusal> {
+    let To::App { pod, .. } = authorized.to() else { return Ok(None) };
+    let room = pod.room().ok_or_else(|| {
+        Refusal::of(Reason::Overloaded, format!("pod {} has used up its budget of connections", pod.name()))
+    })?;
+    Ok(Some((pod, room)))
+}
+
+async fn outside(
+    here: &Thread,
+    identified: &Identified,
+    destination: OrigDst,
+    asking: Asking,
+    record: &mut Record,
+) -> Result<Open, Refusal> {
+    record.route("passthrough", Security::Plain);
+    let authorized = authorize::outside(identified, destination);
+    let load = here.proxy.loads.enter(destination.addr());
+    let reached = connect::open(&here.dialer, &authorized, asking).await?;
+    Ok(Open { reached, load, far_end: None })
+}
+
+type Looked = Result<(Arc<Mesh>, Routed), (IpAddr, NoRoute)>;
+
+fn look(proxy: &Proxy, identified: &Identified) -> Looked {
+    let (mesh, table) = (proxy.mesh(), proxy.pods.table());
+    let destination = identified.destination();
+    let view = View {
+        mesh: &mesh,
+        table: &table,
+        node: &proxy.settings.node,
+        ranges: &proxy.settings.ranges,
+        loads: &proxy.loads,
+    };
+    match route::resolve(view, identified.pod(), destination) {
+        Ok(routed) => Ok((mesh, routed)),
+        Err(no_route) => Err((destination.ip(), no_route)),
+    }
+}
+
+/// Looks again whenever the mesh or this node's pods change, up to the deadline.
+async fn wait_for_record(proxy: &Proxy, identified: &Identified) -> Result<(Arc<Mesh>, Routed), Refusal> {
+    let (mut mesh, mut pods) = (proxy.published.clone(), proxy.pods.follow());
+    let deadline = tokio::time::Instant::now() + RECORD;
+    loop {
+        mesh.mark_unchanged();
+        pods.mark_unchanged();
+        let no_route = match look(proxy, identified) {
+            Ok(found) => return Ok(found),
+            Err((_, no_route)) => no_route,
+        };
+        if !no_route.may_change() {
+            return Err(no_route.into());
+        }
+        // Every branch may be dropped half-way: a change stays seen as one.
+        let changed = tokio::select! {
+            changed = mesh.changed() => changed,
+            changed = pods.changed() => changed,
+            () = tokio::time::sleep_until(deadline) => return Err(no_route.into()),
+        };
+        // Nobody publishes any more: the worker is going away.
+        if changed.is_err() {
+            return Err(no_route.into());
+        }
+    }
+}
+
+/// The source workload in the form of ambient's `baggage`.
+fn baggage(proxy: &Proxy, pod: &Pod) -> String {
+    let name = pod.name();
+    format!(
+        "k8s.cluster.name={},k8s.namespace.name={},k8s.pod.name={}",
+        proxy.settings.cluster, name.namespace, name.name
+    )
+}

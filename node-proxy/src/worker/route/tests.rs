@@ -1,0 +1,265 @@
+//! Route choice as tables over a small mesh.
+
+use std::collections::BTreeMap;
+
+use mesh_model::{NetworkPolicy, PodUid, ServicePort, TrustDomain, WorkloadUid};
+
+use super::*;
+use crate::worker::pods::Pods;
+use crate::worker::pods::testing;
+
+/// A workload `ns/name` on `node` with one address.
+fn workload(name: &str, node: &str, address: &str) -> Workload {
+    Workload {
+        uid: WorkloadUid(format!("Kubernetes//Pod/shop/{name}")),
+        pod: PodName { namespace: "shop".into(), name: name.into() },
+        pod_uid: PodUid::parse(&format!("uid-{name}")).ok(),
+        service_account: format!("sa-{name}"),
+        trust_domain: TrustDomain::parse("cluster.local").expect("trust domain"),
+        addresses: vec![address.parse().expect("address")],
+        node: node.into(),
+        tunnel: Tunnel::Hbone,
+        policies: Vec::new(),
+        health: Health::Healthy,
+        services: BTreeMap::new(),
+        network_policy: NetworkPolicy::Unselected,
+        host_network: false,
+    }
+}
+
+fn key(name: &str) -> ServiceKey {
+    ServiceKey { namespace: "shop".into(), hostname: format!("{name}.shop.svc.cluster.local") }
+}
+
+fn service(name: &str, vips: &[&str]) -> Service {
+    Service {
+        key: key(name),
+        name: name.into(),
+        vips: vips.iter().map(|ip| ip.parse().expect("address")).collect(),
+        ports: vec![ServicePort { service_port: 80, target_port: Some(8080) }],
+        subject_alt_names: Vec::new(),
+        publish_not_ready: false,
+        local_only: false,
+    }
+}
+
+fn behind(mut workload: Workload, service: &str) -> Workload {
+    workload.services.insert(key(service), vec![(80, 8080)]);
+    workload
+}
+
+struct World {
+    mesh: Mesh,
+    pods: Pods,
+    source: Arc<Pod>,
+    loads: Arc<Loads>,
+}
+
+impl World {
+    /// node-1 with the calling pod `web`; both ends unselected by NetworkPolicy.
+    fn new() -> Self {
+        let pods = Pods::default();
+        let source = testing::pod(1, &testing::facts("shop", "web", "198.18.1.5"));
+        pods.add(source.clone());
+        let mut mesh = Mesh::default();
+        mesh.apply_workload(workload("web", "node-1", "198.18.1.5"));
+        Self { mesh, pods, source, loads: Arc::default() }
+    }
+
+    fn with(mut self, workload: Workload) -> Self {
+        self.mesh.apply_workload(workload);
+        self
+    }
+
+    fn service(mut self, service: Service) -> Self {
+        self.mesh.apply_service(service);
+        self
+    }
+
+    fn local(self, slot: u32, name: &str, address: &str) -> Self {
+        self.pods.add(testing::pod(slot, &testing::facts("shop", name, address)));
+        self
+    }
+
+    fn resolve(&self, destination: &str) -> Result<Routed, NoRoute> {
+        let ranges = ClusterRanges::new(["198.18.0.0/15", "fd77::/16"].map(|net| net.parse().expect("network")));
+        let table = self.pods.table();
+        let view = View { mesh: &self.mesh, table: &table, node: "node-1", ranges: &ranges, loads: &self.loads };
+        resolve(view, &self.source, OrigDst::new(destination.parse().expect("address")))
+    }
+
+    /// The route in one line.
+    fn way(&self, destination: &str) -> String {
+        match self.resolve(destination) {
+            Err(no_route) => no_route.reason().to_string(),
+            Ok(Routed::Outside(to)) => format!("outside {to}"),
+            Ok(Routed::Inside { targets, .. }) => {
+                let target = &targets[0];
+                let way = match target.way() {
+                    Way::Short(_) => "short",
+                    Way::Tunnel { .. } => "tunnel",
+                    Way::Clear => "clear",
+                };
+                format!("{way} {}", target.address())
+            }
+        }
+    }
+}
+
+#[test]
+fn what_no_record_names_is_unknown_inside_and_passes_outside() {
+    let world = World::new();
+    assert_eq!(world.way("198.19.7.7:80"), "UnknownDestination");
+    assert_eq!(world.way("[fd77::7]:80"), "UnknownDestination");
+    assert_eq!(world.way("203.0.113.1:443"), "outside 203.0.113.1:443");
+    assert_eq!(world.way("[::ffff:203.0.113.1]:443"), "outside 203.0.113.1:443");
+}
+
+#[test]
+fn our_own_ports_are_refused_in_the_pod_itself_and_in_mesh_pods_and_not_elsewhere() {
+    let clear = Workload { tunnel: Tunnel::Clear, ..workload("plain", "node-2", "198.18.2.8") };
+    let world = World::new().with(workload("cart", "node-2", "198.18.2.7")).with(clear);
+    for port in [15001, 15006, 15008, 15053] {
+        for own in ["127.0.0.1", "198.18.1.5", "198.18.2.7", "[::1]"] {
+            assert_eq!(world.way(&format!("{own}:{port}")), "ReservedPort", "{own}:{port}");
+        }
+        assert_eq!(world.way(&format!("203.0.113.1:{port}")), format!("outside 203.0.113.1:{port}"));
+        assert_eq!(world.way(&format!("198.18.2.8:{port}")), format!("clear 198.18.2.8:{port}"));
+    }
+}
+
+#[test]
+fn a_record_that_says_hbone_is_never_dialled_in_clear() {
+    let world = World::new().with(workload("cart", "node-2", "198.18.2.7"));
+    assert_eq!(world.way("198.18.2.7:8080"), "tunnel 198.18.2.7:8080");
+    let Ok(Routed::Inside { targets, .. }) = world.resolve("198.18.2.7:8080") else { panic!("no route") };
+    let Way::Tunnel { accepted } = targets[0].way() else { panic!("no tunnel") };
+    assert_eq!(accepted, &[Identity::parse("spiffe://cluster.local/ns/shop/sa/sa-cart").expect("identity")]);
+    // A mesh pod of this node that has no listeners here (yet, or any more): its proxy is asked, and will not answer.
+    let world = World::new().with(workload("leaving", "node-1", "198.18.1.9"));
+    assert_eq!(world.way("198.18.1.9:8080"), "tunnel 198.18.1.9:8080");
+}
+
+#[test]
+fn the_short_way_needs_both_pods_known_to_be_unselected() {
+    let selected = |name: &str, address: &str| Workload {
+        network_policy: NetworkPolicy::Selected,
+        ..workload(name, "node-1", address)
+    };
+    let local = |world: World| world.local(2, "cart", "198.18.1.6");
+    let to = "198.18.1.6:8080";
+    let world = local(World::new().with(workload("cart", "node-1", "198.18.1.6")));
+    assert_eq!(world.way(to), "short 198.18.1.6:8080");
+    let world = local(World::new().with(selected("cart", "198.18.1.6")));
+    assert_eq!(world.way(to), "tunnel 198.18.1.6:8080", "destination selected");
+    let world = local(World::new().with(workload("cart", "node-1", "198.18.1.6")).with(selected("web", "198.18.1.5")));
+    assert_eq!(world.way(to), "tunnel 198.18.1.6:8080", "source selected");
+    let world = local(World::new());
+    assert_eq!(world.way(to), "tunnel 198.18.1.6:8080", "destination unknown");
+}
+
+#[test]
+fn a_pod_of_this_node_is_itself_whatever_the_mesh_says_about_its_address() {
+    // The record at the address is of another pod that had it before.
+    let stale = Workload { tunnel: Tunnel::Clear, ..workload("old", "node-1", "198.18.1.6") };
+    let world = World::new().with(stale).local(2, "cart", "198.18.1.6");
+    let Ok(Routed::Inside { targets, .. }) = world.resolve("198.18.1.6:8080") else { panic!("no route") };
+    assert!(matches!(targets[0].way(), Way::Tunnel { .. }));
+    assert!(targets[0].workload().is_none());
+    assert_eq!(targets[0].identity().map(Identity::service_account), Some("sa-cart"));
+}
+
+#[test]
+fn a_record_of_an_earlier_pod_of_the_same_name_is_not_this_pods() {
+    let mut earlier = workload("cart", "node-1", "198.18.1.6");
+    earlier.pod_uid = PodUid::parse("uid-of-another").ok();
+    let world = World::new().with(earlier).local(2, "cart", "198.18.1.6");
+    assert_eq!(world.way("198.18.1.6:8080"), "tunnel 198.18.1.6:8080");
+}
+
+#[test]
+fn a_service_leads_to_its_healthy_endpoints_on_their_target_port() {
+    let down = Workload { health: Health::Unhealthy, ..behind(workload("c2", "node-2", "198.18.2.8"), "cart") };
+    let world = World::new()
+        .service(service("cart", &["198.18.128.9"]))
+        .with(behind(workload("c1", "node-2", "198.18.2.7"), "cart"))
+        .with(down.clone());
+    for _ in 0..20 {
+        assert_eq!(world.way("198.18.128.9:80"), "tunnel 198.18.2.7:8080");
+    }
+    assert_eq!(world.way("198.18.128.9:81"), "NoEndpoint", "no such port");
+    let only_down = World::new().service(service("cart", &["198.18.128.9"])).with(down.clone());
+    assert_eq!(only_down.way("198.18.128.9:80"), "NoEndpoint");
+    let unready = Service { publish_not_ready: true, ..service("cart", &["198.18.128.9"]) };
+    assert_eq!(World::new().service(unready).with(down).way("198.18.128.9:80"), "tunnel 198.18.2.8:8080");
+}
+
+#[test]
+fn a_named_target_port_is_each_workloads_own() {
+    let named = Service {
+        ports: vec![ServicePort { service_port: 80, target_port: None }],
+        ..service("cart", &["198.18.128.9"])
+    };
+    let mut one = workload("c1", "node-2", "198.18.2.7");
+    one.services.insert(key("cart"), vec![(80, 9001)]);
+    assert_eq!(World::new().service(named).with(one).way("198.18.128.9:80"), "tunnel 198.18.2.7:9001");
+}
+
+#[test]
+fn a_local_service_uses_this_nodes_endpoints_alone() {
+    let local = || Service { local_only: true, ..service("cart", &["198.18.128.9"]) };
+    let far = || behind(workload("c1", "node-2", "198.18.2.7"), "cart");
+    let near = behind(workload("c2", "node-1", "198.18.1.6"), "cart");
+    assert_eq!(World::new().service(local()).with(far()).way("198.18.128.9:80"), "NoEndpoint");
+    let world = World::new().service(local()).with(far()).with(near);
+    for _ in 0..20 {
+        assert_eq!(world.way("198.18.128.9:80"), "tunnel 198.18.1.6:8080");
+    }
+}
+
+#[test]
+fn the_asked_family_is_preferred_and_the_other_used_when_there_is_no_choice() {
+    let mut dual = behind(workload("c1", "node-2", "198.18.2.7"), "cart");
+    dual.addresses.push("fd77::7".parse().expect("address"));
+    let vips = &["198.18.128.9", "fd77:0:0:80::9"];
+    let world = World::new().service(service("cart", vips)).with(dual);
+    assert_eq!(world.way("198.18.128.9:80"), "tunnel 198.18.2.7:8080");
+    assert_eq!(world.way("[fd77:0:0:80::9]:80"), "tunnel [fd77::7]:8080");
+    let four = behind(workload("c1", "node-2", "198.18.2.7"), "cart");
+    let world = World::new().service(service("cart", vips)).with(four);
+    assert_eq!(world.way("[fd77:0:0:80::9]:80"), "tunnel 198.18.2.7:8080");
+}
+
+#[test]
+fn endpoints_share_the_load_and_a_second_one_stands_by() {
+    let mut world = World::new().service(service("cart", &["198.18.128.9"]));
+    for last in 1..=4 {
+        world = world.with(behind(workload(&format!("c{last}"), "node-2", &format!("198.18.2.{last}")), "cart"));
+    }
+    let mut held = Vec::new();
+    for _ in 0..400 {
+        let Ok(Routed::Inside { targets, service }) = world.resolve("198.18.128.9:80") else { panic!("no route") };
+        assert_eq!(service.map(|service| service.key.clone()), Some(key("cart")));
+        assert_eq!(targets.len(), TRIES);
+        assert_ne!(targets[0].address(), targets[1].address());
+        held.push(world.loads.enter(targets[0].address()));
+    }
+    for last in 1..=4 {
+        let load = world.loads.of(format!("198.18.2.{last}:8080").parse().expect("address"));
+        // Exact shares are 100; two random choices keep within a few of it.
+        assert!((90..=110).contains(&load), "{load}");
+    }
+    held.clear();
+    assert_eq!(world.loads.of("198.18.2.1:8080".parse().expect("address")), 0);
+}
+
+#[test]
+fn a_services_further_names_are_accepted_from_its_endpoints() {
+    let other = Identity::parse("spiffe://old.local/ns/shop/sa/cart").expect("identity");
+    let with_names = Service { subject_alt_names: vec![other.clone()], ..service("cart", &["198.18.128.9"]) };
+    let world = World::new().service(with_names).with(behind(workload("c1", "node-2", "198.18.2.7"), "cart"));
+    let Ok(Routed::Inside { targets, .. }) = world.resolve("198.18.128.9:80") else { panic!("no route") };
+    let Way::Tunnel { accepted } = targets[0].way() else { panic!("no tunnel") };
+    assert_eq!(accepted.len(), 2);
+    assert_eq!(accepted[1], other);
+}

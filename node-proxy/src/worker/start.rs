@@ -1,0 +1,232 @@
+//! Start and stop of the worker: the only place that knows all of its parts.
+//!
+//! Start: settings → last good configuration → link → certificates → threads → pods as the keeper names them.
+//! Stop, in this order: take no new pod or connection → tunnels send GOAWAY, connections end or the deadline passes → what is
+//! left is reset with Reason Draining → threads end → the last access lines are written.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::Context as _;
+use futures_util::future::BoxFuture;
+use mesh_api::link::worker::{Family, Purpose};
+use mesh_daemon::{admin as admin_socket, drain, http, logs, ready, signals, tasks};
+use mesh_model::Reason;
+use tokio::net::TcpListener;
+use tokio::sync::{Semaphore, watch};
+
+use super::access_log::AccessLog;
+use super::admin;
+use super::args::{Args, Settings};
+use super::certs::{self, CertConfig, Keep};
+use super::control::{self, Control};
+use super::link::{self, Link};
+use super::metrics::Metrics;
+use super::mint::{Maker, Mint};
+use super::pods::Pods;
+use super::record::Sinks;
+use super::route::Loads;
+use super::threads::{Proxy, Threads};
+use super::xds::{self, ControlPlane, Origin, Published, XdsConfig};
+
+/// Descriptors that connections may not use: listeners of 250 pods, minted stock, tunnels, files.
+const RESERVED_FDS: u64 = 2_500;
+/// A connection holds two sockets; a third is for the moment in which a taken port is tried again.
+const FDS_PER_CONNECTION: u64 = 2;
+/// How long cut connections have to notice.
+const CUT: Duration = Duration::from_secs(1);
+
+/// Runs the worker on the calling thread, hardened already; `crashes` says how many workers in a row ended within ten seconds.
+pub fn run(args: Args, crashes: u32) -> anyhow::Result<()> {
+    logs::init("worker", args.log_format);
+    let settings = args.settings()?;
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().context("start the runtime")?;
+    runtime.block_on(work(args, settings, crashes))
+}
+
+async fn work(args: Args, settings: Settings, crashes: u32) -> anyhow::Result<()> {
+    let places = places();
+    tracing::info!(node = settings.node, threads = settings.threads, places, crashes, "worker starts");
+    let readiness = ready::Readiness::new();
+    let snapshot = readiness.latch("keeper-snapshot");
+    let configuration = readiness.latch("configuration");
+    let tasks = tasks::Group::new("worker");
+    let metrics = Arc::new(Metrics::new());
+    // Also when all of this fails half-way, this is what ends the servers.
+    let (stop, stopping) = drain::pair();
+
+    let plane = control_plane(&args)?;
+    let xds_metrics = xds::Metrics::default();
+    xds_metrics.register(metrics.registry()).context("register metrics")?;
+    let config = XdsConfig {
+        node: settings.node.clone(),
+        cluster: settings.cluster.clone(),
+        trust_domains: settings.trust.clone(),
+        pod: None,
+        instance_ip: None,
+        control_plane: plane.clone(),
+        state_dir: args.state_dir.clone(),
+        crashes,
+        latch: Some(configuration),
+        metrics: xds_metrics,
+    };
+    let published = xds::start(config, &tasks.handle());
+    serve_http(&args, &metrics, &published, &readiness, &tasks, &stopping).await?;
+
+    // Signals are heard from here on, also while the keeper is not there yet.
+    let mut asked = std::pin::pin!(signals::stop());
+    let connecting = link::connect(&args.keeper_socket, settings.threads);
+    // Dropping the dialling half-way leaves nothing behind.
+    let (link, mut events) = tokio::select! {
+        biased;
+        signal = &mut asked => {
+            tracing::info!(signal = signal.context("signals")?, "asked to stop before the keeper was there");
+            return Ok(());
+        }
+        connected = connecting => connected.context("connect to the keeper")?,
+    };
+    let cert_config =
+        CertConfig { trust_domains: settings.trust.clone(), control_plane: plane, validity: CertConfig::VALIDITY };
+    let certificates = certs::start(cert_config, Some(keep(&link)), &tasks.handle());
+    let (access, writer) = AccessLog::start(args.access_log, std::io::stdout(), metrics.lines_dropped.clone())
+        .context("start the access log's writer")?;
+    let mint = Mint::new(Arc::new(link.clone()), tasks.handle(), metrics.clone());
+    tasks.spawn("mint stock", mint.clone().shrink());
+    let drain_after = settings.drain;
+    let proxy = Arc::new(Proxy {
+        settings,
+        pods: Pods::default(),
+        published,
+        certificates,
+        mint,
+        sinks: Sinks { metrics, access },
+        loads: Arc::new(Loads::default()),
+        budget: Arc::new(Semaphore::new(places)),
+    });
+    let (drained, draining) = drain::pair();
+    let (threads, joining) = Threads::start(&proxy, &draining).context("start threads")?;
+    drop(draining);
+    tasks.spawn("judge again", control::judge_again(proxy.clone()));
+    serve_admin(&args, &proxy, &threads, &tasks, &stopping);
+
+    // Half of all places: one pod alone can never take them all from the others.
+    let pod_budget = places.div_ceil(2);
+    let mut control = Control::new(proxy.clone(), threads.clone(), link.clone(), tasks.handle(), pod_budget, snapshot);
+    // Half-way through an event at a signal: the keeper gets no answer to it, and starts over with the next worker.
+    let ended = tokio::select! {
+        biased;
+        signal = &mut asked => Ok(signal.context("signals")?),
+        ended = control.follow(&mut events) => Err(ended),
+    };
+    let result = match ended {
+        Ok(signal) => {
+            let _unready = readiness.latch("draining");
+            tracing::info!(signal, deadline = ?drain_after, "draining");
+            control.leave();
+            proxy.pods.table().pods().for_each(|pod| pod.leave());
+            // The link stays: connections that are being set up still need sockets. Its end ends the drain, nothing more can come.
+            let all_ended = tokio::select! {
+                all_ended = drained.drained(drain_after) => all_ended,
+                _ = control.follow(&mut events) => false,
+            };
+            tracing::info!(all_ended, "drained");
+            Ok(())
+        }
+        // Without the keeper no pod can be told apart from a dead one: the supervisor starts another worker, which is told all.
+        Err(Ok(())) => Err(anyhow::anyhow!("the keeper closed the link; the supervisor starts another worker")),
+        Err(Err(error)) => Err(anyhow::Error::new(error).context("the link to the keeper broke")),
+    };
+    let left: Vec<_> = proxy.pods.table().pods().cloned().collect();
+    left.iter().for_each(|pod| {
+        pod.leave();
+        pod.live().cut_all(Reason::Draining);
+    });
+    let emptied = futures_util::future::join_all(left.iter().map(|pod| pod.live().emptied()));
+    let _ = tokio::time::timeout(CUT, emptied).await;
+    stop.ask();
+    drop((control, threads, events, stopping));
+    joining.join();
+    tasks.finish(CUT).await;
+    drop((proxy, link));
+    writer.finish();
+    result
+}
+
+/// How many connections there may be, from the limit on descriptors.
+fn places() -> usize {
+    let limit = rustix::process::getrlimit(rustix::process::Resource::Nofile).current.unwrap_or(1 << 20);
+    // Never below what a small lab needs, even where the limit is absurd: then accept itself will back off.
+    (limit.saturating_sub(RESERVED_FDS) / FDS_PER_CONNECTION).clamp(256, 500_000) as usize
+}
+
+fn control_plane(args: &Args) -> anyhow::Result<Option<ControlPlane>> {
+    let (Some(address), Some(root), Some(token)) = (&args.control_plane, &args.control_plane_root, &args.token_file)
+    else {
+        return Ok(None);
+    };
+    let name = args.control_plane_name.as_deref();
+    Ok(Some(ControlPlane::new(address, root.clone(), name, token.clone(), &args.cluster_id)?))
+}
+
+async fn serve_http(
+    args: &Args,
+    metrics: &Arc<Metrics>,
+    published: &watch::Receiver<Arc<Published>>,
+    readiness: &ready::Readiness,
+    tasks: &tasks::Group,
+    stopping: &drain::Watch,
+) -> anyhow::Result<()> {
+    let bind = async |address| {
+        TcpListener::bind(address).await.with_context(|| format!("bind {address}: is another worker still there?"))
+    };
+    let (of_metrics, config) = (metrics.clone(), published.clone());
+    let refresh: http::Refresh = Arc::new(move || {
+        let published = config.borrow();
+        of_metrics.config_generation.set(published.generation as i64);
+        let age = match published.origin {
+            Origin::LastGood { written_at } => written_at.elapsed().unwrap_or_default().as_secs(),
+            Origin::Nothing | Origin::Live => 0,
+        };
+        of_metrics.config_age.set(age as i64);
+    });
+    let routes = http::Routes::new().metrics(metrics.registry().clone()).refresh(refresh);
+    let listener = bind(args.metrics_address).await?;
+    tasks.spawn("metrics", http::serve(listener, routes, stopping.clone()));
+    let listener = bind(args.ready_address).await?;
+    let routes = http::Routes::new().ready(readiness.clone());
+    tasks.spawn("readiness", http::serve(listener, routes, stopping.clone()));
+    Ok(())
+}
+
+fn serve_admin(args: &Args, proxy: &Arc<Proxy>, threads: &Threads, tasks: &tasks::Group, stopping: &drain::Watch) {
+    match admin_socket::bind(&args.admin_socket) {
+        Ok(listener) => {
+            let handler = admin::handler(proxy.clone(), threads.clone());
+            tasks.spawn("admin", admin_socket::serve(listener, handler, stopping.clone()));
+        }
+        // Pods are served without it.
+        Err(error) => tracing::warn!(socket = %args.admin_socket.display(), %error, "no admin socket"),
+    }
+}
+
+/// How certificates reach the keeper.
+fn keep(link: &Link) -> Keep {
+    let link = link.clone();
+    Arc::new(move |memfd| {
+        let link = link.clone();
+        Box::pin(async move { link.keep(memfd).await.map_err(std::io::Error::other) })
+    })
+}
+
+impl Maker for Link {
+    fn mint(
+        &self,
+        slot: u32,
+        family: Family,
+        purpose: Purpose,
+        count: u8,
+    ) -> BoxFuture<'static, Result<Vec<std::os::fd::OwnedFd>, Reason>> {
+        let link = self.clone();
+        Box::pin(async move { Link::mint(&link, slot, family, purpose, count).await })
+    }
+}
