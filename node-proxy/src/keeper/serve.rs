@@ -1,0 +1,212 @@
+//! The keeper's one task: takes events from both links, steps the state, does what it says. No thread, no queue besides the links'.
+
+use std::collections::VecDeque;
+use std::os::fd::OwnedFd;
+use std::time::Duration;
+
+use mesh_api::link::proxy::{FromKeeper, Refused, ToKeeper};
+use mesh_api::link::worker::{FromWorker, ToWorker};
+use mesh_model::Reason;
+use mesh_net::Netns;
+use tokio::time::Instant;
+
+use super::hands::Hands;
+use super::outbox::Carried;
+use super::state::{Action, Event, Fds, State};
+use super::watcher::{self, WatcherLink};
+use super::worker::{self, WorkerLink};
+
+/// The keeper at work.
+#[derive(Debug)]
+pub struct Keeper {
+    state: State,
+    hands: Hands,
+    watcher: WatcherLink,
+    worker: WorkerLink,
+    started: Instant,
+    /// The netns of the `Add` that is being stepped, and the pod's name for messages.
+    arriving: Option<(Netns, String)>,
+    minted: u64,
+    short: u64,
+}
+
+impl Keeper {
+    /// Holds nothing yet.
+    pub fn new(state: State, hands: Hands, watcher: WatcherLink, worker: WorkerLink) -> Self {
+        Self { state, hands, watcher, worker, started: Instant::now(), arriving: None, minted: 0, short: 0 }
+    }
+
+    /// Serves until `stop` resolves and then until the worker has gone: it drains, and needs us for that. A worker that is away
+    /// at that moment does not come back, since its supervisor was asked to stop as well.
+    pub async fn run(mut self, stop: impl Future<Output = &'static str>) {
+        let mut stop = std::pin::pin!(stop);
+        let mut leaving = false;
+        while !leaving || self.worker.is_up() {
+            let deadline = self.state.next_deadline().map(|due| self.started + due);
+            // Every branch may be dropped half-way: both links' `next` are cancel-safe, a timer and a signal lose nothing.
+            tokio::select! {
+                signal = &mut stop, if !leaving => {
+                    tracing::info!(signal, pods = self.state.len(), "asked to stop; staying until the worker has gone");
+                    leaving = true;
+                }
+                heard = self.watcher.next() => self.on_watcher(heard),
+                heard = self.worker.next() => self.on_worker(heard),
+                () = until(deadline) => self.step(Event::Tick),
+            }
+        }
+        tracing::info!("keeper ends");
+    }
+
+    fn on_watcher(&mut self, heard: watcher::Heard) {
+        let (message, fds) = match heard {
+            watcher::Heard::Up => return self.step(Event::WatcherUp),
+            watcher::Heard::Down => return self.step(Event::WatcherDown),
+            watcher::Heard::Message(message, fds) => (message, fds),
+        };
+        match message {
+            // The link takes greetings itself.
+            ToKeeper::Hello(_) => {}
+            ToKeeper::Node(facts) => self.step(Event::Node(facts)),
+            ToKeeper::Diag => {
+                let count = u8::try_from(fds.len()).unwrap_or(u8::MAX);
+                self.hands.put_diag(fds);
+                self.step(Event::Diag(count));
+            }
+            ToKeeper::Add { id, pod } => {
+                let name = format!("{}/{}", pod.namespace, pod.name);
+                match netns_of(fds) {
+                    Ok(netns) => {
+                        let key = netns.id();
+                        tracing::info!(pod = name, uid = pod.uid, netns = %key, "pod named by pod-watcher");
+                        self.arriving = Some((netns, name));
+                        self.step(Event::Add { id, pod, netns: key });
+                        self.arriving = None;
+                    }
+                    Err(why) => {
+                        let reason = Reason::Malformed.as_str().to_owned();
+                        let refused = Some(Refused { reason, message: format!("pod {name}: {why}") });
+                        self.watcher.send(&FromKeeper::Ack { id, refused });
+                    }
+                }
+            }
+            ToKeeper::Update { id, pod } => self.step(Event::Update { id, pod }),
+            ToKeeper::Del { id, uid, drain } => {
+                tracing::info!(uid, drain, "pod taken back by pod-watcher");
+                self.step(Event::Del { id, uid, drain });
+            }
+            ToKeeper::SnapshotEnd { id } => {
+                self.step(Event::SnapshotEnd { id });
+                tracing::info!(pods = self.state.len(), "pod-watcher's snapshot is complete");
+            }
+        }
+    }
+
+    fn on_worker(&mut self, heard: worker::Heard) {
+        match heard {
+            worker::Heard::Up { threads } => {
+                tracing::info!(threads, pods = self.state.len(), "worker is up");
+                self.step(Event::WorkerUp { threads });
+            }
+            worker::Heard::Down => {
+                tracing::info!(
+                    pods = self.state.len(),
+                    minted = self.minted,
+                    short = self.short,
+                    "worker is gone; holding on"
+                );
+                self.step(Event::WorkerDown);
+            }
+            worker::Heard::Keep(memfd) => {
+                if !self.hands.keep(memfd) {
+                    tracing::warn!("the worker left something that is not a memfd; not kept");
+                }
+            }
+            worker::Heard::Record(record) => match record {
+                FromWorker::Ack { id } => self.step(Event::Acked { id }),
+                FromWorker::Nack { id, reason } => self.step(Event::Nacked { id, reason }),
+                FromWorker::Mint { request, slot, family, purpose, count } => {
+                    self.step(Event::Mint { request, slot, family, purpose, count });
+                }
+                // The link takes these itself.
+                FromWorker::Hello { .. } | FromWorker::Keep => {}
+            },
+        }
+    }
+
+    fn step(&mut self, event: Event) {
+        let mut events = VecDeque::from([event]);
+        while let Some(event) = events.pop_front() {
+            let now: Duration = self.started.elapsed();
+            for action in self.state.step(now, event) {
+                events.extend(self.act(action));
+            }
+        }
+    }
+
+    /// Does one action; what came of it, if the state wants to know.
+    fn act(&mut self, action: Action) -> Option<Event> {
+        match action {
+            Action::Open { slot } => {
+                let (netns, name) = self.arriving.take()?;
+                let refused = self.hands.open(slot, netns, &name).err();
+                match &refused {
+                    None => tracing::info!(pod = name, slot, "listeners open"),
+                    Some(refused) => {
+                        tracing::warn!(pod = name, reason = refused.reason, message = refused.message, "pod refused")
+                    }
+                }
+                return Some(Event::Opened { slot, refused });
+            }
+            Action::Close { slot } => {
+                self.hands.close(slot);
+                tracing::info!(slot, "pod let go");
+            }
+            Action::ToWatcher(message) => {
+                if let FromKeeper::Ack { id, refused: Some(Refused { reason, message }) } = &message {
+                    tracing::warn!(id, reason, message, "pod-watcher's request refused");
+                }
+                self.watcher.send(&message);
+            }
+            Action::ToWorker(message, fds) => {
+                if let ToWorker::Minted { .. } = message {
+                    self.short += 1;
+                }
+                let carried = match fds {
+                    Fds::None => Carried::Nothing,
+                    Fds::Diag(count) => Carried::Own(self.hands.take_diag(count)),
+                    // The state sends listeners of open slots only; without them the worker would refuse the message.
+                    Fds::Listeners(slot) => Carried::Listeners(self.hands.held(slot)?),
+                };
+                self.worker.send(&message, carried);
+            }
+            Action::Certificates => {
+                if let Some(memfd) = self.hands.certificates() {
+                    self.worker.send(&ToWorker::Certificates, Carried::Shared(memfd));
+                }
+            }
+            Action::Mint { request, slot, family, purpose, mark, count, asked } => {
+                let (sockets, failed) = self.hands.mint(slot, family, purpose, mark, count);
+                self.minted += sockets.len() as u64;
+                let short = failed.or((count < asked).then_some(Reason::Overloaded));
+                self.short += u64::from(short.is_some());
+                let message = ToWorker::Minted { request, short: short.map(|reason| reason.as_str().to_owned()) };
+                self.worker.send(&message, Carried::Own(sockets));
+            }
+        }
+        None
+    }
+}
+
+/// The one descriptor of an `Add`.
+fn netns_of(fds: Vec<OwnedFd>) -> Result<Netns, String> {
+    let [fd] = <[OwnedFd; 1]>::try_from(fds)
+        .map_err(|fds| format!("named with {} descriptors instead of its netns", fds.len()))?;
+    Netns::from_fd(fd).map_err(|error| error.to_string())
+}
+
+async fn until(deadline: Option<Instant>) {
+    match deadline {
+        Some(deadline) => tokio::time::sleep_until(deadline).await,
+        None => std::future::pending().await,
+    }
+}
