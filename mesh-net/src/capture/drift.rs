@@ -68,12 +68,14 @@ pub enum Drift {
         /// Their chain.
         chain: String,
     },
-    /// The ip rule that sends answers to the proxy back is gone or changed.
+    /// One of our ip rules is gone or changed.
     IpRuleMissing {
         /// "ipv4" or "ipv6".
         family: &'static str,
+        /// What it is for.
+        rule: &'static str,
     },
-    /// Another ip rule uses our packet mark.
+    /// Another ip rule uses our packet mark or `oif lo`.
     IpRuleExtra {
         /// "ipv4" or "ipv6".
         family: &'static str,
@@ -107,9 +109,9 @@ impl fmt::Display for Drift {
                 write!(f, "rule ({text}) was added at the end of chain {chain}")
             }
             Self::RuleOrder { chain } => write!(f, "rules of chain {chain} stand in another order"),
-            Self::IpRuleMissing { family } => write!(f, "the {family} rule of the reply mark is missing or changed"),
+            Self::IpRuleMissing { family, rule } => write!(f, "the {family} ip rule of {rule} is missing or changed"),
             Self::IpRuleExtra { family, priority } => {
-                write!(f, "another {family} rule (priority {priority}) uses the reply mark")
+                write!(f, "another {family} ip rule (priority {priority}) stands beside ours")
             }
             Self::RouteMissing { family } => write!(f, "the {family} route of table 100 is missing or changed"),
         }

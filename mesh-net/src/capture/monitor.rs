@@ -166,7 +166,7 @@ impl Monitor {
                 if attributes.ne32(rule_attribute::MARK) == Some(FWMARK)
                     || attributes
                         .ne32(rule_attribute::PRIORITY)
-                        .is_none_or(|priority| priority <= routes::RULE_PRIORITY) =>
+                        .is_none_or(|priority| priority <= routes::RULE_PRIORITY + 1) =>
             {
                 Changed::IpRule
             }

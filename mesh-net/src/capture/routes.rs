@@ -1,7 +1,10 @@
-//! The ip rule and the route, per family, that bring the application's answers to the proxy back to `lo`.
+//! The ip rules and the route, per family, of the proxy's connections towards the application.
 //!
-//! `fwmark FWMARK -> table 100`, and `local default dev lo` there. Nothing else of the pod's routing is touched or judged: rules
-//! are ours if they use our mark, and of the table only the default route is.
+//! `fwmark FWMARK -> table 100`, and `local default dev lo` there: the application's answers come back to `lo` instead of going
+//! to the client. `oif lo -> table 100`: the proxy's sockets are bound to `lo` (their TIME_WAIT would exhaust the ports
+//! otherwise), and the local table has the pod's address on `eth0`, so such a socket could not reach it (seen: "network is
+//! unreachable"). Nothing else of the pod's routing is touched or judged: rules are ours if they use our mark or `oif lo`, and of
+//! the table only the default route is. Neither rule lets anything out: they lead to `lo`.
 
 use std::io;
 
@@ -14,7 +17,8 @@ use crate::netlink::{Attributes, CREATE, EXCLUSIVE, Message, REPLACE, Socket, Wr
 
 /// The routing table.
 pub const ROUTE_TABLE: u32 = 100;
-/// Priority of the ip rule: before rules that choose by source address (those of second networks start at 512).
+/// Priority of the ip rule of the reply mark: before rules that choose by source address (those of second networks start at
+/// 512). The rule of `oif lo` has the next one.
 pub const RULE_PRIORITY: u32 = 100;
 
 const NEW_LINK: u16 = 16;
@@ -41,8 +45,9 @@ pub(super) mod rule_attribute {
     pub(crate) const MARK: u16 = 10;
     pub(crate) const TABLE: u16 = 15;
     pub(crate) const MASK: u16 = 16;
-    /// Further selectors: addresses, interfaces, goto, tunnel, l3mdev, uid range, protocol, ports. Ours has none of them.
-    pub(crate) const SELECTORS: [u16; 11] = [1, 2, 3, 4, 12, 17, 19, 20, 22, 23, 24];
+    pub(crate) const OUTPUT_INTERFACE: u16 = 17;
+    /// Further selectors: addresses, input interface, goto, tunnel, l3mdev, uid range, protocol, ports. Ours have none of them.
+    pub(crate) const SELECTORS: [u16; 10] = [1, 2, 3, 4, 12, 19, 20, 22, 23, 24];
 }
 
 /// Attributes of a route (`RTA_*`).
@@ -69,14 +74,58 @@ impl Family {
     }
 }
 
+/// Our ip rules.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Which {
+    /// Answers of the application.
+    ReplyMark,
+    /// Sockets bound to `lo`.
+    BoundToLo,
+}
+
+const RULES: [Which; 2] = [Which::ReplyMark, Which::BoundToLo];
+
+impl Which {
+    const fn name(self) -> &'static str {
+        match self {
+            Self::ReplyMark => "the reply mark",
+            Self::BoundToLo => "sockets bound to lo",
+        }
+    }
+
+    const fn priority(self) -> u32 {
+        match self {
+            Self::ReplyMark => RULE_PRIORITY,
+            Self::BoundToLo => RULE_PRIORITY + 1,
+        }
+    }
+
+    fn text(self) -> String {
+        match self {
+            Self::ReplyMark => format!("fwmark {FWMARK:#x}/{:#x}", Mark::MASK),
+            Self::BoundToLo => "oif lo".to_owned(),
+        }
+    }
+}
+
 /// What there is of ours in one family.
 #[derive(Debug, Default)]
 struct Seen {
-    /// The rule exactly as it should be is there.
-    rule: bool,
-    /// Other rules that use our mark, as attributes that name them again, with their priority.
+    /// Rules exactly as they should be.
+    rules: Vec<Which>,
+    /// Other rules that use our mark or `oif lo`: their priority, and the whole rule as the kernel told it.
     extra: Vec<(u32, Vec<u8>)>,
     route: bool,
+}
+
+impl Seen {
+    fn missing(&self) -> impl Iterator<Item = Which> {
+        RULES.into_iter().filter(|which| !self.rules.contains(which))
+    }
+
+    fn complete(&self) -> bool {
+        self.missing().next().is_none() && self.route
+    }
 }
 
 /// Adds what is missing and removes rules that stand in the way. Answers whether anything had to be done.
@@ -84,11 +133,11 @@ pub(super) fn ensure(socket: &mut Socket) -> Result<bool, Error> {
     let mut changed = false;
     for family in FAMILIES {
         let seen = read(socket, family).map_err(Error::kernel(format!("read {} rules and routes", family.name())))?;
-        if seen.rule && seen.route && seen.extra.is_empty() || absent(socket, family)? {
+        if seen.complete() && seen.extra.is_empty() || absent(socket, family)? {
             continue;
         }
         changed = true;
-        let refused = |what: &str| Error::kernel(format!("{what} of the reply mark ({})", family.name()));
+        let refused = |what: &str| Error::kernel(format!("{what} towards lo ({})", family.name()));
         for (_, rule) in &seen.extra {
             delete_rule(socket, rule).map_err(refused("delete another ip rule"))?;
         }
@@ -99,8 +148,8 @@ pub(super) fn ensure(socket: &mut Socket) -> Result<bool, Error> {
                 _ => refused("add the route")(error),
             })?;
         }
-        if !seen.rule {
-            add_rule(socket, family).map_err(refused("add the ip rule"))?;
+        for which in seen.missing() {
+            add_rule(socket, family, which).map_err(refused("add the ip rule"))?;
         }
     }
     Ok(changed)
@@ -113,10 +162,10 @@ pub(super) fn drift(socket: &mut Socket) -> Result<Vec<Drift>, Error> {
         let name = family.name();
         let seen = read(socket, family).map_err(Error::kernel(format!("read {name} rules and routes")))?;
         drift.extend(seen.extra.iter().map(|(priority, _)| Drift::IpRuleExtra { family: name, priority: *priority }));
-        if seen.rule && seen.route || absent(socket, family)? {
+        if seen.complete() || absent(socket, family)? {
             continue;
         }
-        drift.extend((!seen.rule).then_some(Drift::IpRuleMissing { family: name }));
+        drift.extend(seen.missing().map(|which| Drift::IpRuleMissing { family: name, rule: which.name() }));
         drift.extend((!seen.route).then_some(Drift::RouteMissing { family: name }));
     }
     Ok(drift)
@@ -125,13 +174,13 @@ pub(super) fn drift(socket: &mut Socket) -> Result<Vec<Drift>, Error> {
 /// Removes what is ours; fine if there is nothing.
 pub(super) fn remove(socket: &mut Socket) -> Result<(), Error> {
     for family in FAMILIES {
-        let refused = |what: &str| Error::kernel(format!("{what} of the reply mark ({})", family.name()));
+        let refused = |what: &str| Error::kernel(format!("{what} towards lo ({})", family.name()));
         let seen = read(socket, family).map_err(refused("read the rules and routes"))?;
         for (_, rule) in &seen.extra {
             delete_rule(socket, rule).map_err(refused("delete an ip rule"))?;
         }
-        if seen.rule {
-            gone_is_fine(socket.request(DELETE_RULE, 0, &rule_header(family), put_rule, |_| {}))
+        for which in &seen.rules {
+            gone_is_fine(socket.request(DELETE_RULE, 0, &rule_header(family), |w| put_rule(w, *which), |_| {}))
                 .map_err(refused("delete the ip rule"))?;
         }
         if seen.route {
@@ -148,16 +197,13 @@ pub(super) fn text(socket: &mut Socket) -> Result<String, Error> {
     for family in FAMILIES {
         let name = family.name();
         let seen = read(socket, family).map_err(Error::kernel(format!("read {name} rules and routes")))?;
-        let lines = [
-            seen.rule.then(|| {
-                format!("{name} rule {RULE_PRIORITY}: fwmark {FWMARK:#x}/{:#x} lookup {ROUTE_TABLE}\n", Mark::MASK)
-            }),
-            seen.route.then(|| format!("{name} route: local default dev lo table {ROUTE_TABLE}\n")),
-        ];
-        out.extend(lines.into_iter().flatten());
-        out.extend(
-            seen.extra.iter().map(|(priority, _)| format!("{name} rule {priority}: another one with our mark\n")),
-        );
+        for which in &seen.rules {
+            out.push_str(&format!("{name} rule {}: {} lookup {ROUTE_TABLE}\n", which.priority(), which.text()));
+        }
+        if seen.route {
+            out.push_str(&format!("{name} route: local default dev lo table {ROUTE_TABLE}\n"));
+        }
+        out.extend(seen.extra.iter().map(|(priority, _)| format!("{name} rule {priority}: another one of ours\n")));
     }
     Ok(out)
 }
@@ -183,7 +229,7 @@ fn read(socket: &mut Socket, family: Family) -> io::Result<Seen> {
     let mut seen = Seen { route: !routes.or_else(unknown_routes)?.is_empty(), ..Seen::default() };
     for rule in rules.or_else(unknown)? {
         match rule {
-            Ok(()) => seen.rule = true,
+            Ok(which) => seen.rules.push(which),
             Err(extra) => seen.extra.push(extra),
         }
     }
@@ -197,25 +243,32 @@ fn unknown_routes(error: io::Error) -> io::Result<Vec<()>> {
     }
 }
 
-/// `Ok` for the rule as it should be, `Err` with the whole rule for another one that uses our mark.
+/// `Ok` for a rule as it should be, `Err` with the whole rule for another one that uses our mark or `oif lo`.
 #[allow(clippy::type_complexity)] // Local to this file; a name would hide more than it says.
-fn our_rule(message: &Message<'_>, family: Family) -> Option<Result<(), (u32, Vec<u8>)>> {
-    use rule_attribute::{MARK, MASK, PRIORITY, SELECTORS, TABLE};
+fn our_rule(message: &Message<'_>, family: Family) -> Option<Result<Which, (u32, Vec<u8>)>> {
+    use rule_attribute::{MARK, MASK, OUTPUT_INTERFACE, PRIORITY, SELECTORS, TABLE};
     let header: &[u8; FIXED] = message.payload.get(..FIXED)?.try_into().ok()?;
     let attributes = message.attributes(FIXED);
-    if message.kind != NEW_RULE || attributes.ne32(MARK)? != FWMARK {
+    if message.kind != NEW_RULE {
         return None;
     }
-    let as_it_should_be = header[..4] == [family as u8, 0, 0, 0]
+    let interface = attributes.text(OUTPUT_INTERFACE);
+    let (mark, mask) = (attributes.ne32(MARK).unwrap_or(0), attributes.ne32(MASK).unwrap_or(0));
+    let (which, selects) = match (mark, interface.as_deref()) {
+        (FWMARK, other) => (Which::ReplyMark, mask == Mark::MASK && other.is_none()),
+        (_, Some("lo")) => (Which::BoundToLo, mark == 0 && mask == 0),
+        _ => return None,
+    };
+    let as_it_should_be = selects
+        && header[..4] == [family as u8, 0, 0, 0]
         && header[7] == TO_TABLE
-        // FIB_RULE_INVERT and the like; "permanent" and "unresolved" do not occur here.
-        && header[8..] == [0; 4]
-        && attributes.ne32(PRIORITY) == Some(RULE_PRIORITY)
+        // "Inverted", and flags that say that the interface is gone.
+        && header[8..].iter().all(|flags| *flags == 0)
+        && attributes.ne32(PRIORITY) == Some(which.priority())
         && attributes.ne32(TABLE) == Some(ROUTE_TABLE)
-        && attributes.ne32(MASK) == Some(Mark::MASK)
         && SELECTORS.iter().all(|selector| attributes.find(*selector).is_none());
     let priority = attributes.ne32(PRIORITY).unwrap_or(0);
-    Some(if as_it_should_be { Ok(()) } else { Err((priority, message.payload.to_vec())) })
+    Some(if as_it_should_be { Ok(which) } else { Err((priority, message.payload.to_vec())) })
 }
 
 fn is_our_route(message: &Message<'_>, family: Family) -> bool {
@@ -264,15 +317,22 @@ const fn rule_header(family: Family) -> [u8; FIXED] {
     [family as u8, 0, 0, 0, 0, 0, 0, TO_TABLE, 0, 0, 0, 0]
 }
 
-fn put_rule(writer: &mut Writer) {
-    use rule_attribute::{MARK, MASK, PRIORITY, TABLE};
-    for (kind, number) in [(PRIORITY, RULE_PRIORITY), (MARK, FWMARK), (MASK, Mark::MASK), (TABLE, ROUTE_TABLE)] {
+fn put_rule(writer: &mut Writer, which: Which) {
+    use rule_attribute::{MARK, MASK, OUTPUT_INTERFACE, PRIORITY, TABLE};
+    for (kind, number) in [(PRIORITY, which.priority()), (TABLE, ROUTE_TABLE)] {
         writer.put(kind, &number.to_ne_bytes());
+    }
+    match which {
+        Which::ReplyMark => {
+            writer.put(MARK, &FWMARK.to_ne_bytes());
+            writer.put(MASK, &Mark::MASK.to_ne_bytes());
+        }
+        Which::BoundToLo => writer.put_str(OUTPUT_INTERFACE, "lo"),
     }
 }
 
-fn add_rule(socket: &mut Socket, family: Family) -> io::Result<()> {
-    there_is_fine(socket.request(NEW_RULE, CREATE | EXCLUSIVE, &rule_header(family), put_rule, |_| {}))
+fn add_rule(socket: &mut Socket, family: Family, which: Which) -> io::Result<()> {
+    there_is_fine(socket.request(NEW_RULE, CREATE | EXCLUSIVE, &rule_header(family), |w| put_rule(w, which), |_| {}))
 }
 
 /// Deletes a rule by everything that the kernel told about it.

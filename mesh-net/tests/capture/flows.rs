@@ -1,0 +1,217 @@
+//! What the rules do to connections, new and old.
+
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use mesh_net::capture::{Mode, Stage};
+use mesh_net::socket::{self, Family, Purpose};
+use std::io::ErrorKind;
+use std::net::SocketAddr;
+
+use crate::bed::{
+    Bed, FAMILIES, accept, assert_talks, assert_untouched, dial, listen, loopback, mark, pod, sh, spec, world,
+};
+
+const APP: u16 = 8080;
+
+#[test]
+fn new_connections_are_captured_with_their_original_destination() {
+    let bed = Bed::new();
+    let _session = bed.applied(Mode::Owned, Stage::Redirect);
+    let [outbound, inbound, tunnel] = [15001, 15006, 15008].map(|port| listen(&bed.pod, port));
+    let (app, far) = (listen(&bed.pod, APP), listen(&bed.world, APP));
+    for family in FAMILIES {
+        let to_app = SocketAddr::new(pod(family), APP);
+        let mut dialled = dial(&bed.world, to_app).unwrap();
+        let (mut captured, from) = accept(&inbound);
+        assert_eq!((captured_for(&captured), from), (Some(to_app), dialled.local_addr().unwrap()));
+        assert_talks(&mut dialled, &mut captured);
+
+        let to_far = SocketAddr::new(world(family), APP);
+        let mut dialled = dial(&bed.pod, to_far).unwrap();
+        let (mut captured, from) = accept(&outbound);
+        assert_eq!((captured_for(&captured), from), (Some(to_far), dialled.local_addr().unwrap()));
+        assert_talks(&mut dialled, &mut captured);
+
+        // The proxy's own ports are no way in: the one that redirects sees where it should have gone.
+        for port in [15001, 15006] {
+            let direct = SocketAddr::new(pod(family), port);
+            let _dialled = dial(&bed.world, direct).unwrap();
+            let (captured, _) = accept(&inbound);
+            // To 15006 itself there is nothing to translate but the interface's address, which is the same.
+            assert_eq!(captured_for(&captured), Some(direct));
+        }
+        let mut dialled = dial(&bed.world, SocketAddr::new(pod(family), 15008)).unwrap();
+        assert_talks(&mut dialled, &mut accept(&tunnel).0);
+
+        // Within the pod nothing is captured.
+        for address in [pod(family), loopback(family)] {
+            let mut dialled = dial(&bed.pod, SocketAddr::new(address, APP)).unwrap();
+            assert_talks(&mut dialled, &mut accept(&app).0);
+        }
+    }
+    for listener in [&app, &far, &outbound, &inbound, &tunnel] {
+        assert_untouched(listener, "more connections than were made");
+    }
+}
+
+fn captured_for(stream: &std::net::TcpStream) -> Option<SocketAddr> {
+    socket::original_dst(stream).map(mesh_model::OrigDst::addr)
+}
+
+#[test]
+fn the_marked_socket_alone_goes_out_directly() {
+    let bed = Bed::new();
+    for stage in [Stage::Deny, Stage::Redirect] {
+        let mut session = bed.applied(Mode::Owned, stage);
+        let far = listen(&bed.world, APP);
+        for family in FAMILIES {
+            let kind = [Family::V4, Family::V6][family];
+            let minted = bed.pod.run(|| socket::mint(kind, Purpose::TowardsPeer, mark())).unwrap().unwrap();
+            let to = SocketAddr::new(world(family), APP);
+            let mut dialled = crate::bed::connect(socket2::Socket::from(minted), to).unwrap();
+            let (mut accepted, from) = accept(&far);
+            assert_eq!(from.ip(), pod(family));
+            assert_talks(&mut dialled, &mut accepted);
+        }
+        session.remove().unwrap();
+    }
+}
+
+#[test]
+fn connections_from_before_live_through_every_stage() {
+    let bed = Bed::new();
+    let (app, far) = (listen(&bed.pod, APP), listen(&bed.world, APP));
+    let mut flows = Vec::new();
+    for family in FAMILIES {
+        let inward = dial(&bed.world, SocketAddr::new(pod(family), APP)).unwrap();
+        flows.push((inward, accept(&app).0));
+        let outward = dial(&bed.pod, SocketAddr::new(world(family), APP)).unwrap();
+        flows.push((outward, accept(&far).0));
+    }
+    // The last two stay silent until the end: conntrack first meets them in mid-stream, under the redirect.
+    let mut idle = flows.split_off(2);
+    let mut session = bed.session(Mode::Owned);
+    let mut talk = |what: &str| {
+        for (left, right) in &mut flows {
+            println!("{what}");
+            assert_talks(left, right);
+        }
+    };
+    talk("before");
+    for stage in [Stage::Deny, Stage::Redirect, Stage::Deny, Stage::Redirect] {
+        session.apply(&spec(stage)).unwrap();
+        talk(&format!("{stage:?}"));
+    }
+    for (left, right) in &mut idle {
+        assert_talks(left, right);
+    }
+    session.apply(&spec(Stage::Drain)).unwrap();
+    talk("drain");
+    session.remove().unwrap();
+    talk("removed");
+    for (left, right) in &mut idle {
+        assert_talks(left, right);
+    }
+}
+
+#[test]
+fn captured_connections_live_on_while_draining_and_new_ones_pass() {
+    let bed = Bed::new();
+    let mut session = bed.applied(Mode::Owned, Stage::Redirect);
+    let (outbound, inbound) = (listen(&bed.pod, 15001), listen(&bed.pod, 15006));
+    let (app, far) = (listen(&bed.pod, APP), listen(&bed.world, APP));
+    for family in FAMILIES {
+        session.apply(&spec(Stage::Redirect)).unwrap();
+        let (inward, outward) = (SocketAddr::new(pod(family), APP), SocketAddr::new(world(family), APP));
+        let mut flows = [
+            (dial(&bed.world, inward).unwrap(), accept(&inbound).0),
+            (dial(&bed.pod, outward).unwrap(), accept(&outbound).0),
+        ];
+        session.apply(&spec(Stage::Drain)).unwrap();
+        for (left, right) in &mut flows {
+            assert_talks(left, right);
+        }
+        assert_talks(&mut dial(&bed.world, inward).unwrap(), &mut accept(&app).0);
+        assert_talks(&mut dial(&bed.pod, outward).unwrap(), &mut accept(&far).0);
+    }
+}
+
+#[test]
+fn deny_refuses_new_connections_both_ways_at_once() {
+    let bed = Bed::new();
+    let mut session = bed.applied(Mode::Owned, Stage::Deny);
+    let listeners: Vec<_> = [APP, 15001, 15006, 15008].map(|port| listen(&bed.pod, port)).into();
+    let far = listen(&bed.world, APP);
+    for family in FAMILIES {
+        for port in [APP, 15001, 15006, 15008, 9] {
+            let refused = dial(&bed.world, SocketAddr::new(pod(family), port)).unwrap_err();
+            assert_eq!(refused.kind(), ErrorKind::ConnectionRefused, "inbound {port}");
+        }
+        let refused = dial(&bed.pod, SocketAddr::new(world(family), APP)).unwrap_err();
+        assert_eq!(refused.kind(), ErrorKind::ConnectionRefused, "outbound");
+        let mut local = dial(&bed.pod, SocketAddr::new(pod(family), APP)).unwrap();
+        assert_talks(&mut local, &mut accept(&listeners[0]).0);
+    }
+    for listener in listeners.iter().chain([&far]) {
+        assert_untouched(listener, "deny stage");
+    }
+    let counters = session.counters().unwrap();
+    assert_eq!((counters["deny-in"].0, counters["deny-out"].0), (10, 2));
+}
+
+#[test]
+fn no_connection_slips_through_while_stages_change() {
+    let bed = Bed::new();
+    let mut session = bed.applied(Mode::Owned, Stage::Deny);
+    let (app, far) = (listen(&bed.pod, APP), listen(&bed.world, APP));
+    let _proxy = [15001, 15006, 15008].map(|port| listen(&bed.pod, port));
+    let stop = AtomicBool::new(false);
+    let attempts: usize = std::thread::scope(|scope| {
+        let (bed, stop) = (&bed, &stop);
+        let probers: Vec<_> = FAMILIES
+            .into_iter()
+            .flat_map(|family| [(&bed.world, pod(family)), (&bed.pod, world(family))])
+            .map(|(from, to)| {
+                scope.spawn(move || {
+                    let mut attempts = 0;
+                    while !stop.load(Ordering::Relaxed) {
+                        attempts += 1;
+                        // Full backlogs of the listeners that nobody serves end as a timeout; so do not wait for them.
+                        let socket = crate::bed::raw_socket(from, usize::from(to.is_ipv6()));
+                        socket.set_nonblocking(true).unwrap();
+                        let _ = socket.connect(&SocketAddr::new(to, APP).into());
+                    }
+                    attempts
+                })
+            })
+            .collect();
+        for _ in 0..500 {
+            session.apply(&spec(Stage::Redirect)).unwrap();
+            session.apply(&spec(Stage::Deny)).unwrap();
+        }
+        stop.store(true, Ordering::Relaxed);
+        probers.into_iter().map(|prober| prober.join().unwrap()).sum()
+    });
+    assert_untouched(&app, "inbound");
+    assert_untouched(&far, "outbound");
+    let counters = session.counters().unwrap();
+    println!("{attempts} attempts during 1,000 changes of stage; counters: {counters:?}");
+}
+
+#[test]
+fn datagrams_pass_and_are_counted() {
+    let bed = Bed::new();
+    let mut session = bed.applied(Mode::Owned, Stage::Redirect);
+    for family in FAMILIES {
+        let bind = |netns: &mesh_net::Netns, ip| netns.run(|| std::net::UdpSocket::bind((ip, 0))).unwrap().unwrap();
+        let (here, there) = (bind(&bed.pod, pod(family)), bind(&bed.world, world(family)));
+        let mut heard = [0; 4];
+        here.send_to(b"ping", there.local_addr().unwrap()).unwrap();
+        assert_eq!(there.recv_from(&mut heard).unwrap(), (4, here.local_addr().unwrap()));
+        there.send_to(b"pong", here.local_addr().unwrap()).unwrap();
+        assert_eq!(here.recv_from(&mut heard).unwrap(), (4, there.local_addr().unwrap()));
+        sh(&bed.pod, &format!("ping -c1 -W1 {} >/dev/null || true", world(family)));
+    }
+    let counters = session.counters().unwrap();
+    assert_eq!((counters["output-udp"].0, counters["input-udp"].0), (2, 2), "{counters:?}");
+}

@@ -1,0 +1,13 @@
+//! Capture rules asked of the kernel itself: real network namespaces, real TCP, `nft` and `ip` as strangers. Needs root and
+//! Debian's `nftables` and `iproute2`; touches nothing outside the namespaces that it makes, which end with the test.
+#![allow(clippy::unwrap_used)] // A test may say "this must work here" briefly.
+
+mod bed;
+mod drift;
+mod escape;
+mod flows;
+#[cfg(feature = "tokio")]
+mod monitor;
+mod rules;
+mod spoof;
+mod timing;

@@ -1,0 +1,102 @@
+//! Sockets towards the application that bear the client's address.
+
+use std::io;
+use std::net::{SocketAddr, TcpStream};
+
+use mesh_net::capture::{Mode, Stage};
+use mesh_net::socket::{self, Family, Purpose};
+
+use crate::bed::{
+    Bed, FAMILIES, accept, assert_talks, assert_untouched, client, connect, dial, listen, mark, pod, raw_socket,
+};
+
+const APP: u16 = 8080;
+
+/// Dials the pod's application as if from `source`, as the proxy does.
+pub fn towards_app(bed: &Bed, family: usize, source: SocketAddr, port: u16) -> io::Result<TcpStream> {
+    let kind = [Family::V4, Family::V6][family];
+    let minted = bed.pod.run(|| socket::mint(kind, Purpose::TowardsApp, mark())).unwrap()?;
+    socket::bind_source(&minted, source)?;
+    connect(socket2::Socket::from(minted), SocketAddr::new(pod(family), port))
+}
+
+#[test]
+fn the_application_sees_the_client_and_both_directions_work() {
+    let bed = Bed::new();
+    for stage in [Stage::Deny, Stage::Redirect, Stage::Drain] {
+        let mut session = bed.applied(Mode::Owned, stage);
+        let app = listen(&bed.pod, APP);
+        for family in FAMILIES {
+            let source = SocketAddr::new(client(family), 40_100);
+            let mut proxied = towards_app(&bed, family, source, APP).unwrap();
+            let (mut served, from) = accept(&app);
+            assert_eq!(from, source);
+            assert_talks(&mut proxied, &mut served);
+        }
+        drop(app);
+        session.remove().unwrap();
+    }
+}
+
+#[test]
+fn the_clients_own_connection_with_the_same_addresses_lives_beside_it() {
+    const MEGABYTE: usize = 1 << 20;
+    let bed = Bed::new();
+    let _session = bed.applied(Mode::Owned, Stage::Redirect);
+    let (app, inbound) = (listen(&bed.pod, APP), listen(&bed.pod, 15006));
+    for family in FAMILIES {
+        let source = SocketAddr::new(client(family), 40_200);
+        let socket = raw_socket(&bed.world, family);
+        socket.bind(&source.into()).unwrap();
+        let mut dialled = connect(socket, SocketAddr::new(pod(family), APP)).unwrap();
+        let (mut captured, from) = accept(&inbound);
+        assert_eq!(from, source);
+        let mut proxied = towards_app(&bed, family, source, APP).unwrap();
+        let (mut served, from) = accept(&app);
+        assert_eq!(from, source);
+        for (left, right) in [(&mut dialled, &mut captured), (&mut proxied, &mut served)] {
+            assert_talks(left, right);
+            assert_eq!((transfer(left, right, MEGABYTE), transfer(right, left, MEGABYTE)), (MEGABYTE, MEGABYTE));
+        }
+        // The end of one is not the end of the other.
+        drop((proxied, served));
+        assert_talks(&mut dialled, &mut captured);
+    }
+    assert_untouched(&app, "more than was made");
+}
+
+fn transfer(from: &mut TcpStream, to: &mut TcpStream, bytes: usize) -> usize {
+    use std::io::{Read, Write};
+    std::thread::scope(|scope| {
+        let writer = scope.spawn(|| from.write_all(&vec![7; bytes]));
+        let mut received = vec![0; bytes];
+        to.read_exact(&mut received).unwrap();
+        writer.join().unwrap().unwrap();
+        received.iter().filter(|byte| **byte == 7).count()
+    })
+}
+
+#[test]
+fn a_spoofed_flow_outlives_a_repair_of_its_way_back() {
+    let bed = Bed::new();
+    let mut session = bed.applied(Mode::Plain, Stage::Redirect);
+    let app = listen(&bed.pod, APP);
+    for family in FAMILIES {
+        let source = SocketAddr::new(client(family), 40_300);
+        let mut proxied = towards_app(&bed, family, source, APP).unwrap();
+        let (mut served, _) = accept(&app);
+        bed.pod_sh("ip rule del pref 100; ip -6 rule del pref 100; nft flush chain inet culvert output_mangle");
+        session.apply(&crate::bed::spec(Stage::Redirect)).unwrap();
+        assert_talks(&mut proxied, &mut served);
+    }
+}
+
+#[test]
+fn an_unmarked_process_cannot_pass_for_a_client() {
+    // A process with NET_ADMIN over itself could; without the mark the answer leaves the pod and the connection never opens.
+    let bed = Bed::new();
+    let _session = bed.applied(Mode::Owned, Stage::Redirect);
+    let app = listen(&bed.pod, APP);
+    let local = dial(&bed.pod, SocketAddr::new(pod(0), APP)).unwrap();
+    assert_eq!(accept(&app).1, local.local_addr().unwrap());
+}

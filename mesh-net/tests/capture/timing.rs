@@ -1,0 +1,50 @@
+//! How long it takes; printed, with a bound that only a real regression breaks.
+
+use std::time::{Duration, Instant};
+
+use mesh_net::capture::{Mode, Session, Spec, Stage};
+
+use crate::bed::{Bed, spec};
+
+fn report(what: &str, mut times: Vec<Duration>) -> Duration {
+    times.sort();
+    let (p50, p99) = (times[times.len() / 2], times[times.len() * 99 / 100]);
+    println!("{what}: p50 {p50:?}, p99 {p99:?} over {}", times.len());
+    p50
+}
+
+fn timed<T>(work: impl FnOnce() -> T) -> Duration {
+    let begun = Instant::now();
+    work();
+    begun.elapsed()
+}
+
+#[test]
+fn applying_and_reading_take_less_than_two_milliseconds() {
+    let bed = Bed::new();
+    let mut session = bed.session(Mode::Owned);
+    let mut swap = |stage| timed(|| session.apply(&spec(stage)).unwrap());
+    let swaps = (0..100).flat_map(|_| [swap(Stage::Deny), swap(Stage::Redirect)]).collect();
+    let generations =
+        (0..200).map(|generation| timed(|| session.apply(&Spec { generation, ..spec(Stage::Redirect) }).unwrap()));
+    let generations = generations.collect();
+    let idle = (0..200)
+        .map(|_| timed(|| session.apply(&Spec { generation: 199, ..spec(Stage::Redirect) }).unwrap()))
+        .collect();
+    let reads = (0..200).map(|_| timed(|| session.read().unwrap())).collect();
+    let first = (0..200)
+        .map(|_| {
+            session.remove().unwrap();
+            timed(|| session.apply(&spec(Stage::Deny)).unwrap())
+        })
+        .collect();
+    drop(session);
+    let opens = (0..200).map(|_| timed(|| Session::open(&bed.pod, Mode::Owned).unwrap())).collect();
+    let p50 = report("deny <-> redirect", swaps);
+    report("new generation", generations);
+    report("apply, nothing to do", idle);
+    report("read", reads);
+    report("first apply (table, routes, rules)", first);
+    report("open (adopts)", opens);
+    assert!(p50 < Duration::from_millis(2), "{p50:?}");
+}
