@@ -137,24 +137,24 @@ impl Header {
     /// keep the last good version, or to refuse in the name of a broken policy.
     pub(super) fn guess(text: &str) -> Self {
         let mut header = Self { api_version: String::new(), kind: String::new(), namespace: None, name: String::new() };
+        // JSON's outermost fields are indented, YAML's are not.
+        let outermost =
+            lines(text).filter(|line| matches!(line.key, "apiVersion" | "kind")).map(|line| line.indent).min();
         let mut inside: Option<usize> = None;
         let mut under_metadata = false;
-        for line in text.lines() {
-            let Some((key, value)) = line.trim().split_once(':') else { continue };
-            let value = value.split(" #").next().unwrap_or_default().trim().trim_matches(['"', '\'', ',']).to_owned();
-            let key = key.trim_matches('"');
-            let indent = line.len() - line.trim_start().len();
-            if indent == 0 {
+        for Line { indent, key, value } in lines(text) {
+            if Some(indent) == outermost {
                 (under_metadata, inside) = (key == "metadata", None);
                 match key {
-                    "apiVersion" => header.api_version = value,
-                    "kind" => header.kind = value,
+                    "apiVersion" => header.api_version = value.to_owned(),
+                    "kind" => header.kind = value.to_owned(),
+                    "metadata" if value.starts_with('{') => header.take_names(value),
                     _ => {}
                 }
             } else if under_metadata && *inside.get_or_insert(indent) == indent {
                 match key {
-                    "name" => header.name = value,
-                    "namespace" => header.namespace = Some(value).filter(|text| !text.is_empty()),
+                    "name" => header.name = value.to_owned(),
+                    "namespace" => header.namespace = Some(value.to_owned()).filter(|text| !text.is_empty()),
                     _ => {}
                 }
             }
@@ -162,9 +162,21 @@ impl Header {
         header
     }
 
+    /// From metadata that is written in one line.
+    fn take_names(&mut self, metadata: &str) {
+        let metadata = serde_saphyr::from_str::<Value>(metadata).unwrap_or_default();
+        let text = |name: &str| metadata.get(name).and_then(Value::as_str).map(str::to_owned);
+        self.name = text("name").unwrap_or_default();
+        self.namespace = text("namespace").filter(|text| !text.is_empty());
+    }
+
     /// The kind, if it is one of ours.
     pub(super) fn known_kind(&self) -> Option<Kind> {
-        Kind::of(self.group_and_version().0, &self.kind)
+        match (self.group_and_version().0, self.kind.as_str()) {
+            // Without an apiVersion it can only be meant as one of these, and must not pass for nothing.
+            ("", kind @ ("AuthorizationPolicy" | "PeerAuthentication")) => Kind::of("security.istio.io", kind),
+            (group, kind) => Kind::of(group, kind),
+        }
     }
 
     /// Whether the version is one that is understood.
@@ -191,6 +203,21 @@ impl Header {
     fn group_and_version(&self) -> (&str, &str) {
         self.api_version.split_once('/').unwrap_or(("", &self.api_version))
     }
+}
+
+/// A line of a document that looks like a field.
+struct Line<'a> {
+    indent: usize,
+    key: &'a str,
+    value: &'a str,
+}
+
+fn lines(text: &str) -> impl Iterator<Item = Line<'_>> {
+    text.lines().filter_map(|line| {
+        let (key, value) = line.trim().split_once(':')?;
+        let value = value.split(" #").next().unwrap_or_default().trim_matches([' ', '"', '\'', ',']);
+        Some(Line { indent: line.len() - line.trim_start().len(), key: key.trim_matches(['"', '\u{feff}']), value })
+    })
 }
 
 /// Drops what is `null`, which Kubernetes takes as absent; inside lists it stays, and is an error there.

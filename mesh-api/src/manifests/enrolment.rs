@@ -141,3 +141,114 @@ fn other_mesh(pod: &Pod, of_namespace: Option<&BTreeMap<String, String>>) -> Opt
 fn value<'a>(map: Option<&'a BTreeMap<String, String>>, key: &str) -> Option<&'a str> {
     map?.get(key).map(String::as_str)
 }
+
+#[cfg(test)]
+mod tests {
+    use serde_json::{Value, json};
+
+    use super::*;
+
+    const PLAIN: fn(NotEnrolled) -> Enrolment = Enrolment::Plain;
+
+    fn check(namespace: Value, pod: Value, expected: Enrolment) {
+        let mut full =
+            json!({"metadata": {"namespace": "shop", "name": "cart"}, "spec": {"containers": [{"name": "app"}]}});
+        merge(&mut full, pod.clone());
+        let read: Pod = serde_json::from_value(full).expect("a pod");
+        let metadata = json!({"metadata": {"name": "shop", "labels": namespace}});
+        let read_namespace: Namespace = serde_json::from_value(metadata).expect("a namespace");
+        let excluded = ["kube-system".to_owned()];
+        assert_eq!(enrolled(Some(&read_namespace), &read, &excluded), expected, "namespace {namespace}, pod {pod}");
+    }
+
+    fn merge(into: &mut Value, from: Value) {
+        match (into, from) {
+            (Value::Object(into), Value::Object(from)) => {
+                for (key, value) in from {
+                    merge(into.entry(key).or_insert(Value::Null), value);
+                }
+            }
+            (into, from) => *into = from,
+        }
+    }
+
+    fn mesh(word: &str) -> Value {
+        json!({MESH_LABEL: word})
+    }
+
+    fn labels(labels: Value) -> Value {
+        json!({"metadata": {"labels": labels}})
+    }
+
+    #[test]
+    fn nobody_is_enrolled_who_did_not_ask() {
+        check(json!({}), json!({}), PLAIN(NotEnrolled::NotAsked));
+        let pod: Pod = serde_json::from_value(json!({"metadata": {"name": "x"}})).expect("a pod");
+        assert_eq!(enrolled(None, &pod, &[]), PLAIN(NotEnrolled::NotAsked));
+    }
+
+    #[test]
+    fn a_namespace_asks_for_its_pods() {
+        check(mesh("enabled"), json!({}), Enrolment::Enrolled);
+        check(mesh("disabled"), json!({}), PLAIN(NotEnrolled::OptedOut));
+    }
+
+    #[test]
+    fn a_pod_s_own_word_wins() {
+        check(json!({}), labels(mesh("enabled")), Enrolment::Enrolled);
+        check(mesh("disabled"), labels(mesh("enabled")), Enrolment::Enrolled);
+        check(mesh("enabled"), labels(mesh("disabled")), PLAIN(NotEnrolled::OptedOut));
+    }
+
+    #[test]
+    fn another_value_says_nothing() {
+        check(mesh("Enabled"), json!({}), PLAIN(NotEnrolled::NotAsked));
+        check(mesh("true"), labels(mesh("yes")), PLAIN(NotEnrolled::NotAsked));
+        check(mesh("enabled"), labels(mesh("off")), Enrolment::Enrolled);
+    }
+
+    #[test]
+    fn the_node_s_network_is_never_captured() {
+        let mut pod = labels(mesh("enabled"));
+        merge(&mut pod, json!({"spec": {"hostNetwork": true}}));
+        check(mesh("enabled"), pod, PLAIN(NotEnrolled::HostNetwork));
+    }
+
+    #[test]
+    fn an_excluded_namespace_stays_out_whatever_it_says() {
+        let mut pod = labels(mesh("enabled"));
+        merge(&mut pod, json!({"metadata": {"namespace": "kube-system"}}));
+        check(mesh("enabled"), pod, PLAIN(NotEnrolled::ExcludedNamespace));
+    }
+
+    #[test]
+    fn culvert_s_own_pods_stay_out() {
+        check(mesh("enabled"), labels(json!({COMPONENT_LABEL: "node-proxy"})), PLAIN(NotEnrolled::OwnPod));
+    }
+
+    #[test]
+    fn a_pod_of_another_mesh_stays_out() {
+        let annotated = |key: &str, value: &str| json!({"metadata": {"annotations": {key: value}}});
+        let contains = |name: &str| json!({"spec": {"containers": [{"name": "app"}, {"name": name}]}});
+        let starts = |name: &str| json!({"spec": {"initContainers": [{"name": name, "restartPolicy": "Always"}]}});
+        for (pod, other) in [
+            (annotated("sidecar.istio.io/status", "{}"), "istio sidecar"),
+            (contains("istio-proxy"), "istio sidecar"),
+            (starts("istio-proxy"), "istio sidecar"),
+            (annotated("ambient.istio.io/redirection", "enabled"), "istio ambient"),
+            (annotated("ambient.istio.io/redirection", "pending"), "istio ambient"),
+            (labels(json!({"istio.io/dataplane-mode": "ambient"})), "istio ambient"),
+            (labels(json!({"istio.io/dataplane-mode": "Kmesh"})), "kmesh"),
+            (annotated("kmesh.net/redirection", "enabled"), "kmesh"),
+            (labels(json!({"linkerd.io/control-plane-ns": "linkerd"})), "linkerd"),
+            (contains("linkerd-proxy"), "linkerd"),
+            (starts("linkerd-proxy"), "linkerd"),
+        ] {
+            check(mesh("enabled"), pod, PLAIN(NotEnrolled::OtherMesh(other)));
+        }
+        check(mesh("enabled"), annotated("ambient.istio.io/redirection", "disabled"), Enrolment::Enrolled);
+        let ambient = json!({MESH_LABEL: "enabled", "istio.io/dataplane-mode": "ambient"});
+        check(ambient.clone(), json!({}), PLAIN(NotEnrolled::OtherMesh("istio ambient")));
+        check(ambient, labels(json!({"istio.io/dataplane-mode": "none"})), Enrolment::Enrolled);
+    }
+}

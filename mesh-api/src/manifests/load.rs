@@ -107,14 +107,9 @@ impl Load<'_> {
         let value = document::without_nulls(value);
         let header = Header::of(&value);
         if !value.is_object() || header.kind.is_empty() || header.api_version.is_empty() {
-            return self.refuse(
-                file,
-                line,
-                &header,
-                None,
-                None,
-                "not a Kubernetes object: apiVersion or kind is missing".to_owned(),
-            );
+            let error = "not a Kubernetes object: apiVersion or kind is missing".to_owned();
+            let object = header.known_kind().and_then(|kind| header.object(kind).ok());
+            return self.refuse(file, line, &header, object, Some(value), error);
         }
         // Of no concern to the mesh.
         let Some(known) = header.known_kind() else { return };

@@ -84,3 +84,6 @@ impl fmt::Display for Rejected {
         write!(f, ": {}", self.error)
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -112,3 +112,85 @@ fn resolve(container: &Container, port: &IntOrString) -> Option<u16> {
     };
     u16::try_from(number).ok().filter(|port| *port != 0)
 }
+
+#[cfg(test)]
+mod tests {
+    use serde_json::{Value, json};
+
+    use super::*;
+
+    fn pod(value: Value) -> Pod {
+        serde_json::from_value(value).expect("a pod")
+    }
+
+    #[test]
+    fn probe_and_hook_ports_are_found_wherever_they_are() {
+        let pod = pod(json!({
+            "metadata": {"name": "x"},
+            "spec": {
+                "containers": [{
+                    "name": "app",
+                    "ports": [{"name": "web", "containerPort": 8080}, {"name": "dns", "containerPort": 53, "protocol": "UDP"}],
+                    "livenessProbe": {"httpGet": {"port": "web"}},
+                    "readinessProbe": {"tcpSocket": {"port": 8081}},
+                    "startupProbe": {"grpc": {"port": 8082}},
+                    "lifecycle": {"postStart": {"httpGet": {"port": 8083}}, "preStop": {"tcpSocket": {"port": "8084"}}},
+                }, {
+                    "name": "other",
+                    "livenessProbe": {"httpGet": {"port": "web"}},
+                    "readinessProbe": {"exec": {"command": ["true"]}},
+                    "startupProbe": {"httpGet": {"port": "dns"}},
+                }],
+                "initContainers": [{"name": "sidecar", "readinessProbe": {"httpGet": {"port": 8085}}}],
+            },
+        }));
+        assert_eq!(probe_ports(&pod), [8080, 8081, 8082, 8083, 8084, 8085]);
+    }
+
+    #[test]
+    fn a_probe_of_another_host_or_of_no_port_counts_for_nothing() {
+        let pod = pod(json!({
+            "metadata": {"name": "x"},
+            "spec": {"containers": [{
+                "name": "app",
+                "livenessProbe": {"httpGet": {"port": 1, "host": "example.com"}},
+                "readinessProbe": {"httpGet": {"port": 2, "host": "198.18.1.2"}},
+                "startupProbe": {"tcpSocket": {"port": 70000}},
+                "lifecycle": {"preStop": {"httpGet": {"port": 0}}},
+            }]},
+            "status": {"podIP": "198.18.1.2"},
+        }));
+        assert_eq!(probe_ports(&pod), [2]);
+    }
+
+    #[test]
+    fn the_service_account_is_named_or_default() {
+        let account = |spec: Value| service_account(&pod(json!({"metadata": {}, "spec": spec}))).to_owned();
+        assert_eq!(account(json!({"containers": [], "serviceAccountName": "cart"})), "cart");
+        assert_eq!(account(json!({"containers": [], "serviceAccount": "old"})), "old");
+        assert_eq!(account(json!({"containers": [], "serviceAccountName": ""})), "default");
+        assert_eq!(service_account(&Pod::default()), "default");
+    }
+
+    #[test]
+    fn addresses_are_canonical_and_each_there_once() {
+        let ips = |status: Value| pod_ips(&pod(json!({"metadata": {}, "status": status})));
+        let two = json!({"podIP": "198.18.1.2", "podIPs": [{"ip": "198.18.1.2"}, {"ip": "fd77::2"}]});
+        assert_eq!(ips(two), ["198.18.1.2".parse::<IpAddr>(), "fd77::2".parse()].map(|ip| ip.expect("an address")));
+        assert_eq!(ips(json!({"podIP": "::ffff:198.18.1.2"})), ["198.18.1.2".parse::<IpAddr>().expect("an address")]);
+        assert_eq!(ips(json!({"podIPs": [{"ip": "none"}]})), Vec::<IpAddr>::new());
+        assert_eq!(pod_ips(&Pod::default()), Vec::<IpAddr>::new());
+    }
+
+    #[test]
+    fn a_pod_is_ready_when_it_says_so_and_is_not_on_its_way_out() {
+        let with = |metadata: Value, status: Value| pod(json!({"metadata": metadata, "status": status}));
+        let ready = json!({"phase": "Running", "conditions": [{"type": "Ready", "status": "True"}]});
+        assert!(is_ready(&with(json!({}), ready.clone())));
+        assert!(!is_ready(&with(json!({"deletionTimestamp": "2026-01-01T00:00:00Z"}), ready)));
+        assert!(!is_ready(&with(json!({}), json!({"conditions": [{"type": "Ready", "status": "False"}]}))));
+        assert!(!is_ready(&Pod::default()));
+        assert!(is_terminal(&with(json!({}), json!({"phase": "Succeeded"}))));
+        assert!(!is_terminal(&with(json!({}), json!({"phase": "Running"}))));
+    }
+}
