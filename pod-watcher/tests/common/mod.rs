@@ -1,0 +1,222 @@
+//! One node for a test: a netns of its own with the real pod-watcher in it, the real `culvert-cni` called as a runtime calls it, a
+//! keeper that does what the test says, and pods that are bare network namespaces. Everything ends with the value.
+#![allow(dead_code, reason = "each test binary uses its part")]
+
+pub mod keeper;
+pub mod pod;
+
+use std::io::Write;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::sync::OnceLock;
+use std::time::{Duration, Instant};
+
+use mesh_net::Netns;
+use serde_json::{Value, json};
+
+pub use keeper::{FakeKeeper, Seen};
+pub use pod::Pod;
+
+/// A node.
+pub struct Node {
+    pub dir: tempfile::TempDir,
+    pub netns: Netns,
+    pub watcher: Option<Child>,
+    pub flags: Vec<String>,
+}
+
+impl Node {
+    /// With pod-watcher running; `flags` are added to its command line.
+    pub fn start(flags: &[&str]) -> Self {
+        assert!(rustix::process::geteuid().is_root(), "this test makes network namespaces: run it as root");
+        let dir = tempfile::tempdir().expect("temporary directory");
+        std::fs::create_dir(dir.path().join("source")).expect("directory");
+        let mut node = Self {
+            dir,
+            netns: Netns::create().expect("netns of the node"),
+            watcher: None,
+            flags: flags.iter().map(|flag| (*flag).to_owned()).collect(),
+        };
+        node.namespace("shop", Some("enabled"));
+        node.namespace("tools", None);
+        node.start_watcher();
+        node
+    }
+
+    pub fn path(&self, name: &str) -> PathBuf {
+        self.dir.path().join(name)
+    }
+
+    /// Starts pod-watcher and waits until it serves.
+    pub fn start_watcher(&mut self) {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_pod-watcher"));
+        let log = std::fs::File::options().create(true).append(true).open(self.path("log")).expect("log");
+        command
+            .args(["--node-name", "n1", "--metrics-address", "127.0.0.1:15025", "--source"])
+            .arg(self.path("source"))
+            .arg("--cni-socket")
+            .arg(self.path("run/cni.sock"))
+            .arg("--proxy-socket")
+            .arg(self.path("run/proxy.sock"))
+            .arg("--admin-socket")
+            .arg(self.path("run/admin.sock"))
+            .arg("--state-dir")
+            .arg(self.path("state"))
+            .arg("--status-dir")
+            .arg(self.path("status"))
+            .args(&self.flags)
+            .env("CULVERT_LOG", "debug")
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(log);
+        // A child of this thread starts in the netns that the thread is in.
+        let child = self.netns.run(|| {
+            run("ip", &["link", "set", "lo", "up"]);
+            command.spawn()
+        });
+        self.watcher = Some(child.expect("entered").expect("pod-watcher starts"));
+        let (admin, log) = (self.path("run/admin.sock"), self.path("log"));
+        eventually("pod-watcher serves", || {
+            let up = std::os::unix::net::UnixStream::connect(&admin).is_ok();
+            if !up && self.watcher.as_mut().is_some_and(|child| child.try_wait().expect("status").is_some()) {
+                panic!("pod-watcher ended:\n{}", std::fs::read_to_string(&log).unwrap_or_default());
+            }
+            up
+        });
+    }
+
+    /// `kill -9`.
+    pub fn kill_watcher(&mut self) {
+        let mut child = self.watcher.take().expect("running");
+        child.kill().expect("killed");
+        child.wait().expect("reaped");
+    }
+
+    pub fn namespace(&self, name: &str, mesh: Option<&str>) {
+        let labels = mesh.map(|value| json!({ "culvert.io/mesh": value })).unwrap_or(json!({}));
+        self.manifest(&format!("ns-{name}"), &json!({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": name, "labels": labels}}));
+    }
+
+    /// Renamed into place.
+    pub fn manifest(&self, name: &str, object: &Value) {
+        let aside = self.path("aside");
+        std::fs::write(&aside, object.to_string()).expect("written");
+        std::fs::rename(&aside, self.path("source").join(format!("{name}.json"))).expect("renamed");
+    }
+
+    /// Calls culvert-cni as a runtime does: (exit code is 0, standard output, how long it took).
+    pub fn cni(&self, command: &str, pod: &Pod, extra: Value) -> (bool, Value, Duration) {
+        let mut conf = json!({
+            "cniVersion": "1.0.0", "name": "net", "type": "culvert-cni",
+            "socket": self.path("run/cni.sock"), "stateDir": self.path("state"), "timeoutSeconds": 15,
+            "prevResult": pod.result(),
+        });
+        for (key, value) in extra.as_object().into_iter().flatten() {
+            conf[key] = value.clone();
+        }
+        let mut call = Command::new(plugin());
+        call.env_clear()
+            .env("CNI_COMMAND", command)
+            .env("CNI_CONTAINERID", &pod.container)
+            .env("CNI_NETNS", pod.netns_path())
+            .env("CNI_IFNAME", "eth0")
+            .env("CNI_PATH", "/opt/cni/bin")
+            .env("CNI_ARGS", format!("IgnoreUnknown=1;K8S_POD_NAMESPACE={};K8S_POD_NAME={};K8S_POD_UID={}", pod.namespace, pod.name, pod.uid))
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped());
+        let begun = Instant::now();
+        let mut child = call.spawn().expect("culvert-cni starts");
+        child.stdin.take().expect("piped").write_all(conf.to_string().as_bytes()).expect("written");
+        let output = child.wait_with_output().expect("ends");
+        let took = begun.elapsed();
+        assert!(output.stderr.is_empty(), "culvert-cni wrote to stderr: {}", String::from_utf8_lossy(&output.stderr));
+        let answer = if output.stdout.is_empty() { Value::Null } else { serde_json::from_slice(&output.stdout).expect("JSON") };
+        (output.status.success(), answer, took)
+    }
+
+    pub fn add(&self, pod: &Pod) -> (bool, Value, Duration) {
+        self.cni("ADD", pod, json!({}))
+    }
+
+    pub fn del(&self, pod: &Pod) {
+        let (ok, answer, _) = self.cni("DEL", pod, json!({}));
+        assert!(ok && answer.is_null(), "DEL: {answer}");
+    }
+
+    /// `pod-watcher admin … -o json`, the same binary.
+    pub fn admin(&self, args: &[&str]) -> Value {
+        let output = Command::new(env!("CARGO_BIN_EXE_pod-watcher"))
+            .args(["admin", "-o", "json", "--admin-socket"])
+            .arg(self.path("run/admin.sock"))
+            .args(args)
+            .output()
+            .expect("runs");
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+        serde_json::from_slice(&output.stdout).expect("JSON")
+    }
+
+    /// The admin view of one pod.
+    pub fn view(&self, pod: &Pod) -> Option<Value> {
+        let all = self.admin(&["pods"]);
+        all["pods"].as_array().expect("list").iter().find(|one| one["uid"] == pod.uid.as_str()).cloned()
+    }
+
+    /// Reasons of all events, oldest first.
+    pub fn events(&self) -> Vec<Value> {
+        let text = std::fs::read_to_string(self.path("status/events.jsonl")).unwrap_or_default();
+        text.lines().map(|line| serde_json::from_str(line).expect("JSON")).collect()
+    }
+
+    pub fn event(&self, reason: &str) -> Option<Value> {
+        self.events().into_iter().rev().find(|event| event["reason"] == reason)
+    }
+
+    pub fn log(&self) -> String {
+        std::fs::read_to_string(self.path("log")).unwrap_or_default()
+    }
+}
+
+impl Drop for Node {
+    fn drop(&mut self) {
+        if let Some(mut child) = self.watcher.take() {
+            let _ = child.kill();
+            let _ = child.wait();
+        }
+        if std::thread::panicking() {
+            eprintln!("--- log of pod-watcher ---\n{}", self.log());
+        }
+    }
+}
+
+/// Waits for a fact.
+pub fn eventually(what: &str, mut holds: impl FnMut() -> bool) {
+    within(Duration::from_secs(20), what, &mut holds);
+}
+
+/// Waits for a fact, and says how long it took.
+pub fn within(limit: Duration, what: &str, mut holds: impl FnMut() -> bool) -> Duration {
+    let begun = Instant::now();
+    while !holds() {
+        assert!(begun.elapsed() < limit, "not within {limit:?}: {what}");
+        // A look, not a wait for time: the fact has no notification that a test could take.
+        let _ = rustix::event::poll(&mut [], Some(&rustix::event::Timespec { tv_sec: 0, tv_nsec: 5_000_000 }));
+    }
+    begun.elapsed()
+}
+
+/// A program of the machine, in the netns of the calling thread.
+pub fn run(program: &str, args: &[&str]) {
+    let output = Command::new(program).args(args).output().expect("program is installed");
+    assert!(output.status.success(), "{program} {args:?}: {}", String::from_utf8_lossy(&output.stderr));
+}
+
+/// culvert-cni, built as cargo builds this test: another package's binary is not built for it.
+fn plugin() -> &'static Path {
+    static BUILT: OnceLock<PathBuf> = OnceLock::new();
+    BUILT.get_or_init(|| {
+        let built = Command::new(env!("CARGO")).args(["build", "--quiet", "--package", "cni-plugin"]).status().expect("cargo runs");
+        assert!(built.success(), "cargo build --package cni-plugin");
+        Path::new(env!("CARGO_BIN_EXE_pod-watcher")).with_file_name("culvert-cni")
+    })
+}

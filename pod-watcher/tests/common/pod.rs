@@ -1,0 +1,99 @@
+//! A pod as the runtime makes it before it calls plugins: a netns with `lo` up. Its processes, if it has any, sit in a cgroup that is
+//! named as kubelet names it.
+
+use std::os::fd::{AsFd, AsRawFd};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::sync::atomic::{AtomicU32, Ordering};
+
+use mesh_net::Netns;
+use mesh_net::capture::{Found, Mode, Session};
+use serde_json::{Value, json};
+
+use super::run;
+
+pub struct Pod {
+    pub namespace: String,
+    pub name: String,
+    pub uid: String,
+    pub container: String,
+    pub netns: Netns,
+    process: Option<(Child, PathBuf)>,
+}
+
+static NUMBER: AtomicU32 = AtomicU32::new(1);
+
+impl Pod {
+    pub fn new(namespace: &str, name: &str) -> Self {
+        let number = NUMBER.fetch_add(1, Ordering::Relaxed);
+        let uid = format!("{:08x}-0000-4000-8000-{number:012x}", std::process::id());
+        let netns = Netns::create().expect("netns of a pod");
+        netns.run(|| run("ip", &["link", "set", "lo", "up"])).expect("entered");
+        Self { namespace: namespace.to_owned(), name: name.to_owned(), container: format!("c{number}"), uid, netns, process: None }
+    }
+
+    pub fn manifest(&self, mesh: Option<&str>) -> Value {
+        let labels = mesh.map(|value| json!({ "culvert.io/mesh": value })).unwrap_or(json!({}));
+        json!({
+            "apiVersion": "v1", "kind": "Pod",
+            "metadata": {"name": self.name, "namespace": self.namespace, "uid": self.uid, "labels": labels},
+            "spec": {"nodeName": "n1", "serviceAccountName": "buyer", "containers": [{
+                "name": "app", "image": "i", "livenessProbe": {"httpGet": {"path": "/", "port": 8080}},
+            }]},
+        })
+    }
+
+    /// What the plugins before ours made.
+    pub fn result(&self) -> Value {
+        json!({
+            "cniVersion": "1.0.0",
+            "interfaces": [{"name": "eth0", "mac": "0a:58:c6:12:01:02", "sandbox": self.netns_path()}],
+            "ips": [{"address": "198.18.1.2/24", "interface": 0}, {"address": "fd77:0:0:1::2/64", "interface": 0}],
+        })
+    }
+
+    pub fn netns_path(&self) -> String {
+        format!("/proc/{}/fd/{}", std::process::id(), self.netns.as_fd().as_raw_fd())
+    }
+
+    /// What is in force, read by a session of our own.
+    pub fn rules(&self) -> Option<Found> {
+        Session::open(&self.netns, Mode::Plain).expect("session").read().expect("read")
+    }
+
+    pub fn stage(&self) -> Option<mesh_net::capture::Stage> {
+        self.rules().and_then(|found| found.spec).map(|spec| spec.stage)
+    }
+
+    /// Runs a process in the pod.
+    pub fn start_process(&mut self) {
+        let dir = cgroup_root().join(format!("pod{}", self.uid));
+        std::fs::create_dir_all(&dir).expect("cgroup");
+        let child = self.netns.run(|| Command::new("sleep").arg("600").stdin(Stdio::null()).spawn()).expect("entered").expect("sleep");
+        std::fs::write(dir.join("cgroup.procs"), child.id().to_string()).expect("moved into its cgroup");
+        self.process = Some((child, dir));
+    }
+
+    pub fn end_process(&mut self) {
+        if let Some((mut child, dir)) = self.process.take() {
+            let _ = child.kill();
+            let _ = child.wait();
+            let _ = std::fs::remove_dir(dir);
+            let _ = std::fs::remove_dir(cgroup_root());
+        }
+    }
+}
+
+impl Drop for Pod {
+    fn drop(&mut self) {
+        self.end_process();
+    }
+}
+
+/// In a hierarchy that this machine has, apart from other tests.
+fn cgroup_root() -> PathBuf {
+    let mounts = std::fs::read_to_string("/proc/self/mounts").expect("mounts");
+    let fields = |line: &str| -> Vec<String> { line.split(' ').map(str::to_owned).collect() };
+    let mount = mounts.lines().map(fields).find(|fields| fields[2] == "cgroup2").or_else(|| mounts.lines().map(fields).find(|fields| fields[2] == "cgroup"));
+    Path::new(&mount.expect("a cgroup hierarchy")[1]).join(format!("culvert-watcher-test-{}", std::process::id()))
+}
