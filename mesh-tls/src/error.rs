@@ -47,7 +47,10 @@ pub fn reason(error: &Error) -> Reason {
             | A::UnknownCA
             | A::AccessDenied
             | A::CertificateRequired
-            | A::NoCertificate,
+            | A::NoCertificate
+            // What the other side says when our certificate is signed by a root of the right name and the wrong key: roots that
+            // were replaced (seen).
+            | A::DecryptError,
         ) => Reason::PeerUntrusted,
         _ => Reason::HandshakeFailed,
     }

@@ -17,7 +17,7 @@ mod settings;
 mod shared;
 mod stream;
 #[cfg(test)]
-mod testing;
+pub(crate) mod testing;
 #[cfg(test)]
 mod tests;
 

@@ -185,6 +185,12 @@ impl Pool {
         out
     }
 
+    /// Whether a connection of this key would need a new tunnel.
+    #[cfg(test)]
+    pub(super) fn turn_is_new(&self, key: &TunnelKey) -> bool {
+        matches!(self.turn(key), Turn::Make(_))
+    }
+
     /// Finds what this connection should do, and counts it in.
     fn turn(&self, key: &TunnelKey) -> Turn {
         let mut keys = self.inner.lock();
