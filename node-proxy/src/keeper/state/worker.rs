@@ -84,7 +84,14 @@ impl State {
             }
             Some(Sent::Update(slot)) => {
                 let Some(pod) = self.pods.get_mut(&slot) else { return };
-                out.extend(settle(pod, |on| on == Some(id)).into_iter().map(done));
+                if pod.told == Told::Serving {
+                    out.extend(settle(pod, |on| on == Some(id)).into_iter().map(done));
+                } else {
+                    // Answers may come in any order: what is known of a pod is not yet the pod served.
+                    for owed in pod.owed.iter_mut().filter(|owed| owed.on == Some(id)) {
+                        owed.on = None;
+                    }
+                }
             }
             Some(Sent::Gone(owed)) => out.extend(owed.map(|(id, _)| done(id))),
             Some(Sent::SnapshotEnd) | None => {}
