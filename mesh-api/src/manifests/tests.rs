@@ -2,6 +2,7 @@
 
 use std::path::Path;
 
+use proptest::prelude::*;
 use tempfile::TempDir;
 
 use super::*;
@@ -296,4 +297,42 @@ fn windows_line_ends_and_a_byte_order_mark_do_no_harm() {
     assert_eq!(dir.load(), NONE);
     assert_eq!(dir.last.pods.len(), 1);
     assert!(dir.policy("allow").is_some());
+}
+
+proptest! {
+    // Each case is a few files; what is random is small.
+    #![proptest_config(ProptestConfig::with_cases(200))]
+
+    #[test]
+    fn a_policy_damaged_below_its_name_is_never_lost(
+        at in any::<prop::sample::Index>(),
+        byte in prop::sample::select(b" \n\t:#-[]{},&*!|>'\"%@ax0".to_vec()),
+        known in any::<bool>(),
+    ) {
+        let start = ALLOW.find("spec:").expect("the policy has a spec");
+        let mut bytes = ALLOW.as_bytes().to_vec();
+        *at.get_mut(&mut bytes[start..]) = byte;
+        let mut dir = Dir::new();
+        if known {
+            dir.write("a.yaml", ALLOW);
+            dir.load();
+        }
+        dir.write("a.yaml", &bytes);
+        let rejected = dir.load();
+        let policy = dir.policy("allow");
+        // Read as it now stands, or refused by name and kept or made one that refuses.
+        prop_assert!(policy.is_some(), "{}", String::from_utf8_lossy(&bytes));
+        prop_assert_eq!(policy.is_some_and(|policy| policy.spec.is_ok()), rejected.is_empty() || known);
+    }
+
+    #[test]
+    fn garbage_is_refused_or_passed_over_and_never_a_panic(
+        text in "([a-z:{}\\[\\]#&*!|>' \n-]|apiVersion: v1\n|kind: Pod\n|---\n|metadata:\n){0,60}",
+        name in prop::sample::select(vec!["a.yaml", "a.json"]),
+    ) {
+        let mut dir = Dir::new();
+        dir.write(name, text);
+        dir.load();
+        dir.load();
+    }
 }
