@@ -1,7 +1,7 @@
 //! Why something was refused: one closed set for errors, metrics, logs and the wire (invariant 7).
 //!
-//! A new refusal gets a variant here first, at the end: a worker's record names a reason by its place in the list. `match`es elsewhere are
-//! exhaustive on purpose.
+//! A new refusal gets a variant here first, at the end: a record of the worker names a reason by its place in the list. `match`es
+//! elsewhere are exhaustive on purpose.
 
 use std::fmt;
 use std::str::FromStr;
