@@ -4,10 +4,10 @@
 //! it for the first time, so a rule on its state would break that flow.
 //!
 //! **Two lines.** The nat chains redirect; the filter chains behind them refuse a SYN that arrives without having been redirected.
-//! That second line is not decoration. The nat chains are asked only about packets that open a conntrack entry: a peer that sends
-//! a stray ACK first gets an entry without translation, and its SYN within the next seconds then passes the nat hook unasked
-//! (seen: it reached the application). It also closes the moment in which a packet meets one hook before and the next hook after
-//! a change from deny to redirect.
+//! That second line is not decoration. The nat chains are asked only about packets that open a conntrack entry. Where an entry
+//! without translation is left over from a connection before the redirect (reset by its server, or half open), a SYN with the
+//! same addresses passes the nat hook unasked (seen: it reached the application, IPv4 and IPv6, in and out). The second line also
+//! closes the moment in which a packet meets one hook before and the next hook after a change from deny to redirect.
 //!
 //! **What exempts.** Only the enrolment's mark, and a destination that is an address of the pod itself. The latter is asked of the
 //! local table (`fib daddr type`), not told by the outgoing interface: a process that sets [`FWMARK`] makes table 100 answer

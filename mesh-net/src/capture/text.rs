@@ -1,14 +1,14 @@
 //! Rules as text, much as `nft list` prints them, but from our own read-back: for golden files and `pod-watcher admin rules`.
 //!
-//! Counters have no values here and the enrolment's mark is printed as `$mark`: whoever reads the text must not learn how to
-//! escape capture.
+//! Counters have no values here, and no mark is printed but the public ones: the enrolment's own is `$mark`, any other (of a rule
+//! that somebody added) `<a mark>`. Whoever reads the text, or an Event made of it, must not learn how to escape capture.
 
 use std::fmt::Write;
 
 use mesh_model::Mark;
 
 use super::expr::{Ct, Expr, Meta};
-use super::rules::Hook;
+use super::rules::{CONNMARK, FWMARK, Hook};
 use super::table::{Seen, SeenChain};
 
 /// The whole table, chains in the order in which a packet meets them.
@@ -84,7 +84,7 @@ fn word(expr: &Expr, held: &mut Held, mark: Option<Mark>) -> Option<String> {
         Expr::Bitwise { mask, xor } => {
             *held = match std::mem::replace(held, Held::Nothing) {
                 Held::Mark(what) if number(xor) == Some(0) => Held::Mark(format!("{what} & {}", shown(mask))),
-                Held::Mark(what) => Held::Mark(format!("{what} & {} | {}", shown(mask), shown(xor))),
+                Held::Mark(what) => Held::Mark(format!("{what} & {} | {}", shown(mask), shown_mark(xor, mark))),
                 Held::Field(what, is_flags) => {
                     let mask = if is_flags { flag_names(mask) } else { shown(mask) };
                     Held::Field(format!("{what} & ({mask})"), is_flags)
@@ -94,9 +94,9 @@ fn word(expr: &Expr, held: &mut Held, mark: Option<Mark>) -> Option<String> {
             return None;
         }
         Expr::Cmp { equal, value } => return Some(comparison(held, *equal, value, mark)),
-        Expr::SetMark => return Some(format!("meta mark set {}", source(held))),
-        Expr::SetCtMark => return Some(format!("ct mark set {}", source(held))),
-        Expr::SetOriginalZone => return Some(format!("ct original zone set {}", source(held))),
+        Expr::SetMark => return Some(format!("meta mark set {}", source(held, mark))),
+        Expr::SetCtMark => return Some(format!("ct mark set {}", source(held, mark))),
+        Expr::SetOriginalZone => return Some(format!("ct original zone set {}", source(held, mark))),
         Expr::Accept => return Some("accept".to_owned()),
         Expr::Counter(_) => return Some("counter".to_owned()),
         Expr::Redirect => return Some(format!("redirect to :{}", port(held))),
@@ -111,10 +111,7 @@ fn comparison(held: &Held, equal: bool, value: &[u8], mark: Option<Mark>) -> Str
     let operator = if equal { "==" } else { "!=" };
     let infix = if equal { " " } else { " != " };
     match held {
-        Held::Mark(what) if mark.is_some_and(|mark| number(value) == Some(mark.value())) => {
-            format!("{what} {operator} $mark")
-        }
-        Held::Mark(what) => format!("{what} {operator} {}", shown(value)),
+        Held::Mark(what) => format!("{what} {operator} {}", shown_mark(value, mark)),
         Held::Interface(side) if number(value) == Some(1) => format!("{side}{infix}\"lo\""),
         Held::Interface(side) => format!("{side}{infix}{}", shown(value)),
         Held::Protocol => format!("meta l4proto{infix}{}", protocol(value)),
@@ -130,12 +127,12 @@ fn comparison(held: &Held, equal: bool, value: &[u8], mark: Option<Mark>) -> Str
     }
 }
 
-fn source(held: &Held) -> String {
+fn source(held: &Held, mark: Option<Mark>) -> String {
     match held {
         Held::Mark(what) | Held::Field(what, _) => what.clone(),
         Held::Constant(value) => match value.as_slice().try_into() {
             Ok(bytes) => u16::from_ne_bytes(bytes).to_string(),
-            Err(_) => shown(value),
+            Err(_) => shown_mark(value, mark),
         },
         Held::Nothing | Held::Interface(_) | Held::Protocol | Held::AddressType | Held::Direction => {
             "<register>".to_owned()
@@ -149,6 +146,14 @@ fn port(held: &Held) -> String {
         _ => None,
     }
     .map_or_else(|| "<register>".to_owned(), |port| port.to_string())
+}
+
+fn shown_mark(value: &[u8], own: Option<Mark>) -> String {
+    match number(value).map(|number| (number, number & Mark::MASK)) {
+        Some((number, 0 | CONNMARK | FWMARK)) => format!("{number:#x}"),
+        Some((_, masked)) if own.is_some_and(|own| own.value() == masked) => "$mark".to_owned(),
+        _ => "<a mark>".to_owned(),
+    }
 }
 
 fn number(value: &[u8]) -> Option<u32> {
@@ -176,4 +181,38 @@ fn flag_names(value: &[u8]) -> String {
     let set: Vec<&str> =
         NAMES.iter().enumerate().filter_map(|(bit, name)| (bits & (1 << bit) != 0).then_some(*name)).collect();
     set.join("|")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const SECRET: u32 = 0x1234_5678;
+
+    fn bytes(number: u32) -> Vec<u8> {
+        number.to_ne_bytes().to_vec()
+    }
+
+    fn check(rule: &[Expr], with_mark: &str, without: &str) {
+        assert_eq!(
+            (exprs(rule, Mark::from_random(SECRET)), exprs(rule, None)),
+            (with_mark.to_owned(), without.to_owned())
+        );
+    }
+
+    #[test]
+    fn no_text_shows_a_mark_that_is_not_public() {
+        let equal = |value| Expr::Cmp { equal: true, value: bytes(value) };
+        check(&[Expr::Meta(Meta::Mark), equal(SECRET)], "meta mark == $mark", "meta mark == <a mark>");
+        check(&[Expr::Meta(Meta::Mark), equal(SECRET | !Mark::MASK)], "meta mark == $mark", "meta mark == <a mark>");
+        check(&[Expr::Meta(Meta::Mark), equal(9)], "meta mark == <a mark>", "meta mark == <a mark>");
+        check(&[Expr::Load(bytes(SECRET)), Expr::SetMark], "meta mark set $mark", "meta mark set <a mark>");
+        check(&[Expr::Meta(Meta::Mark), equal(FWMARK)], "meta mark == 0xc71002", "meta mark == 0xc71002");
+        let set = Expr::Bitwise { mask: bytes(!Mark::MASK), xor: bytes(SECRET) };
+        check(
+            &[Expr::Meta(Meta::Mark), set, Expr::SetMark],
+            "meta mark set meta mark & 0x80000000 | $mark",
+            "meta mark set meta mark & 0x80000000 | <a mark>",
+        );
+    }
 }

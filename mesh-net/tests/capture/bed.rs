@@ -38,7 +38,8 @@ impl Bed {
         let peer = format!("/proc/{}/fd/{}", std::process::id(), rustix::fd::AsFd::as_fd(&bed.world).as_raw_fd());
         bed.pod_sh(&format!("ip link add eth0 type veth peer name eth0 netns {peer}"));
         for (netns, last) in [(&bed.pod, 2), (&bed.world, 1)] {
-            sh(netns, "ip link set lo up && ip link set eth0 up");
+            // Without duplicate address detection of the link-local address, or neighbours are not found for a second.
+            sh(netns, "echo 0 > /proc/sys/net/ipv6/conf/eth0/accept_dad; ip link set lo up && ip link set eth0 up");
             sh(
                 netns,
                 &format!("ip addr add 198.18.9.{last}/24 dev eth0 && ip addr add fd77:0:0:9::{last}/64 dev eth0 nodad"),

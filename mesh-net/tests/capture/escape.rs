@@ -9,8 +9,8 @@ use mesh_net::{Netns, socket};
 use socket2::{Domain, Protocol, SockAddr, Socket, Type};
 
 use crate::bed::{
-    Bed, FAMILIES, accept, assert_talks, assert_untouched, connect, dial, listen, mark, pod, raw_socket, sh, spec,
-    world,
+    Bed, FAMILIES, accept, accept_within, assert_talks, assert_untouched, connect, dial, listen, mark, pod, raw_socket,
+    sh, spec, world,
 };
 
 const APP: u16 = 8080;
@@ -51,21 +51,61 @@ fn no_mark_but_the_enrolments_own_escapes() {
     assert_untouched(&far, "a marked socket");
 }
 
+/// Routing sends them to `lo` for any destination: by the reply mark, and by the rule for sockets bound to `lo`.
 #[test]
-fn the_reply_mark_without_a_source_reaches_nobody() {
+fn what_routing_sends_to_lo_reaches_nobody_unjudged() {
     let bed = Bed::new();
-    let _session = bed.applied(Mode::Owned, Stage::Redirect);
+    let mut session = bed.session(Mode::Owned);
     let (_outbound, far, app) = (listen(&bed.pod, 15001), listen(&bed.world, APP), listen(&bed.pod, APP));
-    for family in FAMILIES {
-        for mark in [FWMARK, CONNMARK] {
-            let socket = raw_socket(&bed.pod, family);
-            socket.set_mark(mark).unwrap();
-            socket.set_nonblocking(true).unwrap();
-            let _ = socket.connect(&SockAddr::from(SocketAddr::new(world(family), APP)));
-            assert!(crate::bed::accept_within(&far, std::time::Duration::from_millis(200)).is_none());
-            assert_untouched(&app, "an address that is not the pod's");
+    for stage in [Stage::Deny, Stage::Redirect] {
+        session.apply(&spec(stage)).unwrap();
+        for family in FAMILIES {
+            for (mark, bound) in [(FWMARK, false), (CONNMARK, false), (0, true), (FWMARK, true)] {
+                for source in [None, Some(pod(family))] {
+                    let socket = raw_socket(&bed.pod, family);
+                    socket.set_mark(mark).unwrap();
+                    if bound {
+                        socket.bind_device(Some(b"lo")).unwrap();
+                    }
+                    if let Some(source) = source {
+                        socket.bind(&SockAddr::from(SocketAddr::new(source, 0))).unwrap();
+                    }
+                    socket.set_nonblocking(true).unwrap();
+                    let _ = socket.connect(&SockAddr::from(SocketAddr::new(world(family), APP)));
+                    let wait = std::time::Duration::from_millis(50);
+                    assert!(accept_within(&far, wait).is_none(), "{stage:?} {mark:#x} {bound} {source:?}");
+                    assert_untouched(&app, "an address that is not the pod's");
+                }
+            }
         }
     }
+}
+
+#[test]
+fn a_connection_mark_that_others_set_does_not_exempt() {
+    let bed = Bed::new();
+    let _session = bed.applied(Mode::Owned, Stage::Redirect);
+    sh(
+        &bed.pod,
+        &format!(
+            "nft add table inet theirs; nft add chain inet theirs o '{{ type filter hook output priority -160; }}'; \
+             nft add rule inet theirs o ct mark set {CONNMARK}; \
+             nft add chain inet theirs p '{{ type filter hook prerouting priority -160; }}'; \
+             nft add rule inet theirs p ct mark set {CONNMARK}"
+        ),
+    );
+    let (app, far) = (listen(&bed.pod, APP), listen(&bed.world, APP));
+    let (outbound, _inbound) = (listen(&bed.pod, 15001), listen(&bed.pod, 15006));
+    for family in FAMILIES {
+        let mut dialled = dial(&bed.pod, SocketAddr::new(world(family), APP)).unwrap();
+        assert_talks(&mut dialled, &mut accept(&outbound).0);
+        // Inbound its answers are led astray, which is its own doing; it does not reach the application.
+        let socket = raw_socket(&bed.world, family);
+        socket.set_nonblocking(true).unwrap();
+        let _ = socket.connect(&SockAddr::from(SocketAddr::new(pod(family), APP)));
+        assert!(accept_within(&app, std::time::Duration::from_millis(150)).is_none());
+    }
+    assert_untouched(&far, "with a connection mark");
 }
 
 #[test]
@@ -123,37 +163,70 @@ fn dial_after_stray_ack(
 }
 
 #[test]
-fn a_stray_packet_before_the_syn_does_not_open_a_way_in() {
+fn a_stray_packet_before_the_syn_opens_no_way() {
     let bed = Bed::new();
-    let mut session = bed.applied(Mode::Plain, Stage::Redirect);
-    let (app, _inbound) = (listen(&bed.pod, APP), listen(&bed.pod, 15006));
+    let _session = bed.applied(Mode::Owned, Stage::Redirect);
+    let (app, far) = (listen(&bed.pod, APP), listen(&bed.world, APP));
+    let _proxy = [15001, 15006].map(|port| listen(&bed.pod, port));
     for family in FAMILIES {
-        let to = SocketAddr::new(pod(family), APP);
-        let _ = dial_after_stray_ack(&bed.world, world(family), 40_001, to);
-        assert_untouched(&app, "behind a stray ACK");
+        let _ = dial_after_stray_ack(&bed.world, world(family), 40_001, SocketAddr::new(pod(family), APP));
+        let _ = dial_after_stray_ack(&bed.pod, pod(family), 40_001, SocketAddr::new(world(family), APP));
     }
-    assert!(session.counters().unwrap()["uncaptured-in"].0 >= 2, "{:?}", session.counters());
+    assert_untouched(&app, "behind a stray ACK");
+    assert_untouched(&far, "behind a stray ACK");
+}
 
-    // Without the second line of rules it does: this is what that line is for.
-    sh(&bed.pod, "nft flush chain inet culvert input_filter");
-    for family in FAMILIES {
-        let to = SocketAddr::new(pod(family), APP);
-        let mut dialled = dial_after_stray_ack(&bed.world, world(family), 40_002, to).unwrap();
-        assert_talks(&mut dialled, &mut accept(&app).0);
-    }
+/// Leaves a conntrack entry without translation: a connection from before the redirect, which its server reset. A SYN with the
+/// same addresses finds that entry for ten seconds, and the nat chains are not asked.
+fn leave_behind(from: &Netns, source: SocketAddr, to: SocketAddr, server: &std::net::TcpListener) {
+    let mut dialled = connect(bound(from, source), to).unwrap();
+    let (mut served, _) = accept(server);
+    assert_talks(&mut dialled, &mut served);
+    socket::reset_on_close(&served).unwrap();
+    drop(served);
+    assert!(std::io::Read::read(&mut dialled, &mut [0]).is_err(), "the reset has arrived");
+}
+
+fn bound(netns: &Netns, source: SocketAddr) -> Socket {
+    let socket = raw_socket(netns, usize::from(source.is_ipv6()));
+    socket.set_reuse_address(true).unwrap();
+    socket.bind(&SockAddr::from(source)).unwrap();
+    socket
 }
 
 #[test]
-fn a_stray_packet_before_the_syn_does_not_open_a_way_out() {
+fn addresses_of_a_connection_from_before_open_no_way() {
     let bed = Bed::new();
-    let mut session = bed.applied(Mode::Plain, Stage::Redirect);
-    let (far, _outbound) = (listen(&bed.world, APP), listen(&bed.pod, 15001));
-    for family in FAMILIES {
-        let to = SocketAddr::new(world(family), APP);
-        let _ = dial_after_stray_ack(&bed.pod, pod(family), 40_001, to);
-        assert_untouched(&far, "behind a stray ACK");
+    let mut session = bed.session(Mode::Plain);
+    let (app, far) = (listen(&bed.pod, APP), listen(&bed.world, APP));
+    let _proxy = [15001, 15006].map(|port| listen(&bed.pod, port));
+    // Port 1 of each is tried with both lines of rules, port 2 without the second line: this is what that line is for.
+    let ways: Vec<_> = FAMILIES
+        .into_iter()
+        .flat_map(|family| {
+            [(&bed.world, world(family), pod(family), &app), (&bed.pod, pod(family), world(family), &far)]
+        })
+        .collect();
+    session.apply(&spec(Stage::Drain)).unwrap();
+    for (from, source, to, server) in &ways {
+        for port in [40_001, 40_002] {
+            leave_behind(from, SocketAddr::new(*source, port), SocketAddr::new(*to, APP), server);
+        }
     }
-    println!("{:?}", session.counters().unwrap());
+    session.apply(&spec(Stage::Redirect)).unwrap();
+    for (from, source, to, server) in &ways {
+        let refused = connect(bound(from, SocketAddr::new(*source, 40_001)), SocketAddr::new(*to, APP)).unwrap_err();
+        assert_eq!(refused.kind(), std::io::ErrorKind::ConnectionRefused);
+        assert_untouched(server, "with addresses of a connection from before");
+    }
+    let counters = session.counters().unwrap();
+    assert_eq!((counters["uncaptured-in"].0, counters["uncaptured-out"].0), (2, 2), "{counters:?}");
+
+    sh(&bed.pod, "nft flush chain inet culvert input_filter; nft flush chain inet culvert output_filter");
+    for (from, source, to, server) in &ways {
+        let mut dialled = connect(bound(from, SocketAddr::new(*source, 40_002)), SocketAddr::new(*to, APP)).unwrap();
+        assert_talks(&mut dialled, &mut accept(server).0);
+    }
 }
 
 #[test]
@@ -173,7 +246,7 @@ fn a_connection_half_open_at_the_swap_is_refused_or_captured() {
     session.apply(&spec(Stage::Redirect)).unwrap();
     sh(&bed.world, "nft delete table inet t");
     // The retransmission comes after a second.
-    assert!(crate::bed::accept_within(&far, std::time::Duration::from_millis(2500)).is_none());
+    assert!(accept_within(&far, std::time::Duration::from_millis(2500)).is_none());
     assert_untouched(&far, "a retransmitted SYN");
 }
 

@@ -91,24 +91,19 @@ fn connections_from_before_live_through_every_stage() {
     // The last two stay silent until the end: conntrack first meets them in mid-stream, under the redirect.
     let mut idle = flows.split_off(2);
     let mut session = bed.session(Mode::Owned);
-    let mut talk = |what: &str| {
-        for (left, right) in &mut flows {
-            println!("{what}");
-            assert_talks(left, right);
-        }
-    };
-    talk("before");
+    let mut talk = || flows.iter_mut().for_each(|(left, right)| assert_talks(left, right));
+    talk();
     for stage in [Stage::Deny, Stage::Redirect, Stage::Deny, Stage::Redirect] {
         session.apply(&spec(stage)).unwrap();
-        talk(&format!("{stage:?}"));
+        talk();
     }
     for (left, right) in &mut idle {
         assert_talks(left, right);
     }
     session.apply(&spec(Stage::Drain)).unwrap();
-    talk("drain");
+    talk();
     session.remove().unwrap();
-    talk("removed");
+    talk();
     for (left, right) in &mut idle {
         assert_talks(left, right);
     }
@@ -195,7 +190,7 @@ fn no_connection_slips_through_while_stages_change() {
     assert_untouched(&app, "inbound");
     assert_untouched(&far, "outbound");
     let counters = session.counters().unwrap();
-    println!("{attempts} attempts during 1,000 changes of stage; counters: {counters:?}");
+    eprintln!("{attempts} attempts during 1,000 changes of stage; counters: {counters:?}");
 }
 
 #[test]

@@ -55,7 +55,7 @@ async fn each_tampering_is_heard_at_once_and_the_author_named() {
             assert!(more.unwrap().own, "{script}");
         }
     }
-    println!("heard at most {slowest:?} after the end of the command, {} commands", TAMPERING.len());
+    eprintln!("heard at most {slowest:?} after the end of the command, {} commands", TAMPERING.len());
 }
 
 #[tokio::test]

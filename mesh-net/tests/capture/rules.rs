@@ -106,7 +106,7 @@ fn a_pod_without_ipv6_has_no_ipv6_rule_and_no_drift() {
     assert!(!session.render().unwrap().contains("ipv6"));
     // Switched on later, it is noticed and repaired.
     bed.pod_sh("echo 0 > /proc/sys/net/ipv6/conf/lo/disable_ipv6");
-    assert_eq!(session.read().unwrap().unwrap().drift.len(), 2);
+    assert_eq!(session.read().unwrap().unwrap().drift.len(), 3);
     session.apply(&spec(Stage::Redirect)).unwrap();
     assert_eq!(session.read().unwrap().unwrap().drift, vec![]);
 }

@@ -2,12 +2,14 @@
 
 use std::io;
 use std::net::{SocketAddr, TcpStream};
+use std::time::Duration;
 
-use mesh_net::capture::{Mode, Stage};
+use mesh_net::capture::{CONNMARK, FWMARK, Mode, Stage};
 use mesh_net::socket::{self, Family, Purpose};
 
 use crate::bed::{
-    Bed, FAMILIES, accept, assert_talks, assert_untouched, client, connect, dial, listen, mark, pod, raw_socket,
+    Bed, FAMILIES, accept, accept_within, assert_talks, assert_untouched, client, connect, listen, mark, pod,
+    raw_socket,
 };
 
 const APP: u16 = 8080;
@@ -92,11 +94,22 @@ fn a_spoofed_flow_outlives_a_repair_of_its_way_back() {
 }
 
 #[test]
-fn an_unmarked_process_cannot_pass_for_a_client() {
-    // A process with NET_ADMIN over itself could; without the mark the answer leaves the pod and the connection never opens.
+fn a_process_without_the_mark_cannot_pass_for_a_client() {
     let bed = Bed::new();
     let _session = bed.applied(Mode::Owned, Stage::Redirect);
     let app = listen(&bed.pod, APP);
-    let local = dial(&bed.pod, SocketAddr::new(pod(0), APP)).unwrap();
-    assert_eq!(accept(&app).1, local.local_addr().unwrap());
+    for family in FAMILIES {
+        for (tried, mark) in [0, FWMARK, CONNMARK].into_iter().enumerate() {
+            // Foreign source addresses need a capability over the pod's netns; a process may have that much.
+            let kind = [Family::V4, Family::V6][family];
+            let socket = bed.pod.run(|| socket::mint(kind, Purpose::TowardsApp, crate::bed::mark())).unwrap().unwrap();
+            let socket = socket2::Socket::from(socket);
+            socket.set_mark(mark).unwrap();
+            let port = 40_400 + u16::try_from(tried).unwrap();
+            socket::bind_source(&socket, SocketAddr::new(client(family), port)).unwrap();
+            let _ = socket.connect(&SocketAddr::new(pod(family), APP).into());
+            // The application's answer leaves for the true client, as it would without a mesh.
+            assert!(accept_within(&app, Duration::from_millis(150)).is_none(), "mark {mark:#x}");
+        }
+    }
 }

@@ -9,7 +9,7 @@ use crate::bed::{Bed, spec};
 fn report(what: &str, mut times: Vec<Duration>) -> Duration {
     times.sort();
     let (p50, p99) = (times[times.len() / 2], times[times.len() * 99 / 100]);
-    println!("{what}: p50 {p50:?}, p99 {p99:?} over {}", times.len());
+    eprintln!("{what}: p50 {p50:?}, p99 {p99:?} over {}", times.len());
     p50
 }
 
