@@ -1,5 +1,6 @@
 //! One attempt at a certificate: a new key, a request, the answer checked. And the signer behind the control plane's gRPC.
 
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use futures_util::future::BoxFuture;
@@ -62,13 +63,15 @@ pub(super) async fn attempt(
 /// `istio.v1.auth.IstioCertificateService` of the control plane.
 pub(super) struct ControlPlaneSigner {
     control_plane: ControlPlane,
-    client: IstioCertificateServiceClient<Channel>,
+    /// The connection in use; given up after a request that failed or was not answered.
+    client: Arc<Mutex<Option<Client>>>,
 }
+
+type Client = IstioCertificateServiceClient<Channel>;
 
 impl ControlPlaneSigner {
     pub(super) fn new(control_plane: ControlPlane) -> Self {
-        let client = IstioCertificateServiceClient::new(control_plane.channel());
-        Self { control_plane, client }
+        Self { control_plane, client: Arc::default() }
     }
 }
 
@@ -90,12 +93,35 @@ impl Signer for ControlPlaneSigner {
         let mut request =
             tonic::Request::new(IstioCertificateRequest { csr: csr_pem, validity_duration, metadata: Some(metadata) });
         let authorized = self.control_plane.authorize(request.metadata_mut());
-        let mut client = self.client.clone();
+        let mut client = lock(&self.client)
+            .get_or_insert_with(|| IstioCertificateServiceClient::new(self.control_plane.channel()))
+            .clone();
+        let doubtful = Doubtful { client: self.client.clone(), answered: false };
         Box::pin(async move {
+            let mut doubtful = doubtful;
             authorized?;
             let answer =
                 client.create_certificate(request).await.map_err(|status| SignError::Refused(Box::new(status)))?;
+            doubtful.answered = true;
             Ok(answer.into_inner().cert_chain)
         })
     }
+}
+
+/// Gives the connection up unless the request was answered; also when the attempt ran into its deadline and was dropped.
+struct Doubtful {
+    client: Arc<Mutex<Option<Client>>>,
+    answered: bool,
+}
+
+impl Drop for Doubtful {
+    fn drop(&mut self) {
+        if !self.answered {
+            lock(&self.client).take();
+        }
+    }
+}
+
+fn lock(client: &Mutex<Option<Client>>) -> MutexGuard<'_, Option<Client>> {
+    client.lock().unwrap_or_else(PoisonError::into_inner)
 }

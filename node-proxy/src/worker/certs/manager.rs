@@ -66,7 +66,7 @@ pub fn start(config: CertConfig, keep: Option<Keep>, group: &tasks::Handle) -> C
 }
 
 /// [`start`] with a signer and a clock of the caller's.
-pub(super) fn start_with(
+pub(in crate::worker) fn start_with(
     config: CertConfig,
     signer: Option<Arc<dyn Signer>>,
     keep: Option<Keep>,

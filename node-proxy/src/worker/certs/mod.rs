@@ -20,6 +20,8 @@ use serde::Serialize;
 pub use credentials::Credentials;
 pub use fetch::{SignError, Signer};
 pub use keep::{Keep, RestoreError};
+#[cfg(test)]
+pub(in crate::worker) use manager::start_with;
 pub use manager::{Certificates, start};
 
 /// What the certificate manager needs to know.

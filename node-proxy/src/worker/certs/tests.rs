@@ -300,3 +300,48 @@ async fn nothing_printable_holds_a_key() {
         assert!(!printed.contains(list.trim_matches(['[', ']'])) && !printed.contains(&hex));
     }
 }
+
+#[tokio::test]
+async fn the_control_planes_service_signs_with_the_token_of_the_moment() {
+    use crate::worker::xds::testing;
+    let (dir, group) = (tempfile::tempdir().expect("dir"), tasks::Group::new("test"));
+    let authority = Arc::new(Authority::create().expect("authority"));
+    let (addr, ca) = testing::ca(&authority, &group).await;
+    let control_plane = Some(testing::reach(&authority, addr, dir.path()));
+    let config = CertConfig { trust_domains: domains(), control_plane, validity: HOUR };
+    let certificates = super::start(config, None, &group.handle());
+    let wait = Duration::from_secs(10);
+    certificates.get(&identity("a"), wait).await.expect("had");
+    std::fs::write(dir.path().join("token"), "rotated").expect("write");
+    let all: BTreeSet<Identity> = (0..100).map(|n| identity(&format!("p{n}"))).collect();
+    certificates.want(&all);
+    for identity in &all {
+        assert_eq!(certificates.get(identity, wait).await.expect("had").identity, *identity);
+    }
+    let asked = ca.asked.lock().expect("test").clone();
+    assert_eq!(asked[0], (identity("a").to_string(), format!("Bearer {}", testing::TOKEN)));
+    assert_eq!(asked.len(), 101, "one request for each");
+    assert!(asked[1..].iter().all(|(_, token)| token == "Bearer rotated"));
+}
+
+#[tokio::test]
+async fn a_control_plane_that_cannot_be_reached_or_trusted_is_named_in_the_error() {
+    use crate::worker::xds::testing;
+    let (dir, group) = (tempfile::tempdir().expect("dir"), tasks::Group::new("test"));
+    let authority = Arc::new(Authority::create().expect("authority"));
+    let (addr, _ca) = testing::ca(&authority, &group).await;
+    let other = Authority::create().expect("authority");
+    let get = async |control_plane| {
+        let config = CertConfig { trust_domains: domains(), control_plane: Some(control_plane), validity: HOUR };
+        let certificates = super::start(config, None, &group.handle());
+        certificates.get(&identity("a"), Duration::from_millis(500)).await.expect_err("none").to_string()
+    };
+    let untrusted = get(testing::reach(&other, addr, dir.path())).await;
+    assert!(untrusted.contains("certificate"), "{untrusted}");
+    let nobody = get(testing::reach(&authority, "127.0.0.1:9".parse().expect("address"), dir.path())).await;
+    assert!(nobody.contains("refused"), "{nobody}");
+    let tokenless = testing::reach(&authority, addr, dir.path());
+    std::fs::remove_file(dir.path().join("token")).expect("remove");
+    let tokenless = get(tokenless).await;
+    assert!(tokenless.contains("token file"), "{tokenless}");
+}

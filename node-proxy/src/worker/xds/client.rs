@@ -11,7 +11,6 @@ use mesh_model::TrustDomains;
 use rand::Rng;
 use tokio::sync::{mpsc, watch};
 use tokio::time::{Instant, timeout};
-use tonic::transport::Channel;
 
 use super::last_good::{Found, LastGood};
 use super::metrics::{Metrics, label};
@@ -116,12 +115,10 @@ impl Client {
 
     /// Streams for ever.
     async fn follow(&mut self, control_plane: &ControlPlane) {
-        let client =
-            AggregatedDiscoveryServiceClient::new(control_plane.channel()).max_decoding_message_size(LARGEST_ANSWER);
         let mut pause = BACKOFF_FIRST;
         loop {
             let mut answered = false;
-            let ended = self.stream(control_plane, client.clone(), &mut answered).await;
+            let ended = self.stream(control_plane, &mut answered).await;
             self.metrics.connected.set(0);
             self.metrics.disconnects.inc();
             self.save_now().await;
@@ -149,12 +146,7 @@ impl Client {
     }
 
     /// One stream from its opening to its end.
-    async fn stream(
-        &mut self,
-        control_plane: &ControlPlane,
-        mut client: AggregatedDiscoveryServiceClient<Channel>,
-        answered: &mut bool,
-    ) -> Result<(), Ended> {
+    async fn stream(&mut self, control_plane: &ControlPlane, answered: &mut bool) -> Result<(), Ended> {
         let (requests, queue) = mpsc::channel::<DeltaDiscoveryRequest>(REQUESTS);
         for type_url in TYPES {
             // An empty subscription on the first request of a type is all of it.
@@ -170,6 +162,8 @@ impl Client {
         let queue = futures_util::stream::unfold(queue, |mut queue| async { Some((queue.recv().await?, queue)) });
         let mut request = tonic::Request::new(queue);
         control_plane.authorize(request.metadata_mut())?;
+        let mut client =
+            AggregatedDiscoveryServiceClient::new(control_plane.channel()).max_decoding_message_size(LARGEST_ANSWER);
         let opened = timeout(OPEN_DEADLINE, client.delta_aggregated_resources(request)).await;
         let mut answers =
             opened.map_err(|_| Ended::Deadline)?.map_err(|status| Ended::Status(Box::new(status)))?.into_inner();

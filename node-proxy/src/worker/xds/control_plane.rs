@@ -79,15 +79,16 @@ impl ControlPlane {
     ) -> Result<Self, BadControlPlane> {
         let bad = || BadControlPlane { address: address.to_owned() };
         let uri: Uri = address.parse().map_err(|_| bad())?;
-        let (host, port) = (uri.host().ok_or_else(bad)?, uri.port_u16());
-        if uri.scheme_str() != Some("https") || port.is_none() || uri.path() != "/" {
+        let host = uri.host().filter(|host| !host.is_empty()).ok_or_else(bad)?;
+        if uri.scheme_str() != Some("https") || uri.port_u16().is_none() || uri.path() != "/" {
             return Err(bad());
         }
         let server_name = server_name.unwrap_or(bare(host)).to_owned();
         Ok(Self { server_name, uri, root, token_file, cluster: cluster.to_owned() })
     }
 
-    /// A channel that connects when it is first used and again whenever it broke.
+    /// A channel that connects when it is first used and again whenever it broke. After a failure take a new one: it finds the
+    /// address, the roots and another replica behind a balancer anew.
     pub fn channel(&self) -> Channel {
         let this = self.clone();
         Endpoint::from(self.uri.clone())

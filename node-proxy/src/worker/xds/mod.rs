@@ -9,6 +9,8 @@ mod last_good;
 mod metrics;
 mod store;
 #[cfg(test)]
+pub(crate) mod testing;
+#[cfg(test)]
 mod tests;
 
 use std::path::PathBuf;
