@@ -35,12 +35,14 @@ const RENEW_RETRY: Duration = Duration::from_secs(60);
 /// A control plane that runs: what tests need to know of it.
 pub struct Running {
     /// Where configuration and certificates are served.
+    #[cfg_attr(not(test), expect(dead_code, reason = "for tests, which listen on port 0"))]
     pub address: std::net::SocketAddr,
     /// Its metrics.
     pub metrics: Metrics,
     /// What is missing until it is ready.
     pub readiness: Readiness,
     trigger: drain::Trigger,
+    http: Option<drain::Trigger>,
     tasks: tasks::Group,
     drain_for: Duration,
 }
@@ -49,12 +51,11 @@ pub struct Running {
 pub async fn run(args: ServeArgs) -> anyhow::Result<()> {
     let settings = args.settings()?;
     let metrics_address = settings.metrics_address;
-    let running = start(settings).await?;
-    let http_drain = running.serve_http(metrics_address).await?;
+    let mut running = start(settings).await?;
+    running.serve_http(metrics_address).await?;
     let signal = mesh_daemon::signals::stop().await.context("listen for signals")?;
     tracing::info!(signal, "stopping");
     running.stop().await;
-    http_drain.drained(Duration::from_secs(1)).await;
     Ok(())
 }
 
@@ -114,24 +115,30 @@ pub async fn start(settings: Settings) -> anyhow::Result<Running> {
     });
     listening.release();
     tracing::info!(%address, "serving configuration and certificates");
-    Ok(Running { address, metrics, readiness, trigger, tasks: group, drain_for })
+    Ok(Running { address, metrics, readiness, trigger, http: None, tasks: group, drain_for })
 }
 
 impl Running {
-    /// Serves metrics and readiness; to be drained last, so that the end can be watched.
-    async fn serve_http(&self, address: std::net::SocketAddr) -> anyhow::Result<drain::Trigger> {
+    /// Serves metrics and readiness: until the very end, so that it can be watched.
+    async fn serve_http(&mut self, address: std::net::SocketAddr) -> anyhow::Result<()> {
         let listener =
             TcpListener::bind(address).await.with_context(|| format!("listen on {address} (--metrics-address)"))?;
         let (trigger, watch) = drain::pair();
         let routes = http::Routes::new().metrics(self.metrics.registry.clone()).ready(self.readiness.clone());
         self.tasks.spawn("metrics", http::serve(listener, routes, watch));
-        Ok(trigger)
+        self.http = Some(trigger);
+        Ok(())
     }
 
     /// Stops: no new connections, streams are told and end, what is left is cut.
     pub async fn stop(self) {
-        let Self { trigger, tasks, drain_for, .. } = self;
+        let Self { trigger, http, tasks, drain_for, readiness, .. } = self;
+        // Whoever asks meanwhile is sent elsewhere.
+        let _stopping = readiness.latch("stopping");
         trigger.drained(drain_for).await;
+        if let Some(http) = http {
+            http.drained(Duration::from_secs(1)).await;
+        }
         tasks.finish(Duration::from_secs(1)).await;
     }
 }

@@ -1,1 +1,265 @@
-//! x
+//! The state machine alone: what is sent, in which order, to clients that behave and that do not.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+
+use mesh_api::xds::discovery::Status;
+use mesh_api::xds::saved::SavedResource;
+use proptest::prelude::*;
+
+use super::*;
+
+fn table<'a>(type_url: &str, entries: impl IntoIterator<Item = (&'a str, &'a str)>) -> Table {
+    let entry = |(name, version): (&str, &str)| {
+        let resource =
+            SavedResource { type_url: type_url.into(), name: name.into(), version: version.into(), body: Vec::new() };
+        (name.to_owned(), Arc::new(resource))
+    };
+    Arc::new(entries.into_iter().map(entry).collect())
+}
+
+fn snapshot(generation: u64, addresses: &[(&str, &str)], policies: &[(&str, &str)]) -> Snapshot {
+    let mut snapshot = Snapshot::default();
+    snapshot.generation = generation;
+    snapshot.addresses = table(ADDRESS_TYPE, addresses.iter().copied());
+    snapshot.policies = table(AUTHORIZATION_TYPE, policies.iter().copied());
+    snapshot
+}
+
+fn subscribe(type_url: &str, names: &[&str], held: &[(&str, &str)]) -> DeltaDiscoveryRequest {
+    DeltaDiscoveryRequest {
+        type_url: type_url.into(),
+        resource_names_subscribe: names.iter().map(|name| (*name).to_owned()).collect(),
+        initial_resource_versions: held.iter().map(|(name, version)| ((*name).into(), (*version).into())).collect(),
+        ..DeltaDiscoveryRequest::default()
+    }
+}
+
+fn answer(response: &DeltaDiscoveryResponse, refused: Option<&str>) -> DeltaDiscoveryRequest {
+    DeltaDiscoveryRequest {
+        type_url: response.type_url.clone(),
+        response_nonce: response.nonce.clone(),
+        error_detail: refused.map(|message| Status { code: 3, message: message.into(), details: vec![] }),
+        ..DeltaDiscoveryRequest::default()
+    }
+}
+
+/// A client that asked for everything of both types and holds this.
+fn both(addresses: &[(&str, &str)], policies: &[(&str, &str)]) -> Session {
+    let mut session = Session::default();
+    session.request(subscribe(ADDRESS_TYPE, &[], addresses)).expect("taken");
+    session.request(subscribe(AUTHORIZATION_TYPE, &[], policies)).expect("taken");
+    session
+}
+
+/// `P+a,b-c` for policies sent and removed, `A+…` for addresses.
+fn text(round: &[DeltaDiscoveryResponse]) -> Vec<String> {
+    round
+        .iter()
+        .map(|response| {
+            let kind = if response.type_url == ADDRESS_TYPE { 'A' } else { 'P' };
+            let sent: Vec<_> = response.resources.iter().map(|resource| resource.name.as_str()).collect();
+            format!("{kind}+{}-{}", sent.join(","), response.removed_resources.join(","))
+        })
+        .collect()
+}
+
+fn acknowledge(session: &mut Session, round: &[DeltaDiscoveryResponse]) {
+    for response in round {
+        assert!(matches!(session.request(answer(response, None)), Ok(Meaning::Acked(_))));
+    }
+    assert!(!session.waits());
+}
+
+#[test]
+fn the_first_round_answers_both_types_even_if_there_is_nothing() {
+    let mut session = both(&[], &[]);
+    let round = session.round(&snapshot(1, &[], &[]));
+    assert_eq!(text(&round), ["P+-", "A+-"]);
+    acknowledge(&mut session, &round);
+    assert!(session.round(&snapshot(2, &[], &[])).is_empty(), "nothing changed, nothing is said");
+}
+
+#[test]
+fn policies_come_before_addresses_and_their_removal_after() {
+    let mut session = both(&[], &[]);
+    let first = session.round(&snapshot(1, &[("w", "1")], &[("old", "1")]));
+    assert_eq!(text(&first), ["P+old-", "A+w-"]);
+    acknowledge(&mut session, &first);
+    let second = session.round(&snapshot(2, &[("w", "2")], &[("new", "1")]));
+    assert_eq!(text(&second), ["P+new-", "A+w-", "P+-old"]);
+}
+
+#[test]
+fn a_reconnecting_client_gets_what_changed_and_is_told_what_is_gone() {
+    let mut session = both(&[("same", "1"), ("changed", "1"), ("gone", "1")], &[("p", "1"), ("q", "1")]);
+    let round = session.round(&snapshot(9, &[("same", "1"), ("changed", "2"), ("fresh", "1")], &[("p", "1")]));
+    assert_eq!(text(&round), ["P+-", "A+changed,fresh-gone", "P+-q"]);
+}
+
+#[test]
+fn nothing_is_sent_while_an_answer_waits_and_the_newest_after() {
+    let mut session = both(&[], &[]);
+    let first = session.round(&snapshot(1, &[("a", "1")], &[]));
+    session.request(answer(&first[0], None)).expect("taken");
+    assert!(session.waits(), "the addresses are not acknowledged");
+    session.request(answer(&first[1], None)).expect("taken");
+    // Snapshots 2 to 8 came and went.
+    assert_eq!(text(&session.round(&snapshot(9, &[("z", "1")], &[]))), ["A+z-a"]);
+}
+
+#[test]
+fn a_refusal_frees_the_stream_and_is_not_repeated_until_the_resource_changes() {
+    let mut session = both(&[], &[]);
+    let round = session.round(&snapshot(1, &[("a", "1")], &[]));
+    let said = session.request(answer(&round[1], Some("a: bad"))).expect("taken");
+    assert_eq!(said, Meaning::Refused { type_url: ADDRESS_TYPE, message: "a: bad".into() });
+    session.request(answer(&round[0], None)).expect("taken");
+    assert!(session.round(&snapshot(2, &[("a", "1")], &[])).is_empty());
+    assert_eq!(text(&session.round(&snapshot(3, &[("a", "2")], &[]))), ["A+a-"]);
+}
+
+#[test]
+fn a_nonce_that_is_not_ours_or_of_the_other_type_acknowledges_nothing() {
+    let mut session = both(&[], &[]);
+    let round = session.round(&snapshot(1, &[], &[]));
+    let mut crossed = answer(&round[0], None);
+    crossed.type_url = ADDRESS_TYPE.into();
+    assert_eq!(session.request(crossed), Ok(Meaning::Stale));
+    let mut unknown = answer(&round[0], None);
+    unknown.response_nonce = "nonsense".into();
+    assert_eq!(session.request(unknown), Ok(Meaning::Stale));
+    acknowledge(&mut session, &round);
+    assert_eq!(session.request(answer(&round[0], None)), Ok(Meaning::Stale), "twice");
+}
+
+#[test]
+fn named_subscriptions_get_their_names_and_learn_what_is_missing() {
+    let mut session = Session::default();
+    session.request(subscribe(ADDRESS_TYPE, &["a", "nobody"], &[])).expect("taken");
+    assert!(session.lacks_policies());
+    let first = session.round(&snapshot(1, &[("a", "1"), ("b", "1")], &[("p", "1")]));
+    assert_eq!(text(&first), ["A+a-nobody"], "policies were not asked for");
+    acknowledge(&mut session, &first);
+    // Asked for again: answered again. Unsubscribed: not even removed.
+    let mut more = subscribe(ADDRESS_TYPE, &["b"], &[]);
+    more.resource_names_unsubscribe = vec!["a".into()];
+    session.request(more).expect("taken");
+    assert_eq!(text(&session.round(&snapshot(2, &[("a", "2"), ("b", "1")], &[]))), ["A+b-"]);
+}
+
+#[test]
+fn star_is_everything_and_can_be_given_up() {
+    let mut session = Session::default();
+    session.request(subscribe(ADDRESS_TYPE, &["*"], &[])).expect("taken");
+    let first = session.round(&snapshot(1, &[("a", "1"), ("b", "1")], &[]));
+    assert_eq!(text(&first), ["A+a,b-"]);
+    acknowledge(&mut session, &first);
+    let mut fewer = subscribe(ADDRESS_TYPE, &["a"], &[]);
+    fewer.resource_names_unsubscribe = vec!["*".into()];
+    session.request(fewer).expect("taken");
+    assert_eq!(text(&session.round(&snapshot(2, &[("a", "2"), ("b", "2")], &[]))), ["A+a-"]);
+}
+
+#[test]
+fn a_type_that_is_not_served_ends_the_stream() {
+    let mut session = Session::default();
+    assert!(matches!(session.request(subscribe("type.googleapis.com/x.Y", &[], &[])), Err(BadRequest::Type(_))));
+}
+
+/// A world: workload → the policies it lists; a policy's version. Policies that are listed exist.
+type World = (BTreeMap<u8, BTreeSet<u8>>, BTreeMap<u8, u8>);
+
+fn world() -> impl Strategy<Value = World> {
+    (
+        prop::collection::btree_map(0_u8..6, prop::collection::btree_set(0_u8..5, 0..3), 0..6),
+        prop::collection::btree_map(0_u8..5, 0_u8..3, 0..5),
+    )
+        .prop_map(|(workloads, mut policies)| {
+            for listed in workloads.values().flatten() {
+                policies.entry(*listed).or_insert(0);
+            }
+            (workloads, policies)
+        })
+}
+
+fn of_world((workloads, policies): &World, generation: u64) -> Snapshot {
+    // A workload's version says which policies it lists: the client below reads it back.
+    let addresses: Vec<(String, String)> = workloads
+        .iter()
+        .map(|(name, listed)| {
+            (format!("w{name}"), listed.iter().map(|p| format!("p{p}")).collect::<Vec<_>>().join(","))
+        })
+        .collect();
+    let policies: Vec<(String, String)> =
+        policies.iter().map(|(name, version)| (format!("p{name}"), version.to_string())).collect();
+    let view = |all: &[(String, String)], of| table(of, all.iter().map(|(name, version)| (&**name, &**version)));
+    let mut snapshot = snapshot(generation, &[], &[]);
+    snapshot.addresses = view(&addresses, ADDRESS_TYPE);
+    snapshot.policies = view(&policies, AUTHORIZATION_TYPE);
+    snapshot
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(200))]
+
+    /// Whatever the configurations, whoever is slow and whenever the stream breaks: a client never has a workload that lists a policy
+    /// which it lacks, and in the end it has exactly what is there.
+    #[test]
+    fn a_client_never_holds_a_workload_without_its_policies_and_ends_up_with_the_truth(
+        worlds in prop::collection::vec((world(), 0_u8..4), 1..12)
+    ) {
+        let (mut addresses, mut policies) = (BTreeMap::<String, String>::new(), BTreeMap::<String, String>::new());
+        let mut session = both(&[], &[]);
+        let mut unanswered: Vec<DeltaDiscoveryResponse> = Vec::new();
+        let last = worlds.len() - 1;
+        for (at, (world, event)) in worlds.iter().enumerate() {
+            let now = of_world(world, at as u64 + 1);
+            match event {
+                // It is slow: says nothing this time.
+                0 if at != last => {}
+                // The stream breaks; it comes back with what it has.
+                1 => {
+                    unanswered.clear();
+                    session = Session::default();
+                    let held = |map: &BTreeMap<String, String>| map.clone();
+                    let mut request = subscribe(ADDRESS_TYPE, &[], &[]);
+                    request.initial_resource_versions = held(&addresses);
+                    session.request(request).expect("taken");
+                    let mut request = subscribe(AUTHORIZATION_TYPE, &[], &[]);
+                    request.initial_resource_versions = held(&policies);
+                    session.request(request).expect("taken");
+                }
+                _ => {
+                    for response in unanswered.drain(..) {
+                        session.request(answer(&response, None)).expect("taken");
+                    }
+                }
+            }
+            if session.waits() {
+                continue;
+            }
+            for response in session.round(&now) {
+                let held = if response.type_url == ADDRESS_TYPE { &mut addresses } else { &mut policies };
+                for name in &response.removed_resources {
+                    prop_assert!(held.remove(name).is_some(), "{} was not there", name);
+                }
+                for resource in &response.resources {
+                    held.insert(resource.name.clone(), resource.version.clone());
+                }
+                for listed in addresses.values().flat_map(|list| list.split(',')).filter(|name| !name.is_empty()) {
+                    prop_assert!(policies.contains_key(listed), "{} is listed and not there", listed);
+                }
+                unanswered.push(response);
+            }
+        }
+        let truth = of_world(&worlds[last].0, 99);
+        let versions = |table: &Table| -> BTreeMap<String, String> {
+            table.iter().map(|(name, entry)| (name.clone(), entry.version.clone())).collect()
+        };
+        if !session.waits() || worlds[last].1 != 0 {
+            prop_assert_eq!(addresses, versions(&truth.addresses));
+            prop_assert_eq!(policies, versions(&truth.policies));
+        }
+    }
+}

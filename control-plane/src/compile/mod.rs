@@ -103,4 +103,4 @@ pub fn compile(objects: &Objects, rejected: &[Rejected], config: &CompileConfig)
 }
 
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;

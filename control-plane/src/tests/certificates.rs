@@ -1,0 +1,117 @@
+//! The certificate service: who gets what.
+
+use std::collections::BTreeMap;
+use std::time::{Duration, SystemTime};
+
+use mesh_api::xds::IMPERSONATED_IDENTITY;
+use mesh_api::xds::ca::istio_certificate_service_client::IstioCertificateServiceClient;
+use mesh_api::xds::ca::{IstioCertificateRequest, IstioCertificateResponse};
+use mesh_model::{Identity, Reason};
+use mesh_tls::WorkloadCert;
+use prost_types::value::Kind;
+use tonic::{Code, Status};
+
+use super::{Lab, eventually, pod, with_token};
+
+async fn ask(
+    lab: &Lab,
+    token: Option<&str>,
+    csr: &str,
+    identity: Option<&str>,
+) -> Result<IstioCertificateResponse, Status> {
+    let fields = identity.map(|identity| {
+        let value = prost_types::Value { kind: Some(Kind::StringValue(identity.to_owned())) };
+        BTreeMap::from([(IMPERSONATED_IDENTITY.to_owned(), value)])
+    });
+    let request = IstioCertificateRequest {
+        csr: csr.to_owned(),
+        validity_duration: 3600,
+        metadata: fields.map(|fields| prost_types::Struct { fields }),
+    };
+    let mut client = IstioCertificateServiceClient::new(lab.channel().await);
+    client.create_certificate(with_token(request, token)).await.map(tonic::Response::into_inner)
+}
+
+/// cart on node-1, web on node-2, and a pod of account plain on node-1 that is not in the mesh.
+async fn lab() -> Lab {
+    let plain =
+        pod("plain", "node-1", "plain", "x: z").replace("culvert.io/mesh: enabled", "culvert.io/mesh: disabled");
+    let manifests =
+        [pod("cart", "node-1", "cart", "app: cart"), pod("web", "node-2", "web", "app: web"), plain].concat();
+    let lab = Lab::start(&[("all.yaml", &manifests)]).await;
+    let readiness = lab.running.readiness.clone();
+    eventually("ready", || readiness.is_ready()).await;
+    lab
+}
+
+const CART: &str = "spiffe://cluster.local/ns/shop/sa/cart";
+const WEB: &str = "spiffe://cluster.local/ns/shop/sa/web";
+
+#[tokio::test]
+async fn a_node_gets_a_certificate_for_its_own_pod() {
+    let lab = lab().await;
+    let identity = Identity::parse(CART).expect("an identity");
+    let (key, csr) = mesh_tls::csr(&identity).expect("a request");
+    let answer = ask(&lab, Some("token-1"), &csr, Some(CART)).await.expect("a certificate");
+    assert_eq!(answer.cert_chain.len(), 2, "the leaf, then the roots");
+    let cert = WorkloadCert::assemble(key, answer.cert_chain, &identity).expect("usable");
+    let life = cert.not_after().duration_since(SystemTime::now()).expect("valid");
+    assert!(life > Duration::from_secs(3500) && life <= Duration::from_secs(3600), "as asked: {life:?}");
+    assert_eq!(lab.running.metrics.issued.get(), 1);
+    lab.running.stop().await;
+}
+
+#[tokio::test]
+async fn every_other_wish_is_refused_alike_outside_and_told_apart_inside() {
+    let lab = lab().await;
+    let csr = |uri: &str| mesh_tls::csr(&Identity::parse(uri).expect("an identity")).expect("a request").1;
+    let unknown = "spiffe://cluster.local/ns/shop/sa/nobody";
+    let plain = "spiffe://cluster.local/ns/shop/sa/plain";
+    let foreign = "spiffe://other.local/ns/shop/sa/cart";
+    let table: &[(&str, Option<&str>, Option<&str>, Reason)] = &[
+        ("no token", None, Some(CART), Reason::PeerUntrusted),
+        ("wrong token", Some("token-3"), Some(CART), Reason::PeerUntrusted),
+        ("no identity: a node has none of its own", Some("token-1"), None, Reason::Malformed),
+        ("not an identity", Some("token-1"), Some("cart"), Reason::Malformed),
+        ("a pod of another node", Some("token-1"), Some(WEB), Reason::PolicyDenied),
+        ("our pod, by the other node", Some("token-2"), Some(CART), Reason::PolicyDenied),
+        ("nobody's", Some("token-1"), Some(unknown), Reason::PolicyDenied),
+        ("a pod outside the mesh", Some("token-1"), Some(plain), Reason::PolicyDenied),
+        ("another trust domain", Some("token-1"), Some(foreign), Reason::PolicyDenied),
+    ];
+    for (what, token, identity, reason) in table {
+        let count = lab.running.metrics.refused.with_label_values(&[reason.as_str()]);
+        let before = count.get();
+        // The request's own names count for nothing.
+        let refused = ask(&lab, *token, &csr(CART), *identity).await.expect_err(what);
+        assert_eq!((refused.code(), refused.message()), (Code::Unauthenticated, "not authorized"), "{what}");
+        assert_eq!(count.get(), before + 1, "{what}");
+    }
+    assert_eq!(lab.running.metrics.issued.get(), 0);
+    let broken = ask(&lab, Some("token-1"), "junk", Some(CART)).await.expect_err("junk");
+    assert_eq!(broken.code(), Code::InvalidArgument);
+    lab.running.stop().await;
+}
+
+#[tokio::test]
+async fn what_the_request_names_counts_for_nothing() {
+    let lab = lab().await;
+    let cart = Identity::parse(CART).expect("an identity");
+    let (key, csr) = mesh_tls::csr(&Identity::parse(WEB).expect("an identity")).expect("a request");
+    let answer = ask(&lab, Some("token-1"), &csr, Some(CART)).await.expect("a certificate");
+    let cert = WorkloadCert::assemble(key, answer.cert_chain, &cart).expect("of cart, not of web");
+    assert_eq!(cert.identity(), &cart);
+    lab.running.stop().await;
+}
+
+#[tokio::test]
+async fn a_pod_that_is_gone_or_moved_takes_its_identity_along() {
+    let lab = lab().await;
+    let (_, csr) = mesh_tls::csr(&Identity::parse(CART).expect("an identity")).expect("a request");
+    ask(&lab, Some("token-1"), &csr, Some(CART)).await.expect("its own");
+    lab.place("all.yaml", &pod("cart", "node-2", "cart", "app: cart"));
+    eventually("the change is compiled", || lab.running.metrics.generation.get() == 2).await;
+    ask(&lab, Some("token-1"), &csr, Some(CART)).await.expect_err("moved");
+    ask(&lab, Some("token-2"), &csr, Some(CART)).await.expect("moved here");
+    lab.running.stop().await;
+}
