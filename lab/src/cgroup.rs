@@ -4,20 +4,12 @@
 use std::fs;
 use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
-use std::sync::{OnceLock, PoisonError, RwLock};
+use std::sync::OnceLock;
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
 
 use crate::wait;
-
-/// Set when this process takes its labs down, so that no cgroup is made behind the clean-up's back.
-static STOPPING: RwLock<bool> = RwLock::new(false);
-
-/// From now on this process makes no cgroup any more; returns when none is being made.
-pub(crate) fn stop_making() {
-    *STOPPING.write().unwrap_or_else(PoisonError::into_inner) = true;
-}
 
 /// One hierarchy the lab makes groups in.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -62,10 +54,7 @@ fn lab_root(hierarchy: &Hierarchy, lab: &str) -> PathBuf {
 
 /// Makes the group `path` of a lab in every hierarchy; the files a process writes its pid to, to join.
 pub(crate) fn prepare(lab: &str, path: &str, memory: Option<u64>) -> Result<Vec<PathBuf>> {
-    let stopping = STOPPING.read().unwrap_or_else(PoisonError::into_inner);
-    if *stopping {
-        bail!("the lab is being taken down");
-    }
+    let _making = crate::interrupt::making()?;
     let mut joins = Vec::new();
     let mut limited = memory.is_none();
     for hierarchy in hierarchies() {
@@ -121,6 +110,11 @@ pub(crate) fn remove_lab(lab: &str) -> Result<()> {
         let _ = fs::remove_dir(hierarchy.mount.join("culvert-lab")); // only when it was the last lab
     }
     Ok(())
+}
+
+/// The groups of a lab that are there.
+pub(crate) fn of_lab(lab: &str) -> Vec<PathBuf> {
+    hierarchies().iter().map(|h| lab_root(h, lab)).filter(|g| g.exists()).collect()
 }
 
 /// A group can be removed as soon as the kernel has let its last process go, which may be a moment after its end.

@@ -127,7 +127,7 @@ impl Network<'_> {
             added.result = result.context("a plugin answered ADD with nothing")?;
         }
         let cache = self.cache(at);
-        fs::create_dir_all(cache.parent().unwrap_or(self.lab.path()))?;
+        crate::state::make_dir(cache.parent().unwrap_or(self.lab.path()))?;
         crate::state::write_atomic(&cache, serde_json::to_string(&added)?.as_bytes())?;
         Ok(added)
     }

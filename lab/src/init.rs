@@ -19,7 +19,7 @@ use tokio::signal::unix::{SignalKind, signal};
 
 use crate::binaries;
 use crate::proc::Pid;
-use crate::state::{Dir, write_atomic};
+use crate::state::{Dir, make_dir, write_atomic};
 
 /// What pid 1 is told.
 #[derive(Debug, Serialize, Deserialize)]
@@ -82,8 +82,9 @@ async fn reap() -> Result<()> {
 fn file_system(boot: &Boot) -> Result<()> {
     let base = boot.lab.join(format!("nodes/{}", boot.name));
     let (scratch, disk) = (base.join("scratch"), base.join("var-lib"));
-    fs::create_dir_all(&scratch)?;
-    fs::create_dir_all(&disk)?;
+    for dir in [&base, &scratch, &disk] {
+        make_dir(dir)?;
+    }
     mount_change("/", MountPropagationFlags::PRIVATE | MountPropagationFlags::REC).context("make / private")?;
     mount("tmpfs", &scratch, "tmpfs", MountFlags::empty(), c"mode=755").context("mount scratch")?;
     for dir in ["/etc", "/opt"] {

@@ -296,6 +296,11 @@ impl Lab {
         self.shared.objects().pods.values().cloned().collect()
     }
 
+    /// Every service.
+    pub fn services(&self) -> Vec<ServiceRecord> {
+        self.shared.objects().services.values().cloned().collect()
+    }
+
     /// Makes a namespace, or changes its labels.
     pub fn namespace(&self, name: &str, labels: &[(&str, &str)]) -> Result<()> {
         self.shared.write_manifest(&format!("ns-{name}"), &[objects::namespace(name, &objects::labels(labels))])
@@ -315,7 +320,6 @@ impl Lab {
             }
         };
         let record = ServiceRecord { service, ips: ips.clone() };
-        fs::create_dir_all(self.shared.dir.join("services"))?;
         self.shared.dir.write(format!("services/{}.json", key.replace('/', "-")), &record)?;
         objects.services.insert(key, record);
         drop(objects);
@@ -344,6 +348,7 @@ impl Lab {
         let plugin = config.mesh.as_ref().map(|mesh| mesh.netconf());
         let fresh = Node::boot(&self.shared.dir, index, config.families, plugin)?.finish()?;
         node.rebooted(fresh);
+        node::unplug(&self.shared.fabric, index)?;
         node::plug(&self.shared.fabric, node, config.families)?;
         let pods: Vec<PodHandle> = self.pods().into_iter().filter(|p| p.node() == index).collect();
         for pod in &pods {

@@ -37,6 +37,7 @@ pub mod capture;
 pub mod cgroup;
 pub mod cni;
 pub mod init;
+pub mod interrupt;
 mod kubelet;
 mod lab;
 pub mod mesh;

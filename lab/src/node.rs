@@ -109,6 +109,11 @@ impl Node {
         spawn::exec(&self.lab, &self.place(), &Program::new("exec", argv), b"", EXEC_DEADLINE)
     }
 
+    /// The same with this terminal.
+    pub fn exec_attached(&self, argv: &[&str]) -> Result<crate::proc::Exit> {
+        spawn::exec_attached(&self.lab, &self.place(), &Program::new("exec", argv))
+    }
+
     /// Runs code of the caller in the node's network namespace (sockets made there stay there).
     pub fn in_netns<T: Send>(&self, work: impl FnOnce() -> Result<T> + Send) -> Result<T> {
         ns::in_netns(&self.netns(), work)
@@ -176,6 +181,15 @@ fn settings(families: Families) -> Result<()> {
         }
     }
     Ok(())
+}
+
+/// Takes what is left of a node's port off the fabric; the kernel removes it by itself some time after a power cut.
+pub(crate) fn unplug(fabric: &Node, index: usize) -> Result<()> {
+    let gone = |error: &anyhow::Error| format!("{error:#}").contains("Cannot find device");
+    match ns::ip_batch(&fabric.netns(), &format!("link del n{index}\n")) {
+        Err(error) if !gone(&error) => Err(error),
+        _ => Ok(()),
+    }
 }
 
 /// Plugs a node into the fabric.

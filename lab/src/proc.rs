@@ -25,7 +25,7 @@ pub struct Pid {
 impl Pid {
     /// The process that has this pid now.
     pub fn of(pid: u32) -> Result<Pid> {
-        let (_, start) = stat(pid).with_context(|| format!("read /proc/{pid}/stat"))?;
+        let Stat { start, .. } = stat(pid).with_context(|| format!("read /proc/{pid}/stat"))?;
         Ok(Pid { pid, start })
     }
 
@@ -34,9 +34,10 @@ impl Pid {
         Pid::of(std::process::id())
     }
 
-    /// Whether it still runs; a zombie does not.
+    /// Whether it still runs. A zombie does not, unless only its first thread is one: others may still be ending, and with
+    /// them a whole pid namespace.
     pub fn is_alive(&self) -> bool {
-        stat(self.pid).is_ok_and(|(state, start)| start == self.start && state != 'Z' && state != 'X')
+        stat(self.pid).is_ok_and(|s| s.start == self.start && s.state != 'X' && (s.state != 'Z' || s.threads > 1))
     }
 
     /// Sends a signal, if it is still this process. Whether it was.
@@ -86,13 +87,35 @@ impl Pid {
     }
 }
 
-fn stat(pid: u32) -> std::io::Result<(char, u64)> {
+struct Stat {
+    state: char,
+    threads: u32,
+    start: u64,
+}
+
+fn stat(pid: u32) -> std::io::Result<Stat> {
     let text = fs::read_to_string(format!("/proc/{pid}/stat"))?;
-    // The command name may hold spaces and parentheses; the fields follow the last one.
-    let mut fields = text.rsplit_once(") ").map(|(_, rest)| rest.split(' ')).into_iter().flatten();
-    let state = fields.next().and_then(|s| s.chars().next()).unwrap_or('?');
-    let start = fields.nth(18).and_then(|s| s.parse().ok()).unwrap_or(0);
-    Ok((state, start))
+    // The command name may hold spaces and parentheses; the fields follow the last one, the state being field 3.
+    let fields: Vec<&str> = text.rsplit_once(") ").map(|(_, rest)| rest.split(' ').collect()).unwrap_or_default();
+    let number = |field: usize| fields.get(field - 3).and_then(|s| s.parse::<u64>().ok()).unwrap_or(0);
+    let state = fields.first().and_then(|s| s.chars().next()).unwrap_or('?');
+    Ok(Stat { state, threads: number(20) as u32, start: number(22) })
+}
+
+/// Living processes of a lab, by the lab's name in their environment or on their command line: to look for leftovers, never
+/// to decide whom to kill.
+pub(crate) fn of_lab(name: &str) -> Vec<u32> {
+    let Ok(entries) = fs::read_dir("/proc") else { return Vec::new() };
+    let (variable, path) = (format!("CULVERT_LAB={name}"), format!("{}/{name}\"", crate::state::ROOT));
+    let pids = entries.flatten().filter_map(|e| e.file_name().to_str()?.parse::<u32>().ok());
+    let is_of_lab = |pid: &u32| {
+        let environment = fs::read(format!("/proc/{pid}/environ")).unwrap_or_default();
+        let command = fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
+        environment.split(|b| *b == 0).any(|v| v == variable.as_bytes())
+            || (command.windows(9).any(|w| w == b"node-init")
+                && command.windows(path.len()).any(|w| w == path.as_bytes()))
+    };
+    pids.filter(is_of_lab).collect()
 }
 
 /// How a process ended.

@@ -64,6 +64,7 @@ impl Dir {
 
     /// Makes the directory and takes ownership; fails when a lab of this name is there.
     pub(crate) fn create(&self) -> Result<()> {
+        let _making = crate::interrupt::making()?;
         // Whoever takes the last lab down removes the root too, so it may be gone again before the lock is held.
         let lock = wait::until(&format!("{ROOT} to be made"), Duration::from_secs(5), || {
             fs::create_dir_all(ROOT).ok()?;
@@ -80,8 +81,8 @@ impl Dir {
         })?;
         drop(lock);
         self.set_owner(false)?;
-        for sub in ["nodes", "pods", "manifests", "logs", "init", "processes"] {
-            fs::create_dir_all(self.join(sub)).with_context(|| format!("make {}", self.join(sub).display()))?;
+        for sub in ["nodes", "pods", "manifests", "logs", "init", "processes", "services"] {
+            make_dir(&self.join(sub))?;
         }
         Ok(())
     }
@@ -150,6 +151,15 @@ pub fn recorded() -> Vec<Dir> {
     labs
 }
 
+/// What is left of a lab on this machine: nothing, after `down`.
+pub fn leftovers(name: &str) -> Vec<String> {
+    let dirs = [Path::new(ROOT).join(name), Path::new(ROOT).join(format!(".going-{name}"))];
+    let mut left: Vec<String> = dirs.iter().filter(|d| d.exists()).map(|d| d.display().to_string()).collect();
+    left.extend(cgroup::of_lab(name).iter().map(|d| d.display().to_string()));
+    left.extend(crate::proc::of_lab(name).iter().map(|pid| format!("process {pid}")));
+    left
+}
+
 /// Ends the pid 1s recorded in a directory that was moved aside, waits until they are gone, removes
 /// the lab's cgroups and, last, the directory: as long as it is there, `down` has something left to do.
 fn finish(going: &Path, name: &str) -> Result<()> {
@@ -178,6 +188,16 @@ fn lock_root() -> Result<Option<fs::File>> {
         }
         Err(error) if error.kind() == ErrorKind::NotFound => Ok(None),
         Err(error) => Err(error).with_context(|| format!("open {ROOT}")),
+    }
+}
+
+/// Makes a directory of a lab if it is not there; its parent must be, for a lab that was taken down must not come back.
+pub(crate) fn make_dir(path: &Path) -> Result<()> {
+    match fs::create_dir(path) {
+        Err(error) if error.kind() != ErrorKind::AlreadyExists => {
+            Err(error).with_context(|| format!("make {}", path.display()))
+        }
+        _ => Ok(()),
     }
 }
 

@@ -70,3 +70,52 @@ fn the_capture_finds_plaintext_on_the_fabric() -> Result<()> {
     assert_eq!(between(pod::BULK).map(|(_, f)| f.markers).sum::<u64>(), 1);
     lab.down()
 }
+
+#[test]
+fn a_node_that_lost_its_power_comes_back_with_its_pods() -> Result<()> {
+    let lab = Lab::up(Config::default())?;
+    let a = lab.add_pod(Pod::new("shop", "a"))?;
+    let b = lab.add_pod(Pod::new("shop", "b").node(2))?;
+    let uid = b.uid();
+    lab.node(2).power_cut()?;
+    assert!(b.app().is_some_and(|app| !app.is_alive()));
+    lab.boot(2)?;
+    assert_eq!(b.uid(), uid);
+    let echo = a.run_client(&["connect", &format!("{}:{}", b.v4(), pod::ECHO), "--send", "hello"])?;
+    assert_eq!(echo["ok"], 1, "{echo}");
+    lab.down()
+}
+
+#[test]
+fn processes_get_exactly_the_user_and_capabilities_asked_and_their_own_memory_limit() -> Result<()> {
+    use lab::{Program, User};
+    let lab = Lab::up(Config::default().nodes(1))?;
+    let idle = ["culvert-lab", "pause"];
+    let check = |name: &str, user: User, uid: &str, caps: &str, privs: &str| -> Result<()> {
+        let process = lab.node(1).spawn(Program::new(name, &idle).as_user(user).memory_limit(32 << 20))?;
+        process.wait_stdout("ready", std::time::Duration::from_secs(5))?;
+        let id = process.id();
+        assert_eq!(id.status("Uid").as_deref(), Some(uid), "{name}");
+        assert_eq!(
+            (id.status("CapBnd").as_deref(), id.status("CapPrm").as_deref()),
+            (Some(caps), Some(caps)),
+            "{name}"
+        );
+        assert_eq!(
+            (id.status("CapEff").as_deref(), id.status("CapAmb").as_deref()),
+            (Some(caps), Some("0000000000000000"))
+        );
+        assert_eq!(id.status("NoNewPrivs").as_deref(), Some(privs), "{name}");
+        process.kill()
+    };
+    check("plain", User::plain(65532), "65532\t65532\t65532\t65532", "0000000000000000", "1")?;
+    let keeper = User::root().with_caps(&["SYS_ADMIN", "NET_ADMIN"]);
+    check("keeper", keeper, "0\t0\t0\t0", "0000000000201000", "0")?;
+    let hungry = lab.node(1).spawn(Program::new("hungry", &["head", "-c", "200M", "/dev/zero"]).memory_limit(8 << 20));
+    assert!(hungry?.wait(std::time::Duration::from_secs(10))?.success(), "reading and writing needs no memory");
+    let tail = lab.node(1).spawn(
+        Program::new("greedy", &["dd", "if=/dev/zero", "of=/dev/null", "bs=200M", "count=1"]).memory_limit(8 << 20),
+    )?;
+    assert_eq!(tail.wait(std::time::Duration::from_secs(20))?, lab::Exit::Signal(9));
+    lab.down()
+}
