@@ -41,6 +41,8 @@ fn main() -> ExitCode {
 fn serve(args: args::ServeArgs) -> anyhow::Result<()> {
     // It holds the signing key: nothing it may ever execute gains more than it has (as every process of the mesh).
     rustix::thread::set_no_new_privs(true)?;
+    // Nor may the key end up in a core file, or be read by another process of the same user.
+    rustix::process::set_dumpable_behavior(rustix::process::DumpableBehavior::NotDumpable)?;
     tokio::runtime::Builder::new_multi_thread().enable_all().build()?.block_on(serve::run(args))
 }
 

@@ -115,3 +115,32 @@ async fn a_pod_that_is_gone_or_moved_takes_its_identity_along() {
     ask(&lab, Some("token-2"), &csr, Some(CART)).await.expect("moved here");
     lab.running.stop().await;
 }
+
+/// A worker that starts on a full node asks for all its pods at once.
+#[tokio::test]
+async fn a_full_nodes_certificates_are_signed_at_once() {
+    let pods: String = (0..200).map(|n| pod(&format!("p{n}"), "node-1", &format!("a{n}"), "x: z")).collect();
+    let lab = Lab::start(&[("pods.yaml", &pods)]).await;
+    let readiness = lab.running.readiness.clone();
+    eventually("ready", || readiness.is_ready()).await;
+    let client = IstioCertificateServiceClient::new(lab.channel().await);
+    let requests: Vec<_> = (0..200)
+        .map(|n| {
+            let uri = format!("spiffe://cluster.local/ns/shop/sa/a{n}");
+            let (_, csr) = mesh_tls::csr(&Identity::parse(&uri).expect("an identity")).expect("a request");
+            let value = prost_types::Value { kind: Some(Kind::StringValue(uri)) };
+            let fields = BTreeMap::from([(IMPERSONATED_IDENTITY.to_owned(), value)]);
+            IstioCertificateRequest { csr, validity_duration: 0, metadata: Some(prost_types::Struct { fields }) }
+        })
+        .collect();
+    let started = std::time::Instant::now();
+    let asked = requests.into_iter().map(|request| {
+        let mut client = client.clone();
+        async move { client.create_certificate(with_token(request, Some("token-1"))).await }
+    });
+    for answer in futures_util::future::join_all(asked).await {
+        answer.expect("a certificate");
+    }
+    eprintln!("200 certificates over one connection: {:?}", started.elapsed());
+    lab.running.stop().await;
+}

@@ -1,0 +1,167 @@
+//! AuthorizationPolicy.
+
+use super::*;
+
+/// The policy `p` of namespace shop with this spec, as it is compiled.
+fn policy(spec: &str) -> String {
+    let all = compiled(&object("AuthorizationPolicy", "shop", "p", spec));
+    all.policies.iter().map(render_policy).collect::<Vec<_>>().join("\n")
+}
+
+#[test]
+fn rules_say_what_was_written() {
+    for (spec, wanted) in [
+        ("{}", "allow shop/p [namespace]: "),
+        ("{rules: [{}]}", "allow shop/p [namespace]: always"),
+        ("{action: DENY}", "deny shop/p [namespace]: "),
+        (
+            "{rules: [{from: [{source: {principals: [cluster.local/ns/a/sa/b, '*', 'x*', '*x']}}]}]}",
+            "allow shop/p [namespace]: id=cluster.local/ns/a/sa/b|*|x*|*x",
+        ),
+        (
+            "{rules: [{from: [{source: {principals: ['spiffe://cluster.local/ns/a/sa/b']}}]}]}",
+            "allow shop/p [namespace]: id=cluster.local/ns/a/sa/b",
+        ),
+        (
+            "{rules: [{from: [{source: {namespaces: [a], notNamespaces: [b]}}, {source: {ipBlocks: [10.0.0.0/8]}}]}]}",
+            "allow shop/p [namespace]: ns=a !ns=b , from=10.0.0.0/8",
+        ),
+        (
+            "{rules: [{from: [{source: {serviceAccounts: [web, other/web]}}]}]}",
+            "allow shop/p [namespace]: sa=shop/web|other/web",
+        ),
+        (
+            "{rules: [{from: [{source: {namespaces: [a]}}], to: [{operation: {ports: ['80', '443']}}]}, \
+             {to: [{operation: {notPorts: ['22']}}]}]}",
+            "allow shop/p [namespace]: ns=a & port=80|443 ; !port=22",
+        ),
+        (
+            "{action: DENY, rules: [{when: [{key: source.ip, values: ['fd00::/8'], notValues: ['fd00::1']}, \
+             {key: destination.port, values: ['80']}, {key: source.namespace, notValues: [a]}, \
+             {key: source.principal, values: ['*']}, {key: destination.ip, values: [10.1.2.3]}]}]}",
+            "deny shop/p [namespace]: from=fd00::/8 !from=fd00::1/128 & port=80 & !ns=a & id=* & to=10.1.2.3/32",
+        ),
+    ] {
+        assert_eq!(policy(spec), wanted, "{spec}");
+    }
+}
+
+#[test]
+fn what_needs_http_narrows_an_allow_is_dropped_and_a_deny_is_kept_without_it() {
+    for (spec, wanted) in [
+        ("{rules: [{to: [{operation: {methods: [GET]}}]}]}", "allow shop/p [namespace]: "),
+        (
+            "{rules: [{from: [{source: {namespaces: [a]}}], to: [{operation: {paths: [/x], ports: ['80']}}]}, \
+             {from: [{source: {namespaces: [b]}}]}]}",
+            "allow shop/p [namespace]: ns=b",
+        ),
+        (
+            "{action: DENY, rules: [{from: [{source: {namespaces: [a]}}], to: [{operation: {methods: [POST]}}]}]}",
+            "deny shop/p [namespace]: ns=a",
+        ),
+        (
+            "{action: DENY, rules: [{to: [{operation: {notPaths: [/x], ports: ['80']}}]}]}",
+            "deny shop/p [namespace]: port=80",
+        ),
+        // One alternative with nothing left holds always, and so does the whole.
+        (
+            "{action: DENY, rules: [{to: [{operation: {hosts: [a]}}, {operation: {ports: ['80']}}]}]}",
+            "deny shop/p [namespace]: always",
+        ),
+        (
+            "{action: DENY, rules: [{when: [{key: 'request.headers[x]', values: [z]}, {key: source.namespace, values: [a]}]}]}",
+            "deny shop/p [namespace]: ns=a",
+        ),
+        ("{action: DENY, rules: [{from: [{source: {requestPrincipals: ['*']}}]}]}", "deny shop/p [namespace]: always"),
+        ("{rules: [{from: [{source: {remoteIpBlocks: [10.0.0.0/8]}}]}]}", "allow shop/p [namespace]: "),
+        ("{rules: [{when: [{key: request.auth.principal, values: [x]}]}]}", "allow shop/p [namespace]: "),
+    ] {
+        assert_eq!(policy(spec), wanted, "{spec}");
+        let problems = compiled(&object("AuthorizationPolicy", "shop", "p", spec)).problems;
+        assert!(problems.iter().any(|problem| problem.to_string().contains("HTTP")), "{spec}: {problems:?}");
+    }
+}
+
+#[test]
+fn what_cannot_be_understood_or_carried_out_refuses() {
+    for spec in [
+        "{rules: [{form: []}]}",
+        "{rules: [{from: [{source: {}}]}]}",
+        "{rules: [{from: [{source: {ipBlocks: [10.0.0.0/99]}}]}]}",
+        "{rules: [{to: [{operation: {ports: ['http']}}]}]}",
+        "{rules: [{when: [{key: source.name, values: [x]}]}]}",
+        "{action: BLOCK}",
+        "{action: CUSTOM, provider: {name: x}, rules: [{}]}",
+    ] {
+        assert_eq!(policy(spec), "refuse shop/p [namespace]: everything", "{spec}");
+    }
+    assert_eq!(policy("{action: AUDIT, rules: [{}]}"), "", "AUDIT decides nothing");
+}
+
+#[test]
+fn a_broken_policy_with_a_readable_selector_refuses_only_what_it_selects() {
+    let yaml = [
+        pod("cart", "198.18.1.2"),
+        pod("web", "198.18.1.3"),
+        object("AuthorizationPolicy", "shop", "p", "{selector: {matchLabels: {app: cart}}, rules: [{nonsense: 1}]}"),
+    ]
+    .concat();
+    let all = compiled(&yaml);
+    assert_eq!(all.policies.iter().map(render_policy).collect::<Vec<_>>(), ["refuse shop/p [listed]: everything"]);
+    let lists = |name: &str| all.workloads.iter().find(|w| w.pod.name == name).map(|w| w.policies.len());
+    assert_eq!((lists("cart"), lists("web")), (Some(1), Some(0)));
+}
+
+/// Which policies the pods cart and web of shop list, given these objects.
+fn listed(objects: &[String]) -> (Vec<String>, Vec<String>) {
+    let yaml = [pod("cart", "198.18.1.2"), pod("web", "198.18.1.3"), objects.concat()].concat();
+    let all = compiled(&yaml);
+    let of = |name: &str| {
+        let workload = all.workloads.iter().find(|w| w.pod.name == name).expect("the pod");
+        workload.policies.iter().map(ToString::to_string).collect()
+    };
+    (of("cart"), of("web"))
+}
+
+#[test]
+fn a_selector_lists_a_policy_at_its_pods_and_one_of_the_root_namespace_at_all_namespaces() {
+    let selecting = "{selector: {matchLabels: {app: cart}}}";
+    let p = |namespace: &str, spec: &str| object("AuthorizationPolicy", namespace, "p", spec);
+    assert_eq!(listed(&[p("shop", selecting)]), (vec!["shop/p".into()], vec![]));
+    assert_eq!(listed(&[p("other", selecting)]), (vec![], vec![]));
+    assert_eq!(listed(&[p("culvert-system", selecting)]), (vec!["culvert-system/p".into()], vec![]));
+    assert_eq!(listed(&[p("shop", "{}")]), (vec![], vec![]), "applies to the namespace without being listed");
+    let global = compiled(&p("culvert-system", "{}"));
+    assert_eq!(global.policies.iter().map(|p| p.scope).collect::<Vec<_>>(), [Scope::Global]);
+}
+
+#[test]
+fn a_policy_for_a_service_is_listed_at_the_pods_behind_it_ready_or_not() {
+    let service =
+        object("Service", "shop", "cart", "{clusterIP: 198.18.128.1, selector: {app: cart}, ports: [{port: 80}]}");
+    let target = "{targetRefs: [{kind: Service, name: cart}], action: DENY, rules: [{}]}";
+    let policy = object("AuthorizationPolicy", "shop", "p", target);
+    assert_eq!(listed(&[service, policy]), (vec!["shop/p".into()], vec![]));
+    let gateway = "{targetRefs: [{group: gateway.networking.k8s.io, kind: Gateway, name: g}]}";
+    let all = compiled(&object("AuthorizationPolicy", "shop", "p", gateway));
+    assert!(all.policies.is_empty() && all.problems.len() == 1, "{all:?}");
+}
+
+#[test]
+fn a_principal_of_one_of_our_trust_domains_means_all_of_them() {
+    let mut config = config();
+    config.trust_domain_aliases = vec![TrustDomain::parse("old.example").expect("a trust domain")];
+    let spec = "{action: DENY, rules: [{from: [{source: {principals: [old.example/ns/a/sa/b, other/ns/a/sa/b]}}]}]}";
+    let all = compiled_with(&object("AuthorizationPolicy", "shop", "p", spec), &config);
+    assert_eq!(
+        render_policy(&all.policies[0]),
+        "deny shop/p [namespace]: id=cluster.local/ns/a/sa/b|old.example/ns/a/sa/b|other/ns/a/sa/b"
+    );
+}
+
+#[test]
+fn dry_run_is_kept() {
+    let yaml = "apiVersion: security.istio.io/v1\nkind: AuthorizationPolicy\nmetadata: {name: p, namespace: shop, \
+                annotations: {istio.io/dry-run: 'true'}}\nspec: {rules: [{}]}\n";
+    assert_eq!(render_policy(&compiled(yaml).policies[0]), "allow shop/p [namespace dry-run]: always");
+}

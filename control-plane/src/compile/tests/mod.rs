@@ -1,0 +1,179 @@
+//! Tables over manifests as people write them: YAML in, readable lines out. `testdata` holds a whole example with its golden output;
+//! `BLESS=1 cargo test` writes it anew (read the difference before you keep it).
+
+mod authorization;
+mod peer_authentication;
+mod pods;
+
+use std::fmt::Write as _;
+
+use ipnetwork::IpNetwork;
+use mesh_api::manifests::load_dir;
+use mesh_model::policy::{Action, Match, Scope, StringMatch};
+use mesh_model::{Health, NetworkPolicy, Tunnel};
+
+use super::*;
+
+pub(crate) fn config() -> CompileConfig {
+    CompileConfig {
+        cluster_id: "Kubernetes".into(),
+        trust_domain: TrustDomain::parse("cluster.local").expect("a trust domain"),
+        trust_domain_aliases: Vec::new(),
+        cluster_domain: "cluster.local".into(),
+        root_namespace: "culvert-system".into(),
+        default_mode: DefaultMode::Permissive,
+        excluded_namespaces: vec!["kube-system".into()],
+    }
+}
+
+fn compiled_with(yaml: &str, config: &CompileConfig) -> Compiled {
+    let dir = tempfile::tempdir().expect("a directory");
+    std::fs::write(dir.path().join("all.yaml"), yaml).expect("written");
+    let (objects, rejected) = load_dir(dir.path(), &Objects::default());
+    compile(&objects, &rejected, config)
+}
+
+fn compiled(yaml: &str) -> Compiled {
+    compiled_with(yaml, &config())
+}
+
+/// A pod of namespace shop on node-1 with this name, also as its label `app`.
+fn pod(name: &str, ip: &str) -> String {
+    format!(
+        "---\napiVersion: v1\nkind: Pod\nmetadata: {{name: {name}, namespace: shop, uid: uid-{name}, \
+         labels: {{app: {name}, culvert.io/mesh: enabled}}}}\nspec: {{nodeName: node-1, serviceAccountName: {name}, \
+         containers: []}}\nstatus: {{podIPs: [{{ip: {ip}}}]}}\n"
+    )
+}
+
+/// The object of this kind and name in namespace `namespace`, with this spec (flow YAML).
+fn object(kind: &str, namespace: &str, name: &str, spec: &str) -> String {
+    let api = match kind {
+        "AuthorizationPolicy" | "PeerAuthentication" => "security.istio.io/v1",
+        "NetworkPolicy" => "networking.k8s.io/v1",
+        _ => "v1",
+    };
+    format!("---\napiVersion: {api}\nkind: {kind}\nmetadata: {{name: {name}, namespace: {namespace}}}\nspec: {spec}\n")
+}
+
+fn strings(name: &str, list: &[StringMatch], out: &mut Vec<String>) {
+    let text = |one: &StringMatch| match one {
+        StringMatch::Exact(text) => text.clone(),
+        StringMatch::Prefix(text) => format!("{text}*"),
+        StringMatch::Suffix(text) => format!("*{text}"),
+        StringMatch::Presence => "*".into(),
+    };
+    if !list.is_empty() {
+        out.push(format!("{name}={}", list.iter().map(text).collect::<Vec<_>>().join("|")));
+    }
+}
+
+fn plain<T>(name: &str, list: &[T], text: impl Fn(&T) -> String, out: &mut Vec<String>) {
+    if !list.is_empty() {
+        out.push(format!("{name}={}", list.iter().map(text).collect::<Vec<_>>().join("|")));
+    }
+}
+
+fn render_match(one: &Match) -> String {
+    let mut out = Vec::new();
+    strings("ns", &one.namespaces, &mut out);
+    strings("!ns", &one.not_namespaces, &mut out);
+    strings("id", &one.principals, &mut out);
+    strings("!id", &one.not_principals, &mut out);
+    let account = |a: &mesh_model::policy::ServiceAccountMatch| format!("{}/{}", a.namespace, a.service_account);
+    plain("sa", &one.service_accounts, account, &mut out);
+    plain("!sa", &one.not_service_accounts, account, &mut out);
+    plain("from", &one.source_ips, IpNetwork::to_string, &mut out);
+    plain("!from", &one.not_source_ips, IpNetwork::to_string, &mut out);
+    plain("to", &one.destination_ips, IpNetwork::to_string, &mut out);
+    plain("!to", &one.not_destination_ips, IpNetwork::to_string, &mut out);
+    plain("port", &one.destination_ports, u16::to_string, &mut out);
+    plain("!port", &one.not_destination_ports, u16::to_string, &mut out);
+    out.join(" ")
+}
+
+/// `allow shop/x [namespace]: (a | b) & c ; (next rule)`.
+fn render_policy(policy: &Policy) -> String {
+    let rules: Vec<String> = policy
+        .rules
+        .iter()
+        .map(|rule| {
+            let clauses: Vec<String> = rule
+                .clauses
+                .iter()
+                .map(|clause| clause.matches.iter().map(render_match).collect::<Vec<_>>().join(" , "))
+                .collect();
+            if clauses.is_empty() { "always".into() } else { clauses.join(" & ") }
+        })
+        .collect();
+    let verb = match (policy.invalid, policy.action) {
+        (true, _) => "refuse",
+        (false, Action::Allow) => "allow",
+        (false, Action::Deny) => "deny",
+    };
+    let scope = match policy.scope {
+        Scope::Global => "mesh",
+        Scope::Namespace => "namespace",
+        Scope::Selector => "listed",
+    };
+    let dry = if policy.dry_run { " dry-run" } else { "" };
+    let rules = if policy.invalid { "everything".into() } else { rules.join(" ; ") };
+    format!("{verb} {} [{scope}{dry}]: {rules}", policy.key)
+}
+
+fn render(compiled: &Compiled) -> String {
+    let mut out = String::new();
+    for w in &compiled.workloads {
+        let tunnel = if w.tunnel == Tunnel::Hbone { "hbone" } else { "clear" };
+        let health = if w.health == Health::Healthy { "healthy" } else { "unhealthy" };
+        let marked = if w.network_policy == NetworkPolicy::Selected { " networkpolicy" } else { "" };
+        let host = if w.host_network { " hostnetwork" } else { "" };
+        let uid = w.pod_uid.as_ref().map_or("-", |uid| uid.as_str());
+        let _ =
+            write!(out, "{} uid={uid} sa={} node={} {tunnel} {health}{marked}{host}", w.uid, w.service_account, w.node);
+        let _ = write!(out, " at={:?}", w.addresses);
+        let keys: Vec<String> = w.policies.iter().map(ToString::to_string).collect();
+        let services: Vec<String> = w.services.iter().map(|(key, ports)| format!("{key} {ports:?}")).collect();
+        let _ = writeln!(out, "\n    policies: {}\n    services: {}", keys.join(" "), services.join("; "));
+    }
+    for s in &compiled.services {
+        let ports: Vec<String> = s
+            .ports
+            .iter()
+            .map(|p| format!("{}->{}", p.service_port, p.target_port.map_or("named".into(), |t| t.to_string())))
+            .collect();
+        let flags = format!(
+            "{}{}",
+            if s.publish_not_ready { " unready-too" } else { "" },
+            if s.local_only { " local-only" } else { "" }
+        );
+        let _ = writeln!(out, "{} {:?} {}{flags}", s.key, s.vips, ports.join(","));
+    }
+    for policy in &compiled.policies {
+        let _ = writeln!(out, "{}", render_policy(policy));
+    }
+    for problem in &compiled.problems {
+        let _ = writeln!(out, "problem: {problem}");
+    }
+    out
+}
+
+#[test]
+fn the_example_compiles_to_its_golden_output() {
+    let dir = concat!(env!("CARGO_MANIFEST_DIR"), "/testdata");
+    let yaml = std::fs::read_to_string(format!("{dir}/shop.yaml")).expect("the example");
+    let got = render(&compiled(&yaml));
+    let golden = format!("{dir}/shop.golden.txt");
+    if std::env::var_os("BLESS").is_some() {
+        std::fs::write(&golden, &got).expect("written");
+    }
+    let wanted = std::fs::read_to_string(&golden).expect("the golden output; make it with BLESS=1");
+    assert_eq!(got, wanted, "the compiled example changed");
+}
+
+#[test]
+fn compiling_twice_gives_the_same() {
+    let dir = concat!(env!("CARGO_MANIFEST_DIR"), "/testdata");
+    let yaml = std::fs::read_to_string(format!("{dir}/shop.yaml")).expect("the example");
+    assert_eq!(compiled(&yaml), compiled(&yaml));
+}

@@ -1,0 +1,56 @@
+//! Pods and what selects them.
+
+use super::*;
+
+/// Whether cart and web are marked under these NetworkPolicy specs of shop.
+fn marked(yaml: &str) -> (bool, bool) {
+    let all = compiled(&[&pod("cart", "198.18.1.2"), &pod("web", "198.18.1.3"), yaml].concat());
+    let of =
+        |name: &str| all.workloads.iter().any(|w| w.pod.name == name && w.network_policy == NetworkPolicy::Selected);
+    (of("cart"), of("web"))
+}
+
+#[test]
+fn pods_that_a_network_policy_selects_are_marked_and_so_are_those_in_doubt() {
+    let policy = |namespace: &str, spec: &str| object("NetworkPolicy", namespace, "np", spec);
+    assert_eq!(marked(""), (false, false));
+    assert_eq!(marked(&policy("shop", "{podSelector: {}}")), (true, true));
+    assert_eq!(marked(&policy("other", "{podSelector: {}}")), (false, false));
+    assert_eq!(
+        marked(&policy("shop", "{podSelector: {matchLabels: {app: cart}}, policyTypes: [Egress]}")),
+        (true, false)
+    );
+    let expression = "{podSelector: {matchExpressions: [{key: app, operator: NotIn, values: [cart]}]}}";
+    assert_eq!(marked(&policy("shop", expression)), (false, true));
+    let unknown = "{podSelector: {matchExpressions: [{key: app, operator: Near, values: [cart]}]}}";
+    assert_eq!(marked(&policy("shop", unknown)), (true, true));
+    // One that cannot be read may have selected anything of its namespace; a document that is nothing, anything.
+    assert_eq!(marked(&policy("shop", "{podSelector: 5}")), (true, true));
+    assert_eq!(marked(&policy("other", "{podSelector: 5}")), (false, false));
+    assert_eq!(marked("---\n{ what: is this"), (true, true));
+}
+
+#[test]
+fn a_workload_is_there_as_soon_as_its_pod_is_bound_and_until_it_is_over() {
+    let pod = |spec: &str, status: &str| {
+        format!(
+            "apiVersion: v1\nkind: Pod\nmetadata: {{name: p, namespace: shop, uid: u, labels: {{culvert.io/mesh: enabled}}}}\n\
+             spec: {spec}\nstatus: {status}\n"
+        )
+    };
+    let count = |spec: &str, status: &str| compiled(&pod(spec, status)).workloads.len();
+    let bound = "{nodeName: node-1, containers: []}";
+    assert_eq!(count("{containers: []}", "{}"), 0, "not bound");
+    assert_eq!(count(bound, "{}"), 1, "bound, no address yet");
+    assert_eq!(count(bound, "{phase: Succeeded}"), 0);
+    assert_eq!(count(bound, "{phase: Failed, podIPs: [{ip: 198.18.1.2}]}"), 0);
+    let one = |spec: &str, status: &str| compiled(&pod(spec, status)).workloads.remove(0);
+    assert_eq!(one(bound, "{}").tunnel, Tunnel::Hbone);
+    assert!(one(bound, "{}").addresses.is_empty());
+    assert_eq!(one(bound, "{}").health, Health::Healthy, "says nothing of its readiness");
+    assert_eq!(one(bound, "{conditions: [{type: Ready, status: 'False'}]}").health, Health::Unhealthy);
+    assert_eq!(one(bound, "{conditions: [{type: Ready, status: 'Unknown'}]}").health, Health::Unhealthy);
+    assert_eq!(one(bound, "{conditions: [{type: Ready, status: 'True'}]}").health, Health::Healthy);
+    let host = one("{nodeName: node-1, hostNetwork: true, containers: []}", "{podIPs: [{ip: 198.18.1.2}]}");
+    assert_eq!((host.tunnel, host.host_network), (Tunnel::Clear, true));
+}
