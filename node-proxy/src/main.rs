@@ -1,6 +1,7 @@
 //! `node-proxy`: one binary, three roles. `keeper` holds what needs capabilities, `worker` moves bytes and holds keys, `admin` asks a
 //! running worker. The roles share no memory and trust each other as little as they can.
 
+mod harden;
 mod keeper;
 mod seccomp;
 mod supervisor;

@@ -2,15 +2,13 @@
 
 use anyhow::Context as _;
 use caps::{CapSet, Capability, CapsHashSet};
-use rustix::process::{DumpableBehavior, Resource, Rlimit};
 
 /// setns, and IP_TRANSPARENT, SO_MARK and BINDTODEVICE in the pods' namespaces.
 const NEEDED: [Capability; 2] = [Capability::CAP_SYS_ADMIN, Capability::CAP_NET_ADMIN];
 
 /// Gives up everything else this process may have been started with, and what it could ever regain.
 pub fn settle() -> anyhow::Result<()> {
-    rustix::thread::set_no_new_privs(true).context("set no_new_privs")?;
-    rustix::process::set_dumpable_behavior(DumpableBehavior::NotDumpable).context("forbid core dumps")?;
+    crate::harden::process()?;
     let needed = CapsHashSet::from(NEEDED);
     let had = caps::read(None, CapSet::Permitted).context("read capabilities")?;
     if let Some(missing) = NEEDED.iter().find(|needed| !had.contains(needed)) {
@@ -30,15 +28,5 @@ pub fn settle() -> anyhow::Result<()> {
     if had.len() > needed.len() {
         tracing::info!(dropped = had.len() - needed.len(), "started with more capabilities than the two needed");
     }
-    raise_descriptor_limit();
     Ok(())
-}
-
-/// As many descriptors as the kernel lets us: a pod costs four here.
-fn raise_descriptor_limit() {
-    let limit = rustix::process::getrlimit(Resource::Nofile);
-    let raised = Rlimit { current: limit.maximum, maximum: limit.maximum };
-    if let Err(error) = rustix::process::setrlimit(Resource::Nofile, raised) {
-        tracing::warn!(%error, "descriptor limit stays as it is");
-    }
 }
