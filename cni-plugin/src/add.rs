@@ -5,7 +5,7 @@ use mesh_net::netns::Netns;
 
 use crate::ask;
 use crate::env::{self, Container, Lookup};
-use crate::error::{Code, CniError};
+use crate::error::{CniError, Code};
 use crate::netconf::Netconf;
 use crate::result::PrevResult;
 

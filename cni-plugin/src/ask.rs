@@ -11,7 +11,7 @@ use mesh_api::link::{self, Hello};
 use mesh_net::seqpacket::Conn;
 
 use crate::env::Container;
-use crate::error::{Code, CniError};
+use crate::error::{CniError, Code};
 use crate::netconf::Netconf;
 use crate::standing;
 
@@ -54,9 +54,17 @@ pub enum Silence {
 
 /// One question. The work is done on a thread of its own, because even connect() waits for ever on a listener that has stopped
 /// accepting; the thread ends with the process.
-pub fn once(socket: &Path, request: &ToWatcher, netns: Option<&OwnedFd>, until: Instant) -> Result<FromWatcher, Silence> {
+pub fn once(
+    socket: &Path,
+    request: &ToWatcher,
+    netns: Option<&OwnedFd>,
+    until: Instant,
+) -> Result<FromWatcher, Silence> {
     let hung = |what: &str| Silence::Hung { socket: socket.to_owned(), what: what.to_owned() };
-    let netns = netns.map(|fd| fd.try_clone()).transpose().map_err(|error| hung(&format!("descriptor of the netns: {error}")))?;
+    let netns = netns
+        .map(|fd| fd.try_clone())
+        .transpose()
+        .map_err(|error| hung(&format!("descriptor of the netns: {error}")))?;
     let (done, answer) = mpsc::sync_channel(1);
     let (path, packet) = (socket.to_owned(), link::encode(request));
     std::thread::spawn(move || done.send(converse(&path, &packet, netns, until)));
@@ -86,7 +94,9 @@ fn converse(socket: &Path, packet: &[u8], netns: Option<OwnedFd>, until: Instant
     conn.send(&hello, &[]).map_err(|error| hung(format!("greeting it: {error}")))?;
     match receive(GREETING.min(left()), "greeting")? {
         FromWatcher::Hello(hello) => hello.agree()?,
-        FromWatcher::Done { .. } | FromWatcher::Failed(_) => return Err(hung("it answered before it greeted".to_owned())),
+        FromWatcher::Done { .. } | FromWatcher::Failed(_) => {
+            return Err(hung("it answered before it greeted".to_owned()));
+        }
     };
     let fds: Vec<_> = netns.iter().map(AsFd::as_fd).collect();
     conn.send(packet, &fds).map_err(|error| hung(format!("sending the request: {error}")))?;
@@ -96,7 +106,11 @@ fn converse(socket: &Path, packet: &[u8], netns: Option<OwnedFd>, until: Instant
 /// Asks until there is an answer; with pod-watcher down, decides by the namespace: one that has nothing in the mesh passes at once,
 /// any other waits until the deadline and then fails with code 11 (CNI 1.1: try again later).
 pub fn or_decide(
-    conf: &Netconf, container: &Container, request: &ToWatcher, netns: &OwnedFd, marker: Option<&Attachment>,
+    conf: &Netconf,
+    container: &Container,
+    request: &ToWatcher,
+    netns: &OwnedFd,
+    marker: Option<&Attachment>,
 ) -> Result<(), CniError> {
     let until = Instant::now() + conf.timeout;
     let pod = format!("{}/{}", container.pod.namespace, container.pod.name);
@@ -107,7 +121,9 @@ pub fn or_decide(
                 let msg = format!("{} [{}]", failure.msg, failure.reason);
                 return Err(CniError::new(Code::Watcher(failure.code), msg, failure.details));
             }
-            Ok(FromWatcher::Hello(_)) => Silence::Hung { socket: conf.socket.clone(), what: "it greeted twice".to_owned() },
+            Ok(FromWatcher::Hello(_)) => {
+                Silence::Hung { socket: conf.socket.clone(), what: "it greeted twice".to_owned() }
+            }
             Err(silence) => silence,
         };
         let known = standing::of(&conf.state_dir, &container.pod.namespace);
@@ -128,7 +144,10 @@ pub fn or_decide(
             };
             return Err(CniError::new(
                 Code::TryAgain,
-                format!("pod {pod}: namespace {} {why} and pod-watcher did not answer: {silence}", container.pod.namespace),
+                format!(
+                    "pod {pod}: namespace {} {why} and pod-watcher did not answer: {silence}",
+                    container.pod.namespace
+                ),
                 "the runtime tries again by itself; if this goes on, look at the pod-watcher pod of this node (kubectl -n culvert-system get pods -o wide)",
             ));
         }

@@ -4,7 +4,7 @@
 
 use std::path::PathBuf;
 
-use crate::error::{Code, CniError};
+use crate::error::{CniError, Code};
 
 /// Where variables come from; tests pass a table.
 pub type Lookup<'a> = &'a dyn Fn(&str) -> Option<String>;
@@ -77,7 +77,11 @@ impl Container {
             && id.starts_with(|c: char| c.is_ascii_alphanumeric())
             && id.chars().all(|c| c.is_ascii_alphanumeric() || matches!(c, '_' | '.' | '-'));
         if !fine {
-            return Err(bad("CNI_CONTAINERID", "is not a container id of the spec's form", "letters, digits, '_', '.', '-', up to 200"));
+            return Err(bad(
+                "CNI_CONTAINERID",
+                "is not a container id of the spec's form",
+                "letters, digits, '_', '.', '-', up to 200",
+            ));
         }
         let ifname = required(lookup, "CNI_IFNAME")?;
         // As libcni's ValidateInterfaceName, after the kernel's dev_valid_name.
@@ -99,7 +103,11 @@ impl PodArgs {
         for pair in text.split(';').filter(|pair| !pair.is_empty()) {
             let Some((key, value)) = pair.split_once('=') else {
                 let pair: String = pair.chars().take(40).collect();
-                return Err(bad("CNI_ARGS", format!("holds {pair:?}, which is not KEY=VALUE"), "pairs are separated by ';'"));
+                return Err(bad(
+                    "CNI_ARGS",
+                    format!("holds {pair:?}, which is not KEY=VALUE"),
+                    "pairs are separated by ';'",
+                ));
             };
             match key {
                 "K8S_POD_NAMESPACE" => namespace = value.to_owned(),
@@ -108,9 +116,15 @@ impl PodArgs {
                 _ => {}
             }
         }
-        let dns = |text: &str| text.len() <= 253 && text.bytes().all(|b| b.is_ascii_alphanumeric() || matches!(b, b'-' | b'.'));
+        let dns = |text: &str| {
+            text.len() <= 253 && text.bytes().all(|b| b.is_ascii_alphanumeric() || matches!(b, b'-' | b'.'))
+        };
         if !dns(&namespace) || !dns(&name) {
-            return Err(bad("CNI_ARGS", "names a pod or namespace that is not a DNS name", "check what the runtime sends"));
+            return Err(bad(
+                "CNI_ARGS",
+                "names a pod or namespace that is not a DNS name",
+                "check what the runtime sends",
+            ));
         }
         if !uid.is_empty() && mesh_uid(&uid).is_none() {
             return Err(bad("CNI_ARGS", "holds a K8S_POD_UID that is not a pod uid", "check what the runtime sends"));
@@ -145,7 +159,9 @@ pub fn netns(lookup: Lookup<'_>) -> Result<PathBuf, CniError> {
 }
 
 fn required(lookup: Lookup<'_>, name: &str) -> Result<String, CniError> {
-    lookup(name).filter(|value| !value.is_empty()).ok_or_else(|| bad(name, "is not set", "a container runtime sets it; see the CNI specification"))
+    lookup(name)
+        .filter(|value| !value.is_empty())
+        .ok_or_else(|| bad(name, "is not set", "a container runtime sets it; see the CNI specification"))
 }
 
 fn bad(name: &str, what: impl std::fmt::Display, next: &str) -> CniError {
@@ -164,13 +180,19 @@ mod tests {
     const FINE: [(&str, &str); 3] = [
         ("CNI_CONTAINERID", "c0ffee"),
         ("CNI_IFNAME", "eth0"),
-        ("CNI_ARGS", "IgnoreUnknown=1;K8S_POD_NAMESPACE=shop;K8S_POD_NAME=cart-0;K8S_POD_INFRA_CONTAINER_ID=c0ffee;K8S_POD_UID=1-2"),
+        (
+            "CNI_ARGS",
+            "IgnoreUnknown=1;K8S_POD_NAMESPACE=shop;K8S_POD_NAME=cart-0;K8S_POD_INFRA_CONTAINER_ID=c0ffee;K8S_POD_UID=1-2",
+        ),
     ];
 
     #[test]
     fn a_call_of_containerd_is_read_whole() {
         let read = container(&FINE).expect("fine");
-        assert_eq!((read.pod.namespace.as_str(), read.pod.name.as_str(), read.pod.uid.as_str()), ("shop", "cart-0", "1-2"));
+        assert_eq!(
+            (read.pod.namespace.as_str(), read.pod.name.as_str(), read.pod.uid.as_str()),
+            ("shop", "cart-0", "1-2")
+        );
     }
 
     #[test]

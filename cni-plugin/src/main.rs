@@ -20,7 +20,7 @@ mod version;
 use std::io::{Read, Write};
 use std::process::ExitCode;
 
-use error::{Code, CniError};
+use error::{CniError, Code};
 use netconf::{MAX_STDIN, Netconf, Strictness};
 
 fn main() -> ExitCode {
@@ -39,7 +39,11 @@ fn main() -> ExitCode {
 /// One call: what goes to standard output.
 fn run(lookup: env::Lookup<'_>, stdin: &[u8]) -> Result<Vec<u8>, CniError> {
     if stdin.len() > MAX_STDIN {
-        return Err(CniError::new(Code::Decode, "network configuration is larger than 4 MiB", "check the conflist in /etc/cni/net.d"));
+        return Err(CniError::new(
+            Code::Decode,
+            "network configuration is larger than 4 MiB",
+            "check the conflist in /etc/cni/net.d",
+        ));
     }
     match env::Command::read(lookup)? {
         env::Command::Version => version::run(stdin),
@@ -52,7 +56,11 @@ fn run(lookup: env::Lookup<'_>, stdin: &[u8]) -> Result<Vec<u8>, CniError> {
 }
 
 fn unreadable(error: std::io::Error) -> CniError {
-    CniError::new(Code::Io, format!("standard input could not be read: {error}"), "the runtime passes the network configuration there")
+    CniError::new(
+        Code::Io,
+        format!("standard input could not be read: {error}"),
+        "the runtime passes the network configuration there",
+    )
 }
 
 #[cfg(test)]

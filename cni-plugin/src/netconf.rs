@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use serde_json::{Map, Value};
 
-use crate::error::{Code, CniError};
+use crate::error::{CniError, Code};
 use crate::version::SpecVersion;
 
 /// Where state is kept unless `stateDir` says otherwise.
@@ -19,7 +19,18 @@ pub const MAX_STDIN: usize = 4 * 1024 * 1024;
 
 /// Keys that the specification or libcni puts into a plugin's configuration (CNI 1.1, sections 1 and 3).
 const SPEC_KEYS: [&str; 12] = [
-    "cniVersion", "cniVersions", "name", "type", "capabilities", "runtimeConfig", "args", "ipMasq", "ipam", "dns", "disableCheck", "disableGC",
+    "cniVersion",
+    "cniVersions",
+    "name",
+    "type",
+    "capabilities",
+    "runtimeConfig",
+    "args",
+    "ipMasq",
+    "ipam",
+    "dns",
+    "disableCheck",
+    "disableGC",
 ];
 
 /// Checked configuration.
@@ -64,7 +75,11 @@ impl Netconf {
     /// From standard input.
     pub fn parse(stdin: &[u8], strictness: Strictness) -> Result<Self, CniError> {
         let object: Map<String, Value> = serde_json::from_slice(stdin).map_err(|error| {
-            CniError::new(Code::Decode, format!("network configuration is not a JSON object: {error}"), "check the conflist in /etc/cni/net.d")
+            CniError::new(
+                Code::Decode,
+                format!("network configuration is not a JSON object: {error}"),
+                "check the conflist in /etc/cni/net.d",
+            )
         })?;
         let version = match object.get("cniVersion") {
             Some(Value::String(text)) => SpecVersion::parse(text)?,
@@ -129,10 +144,13 @@ impl Own {
         if let Some(value) = object.get("timeoutSeconds") {
             // The upper bound stays under kubelet's own limit for a sandbox (4 minutes, twice tried).
             let seconds = value.as_u64().filter(|seconds| (1..=120).contains(seconds));
-            own.timeout = Duration::from_secs(seconds.ok_or_else(|| config("timeoutSeconds is not a whole number from 1 to 120"))?);
+            own.timeout = Duration::from_secs(
+                seconds.ok_or_else(|| config("timeoutSeconds is not a whole number from 1 to 120"))?,
+            );
         }
         if let Some(value) = object.get("excludeNamespaces") {
-            let names = value.as_array().and_then(|list| list.iter().map(|name| name.as_str().map(str::to_owned)).collect());
+            let names =
+                value.as_array().and_then(|list| list.iter().map(|name| name.as_str().map(str::to_owned)).collect());
             own.exclude_namespaces = names.ok_or_else(|| config("excludeNamespaces is not a list of names"))?;
         }
         Ok(own)
@@ -159,7 +177,11 @@ fn attachments(value: &Value) -> Result<Vec<(String, String)>, CniError> {
 }
 
 fn config(what: impl std::fmt::Display) -> CniError {
-    CniError::new(Code::Config, format!("network configuration of culvert-cni: {what}"), "correct the conflist in /etc/cni/net.d")
+    CniError::new(
+        Code::Config,
+        format!("network configuration of culvert-cni: {what}"),
+        "correct the conflist in /etc/cni/net.d",
+    )
 }
 
 #[cfg(test)]
@@ -174,7 +196,10 @@ mod tests {
     #[test]
     fn defaults_are_the_documented_ones() {
         let read = parse(r#"{"cniVersion":"1.1.0","name":"n","type":"culvert-cni"}"#).expect("minimal");
-        assert_eq!((read.timeout.as_secs(), read.state_dir.as_path()), (15, std::path::Path::new("/var/lib/culvert/cni")));
+        assert_eq!(
+            (read.timeout.as_secs(), read.state_dir.as_path()),
+            (15, std::path::Path::new("/var/lib/culvert/cni"))
+        );
         assert_eq!(read.exclude_namespaces, ["kube-system"]);
         assert!(read.valid_attachments.is_none());
     }
@@ -183,7 +208,10 @@ mod tests {
     fn what_libcni_adds_is_accepted_and_what_nobody_knows_is_refused() {
         let head = r#""cniVersion":"1.0.0","name":"n","type":"culvert-cni""#;
         let cases = [
-            (r#""capabilities":{"portMappings":true},"runtimeConfig":{},"prevResult":{},"cni.dev/attachments":[]"#, None),
+            (
+                r#""capabilities":{"portMappings":true},"runtimeConfig":{},"prevResult":{},"cni.dev/attachments":[]"#,
+                None,
+            ),
             (r#""timeoutSecond":3"#, Some("\"timeoutSecond\" is not a setting")),
             (r#""timeoutSeconds":0"#, Some("timeoutSeconds is not")),
             (r#""timeoutSeconds":"3""#, Some("timeoutSeconds is not")),

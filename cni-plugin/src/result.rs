@@ -5,7 +5,7 @@
 
 use serde_json::{Map, Value, json};
 
-use crate::error::{Code, CniError};
+use crate::error::{CniError, Code};
 use crate::version::SpecVersion;
 
 /// Keys of an interface that came with 1.1.0.
@@ -72,8 +72,10 @@ impl PrevResult {
             }
         }
         if version >= SpecVersion::V1_1_0 && asked < SpecVersion::V1_1_0 {
-            entries_mut(&mut object, "interfaces").for_each(|entry| entry.retain(|key, _| !INTERFACE_1_1.contains(&key.as_str())));
-            entries_mut(&mut object, "routes").for_each(|entry| entry.retain(|key, _| !ROUTE_1_1.contains(&key.as_str())));
+            entries_mut(&mut object, "interfaces")
+                .for_each(|entry| entry.retain(|key, _| !INTERFACE_1_1.contains(&key.as_str())));
+            entries_mut(&mut object, "routes")
+                .for_each(|entry| entry.retain(|key, _| !ROUTE_1_1.contains(&key.as_str())));
         }
         Value::Object(object).to_string().into_bytes()
     }

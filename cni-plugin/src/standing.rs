@@ -76,7 +76,8 @@ mod tests {
         let dir = tempfile::tempdir().expect("temporary directory");
         mark(dir.path(), MarkedVerb::Add, &attachment()).expect("first");
         mark(dir.path(), MarkedVerb::Del, &attachment()).expect("second");
-        let names: Vec<_> = std::fs::read_dir(Marker::dir(dir.path())).expect("listed").map(|e| e.expect("entry").path()).collect();
+        let names: Vec<_> =
+            std::fs::read_dir(Marker::dir(dir.path())).expect("listed").map(|e| e.expect("entry").path()).collect();
         assert_eq!(names.len(), 1);
         let marker = Marker::decode(&std::fs::read(&names[0]).expect("read")).expect("decodes");
         assert_eq!(marker.verb, MarkedVerb::Del);

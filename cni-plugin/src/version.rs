@@ -3,7 +3,7 @@
 use serde::Deserialize;
 use serde_json::json;
 
-use crate::error::{Code, CniError};
+use crate::error::{CniError, Code};
 
 /// A spec version that we answer; ordered as the spec is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -72,7 +72,11 @@ pub fn run(stdin: &[u8]) -> Result<Vec<u8>, CniError> {
         None
     } else {
         let asked: Asked = serde_json::from_slice(stdin).map_err(|error| {
-            CniError::new(Code::Decode, format!("standard input of VERSION is not a JSON object: {error}"), "send {\"cniVersion\": …}")
+            CniError::new(
+                Code::Decode,
+                format!("standard input of VERSION is not a JSON object: {error}"),
+                "send {\"cniVersion\": …}",
+            )
         })?;
         asked.cni_version
     };
@@ -88,7 +92,9 @@ mod tests {
 
     #[test]
     fn version_echoes_what_was_asked_and_lists_all() {
-        for (stdin, cni_version) in [(&b""[..], "1.1.0"), (br#"{"cniVersion":"0.4.0"}"#, "0.4.0"), (br#"{"cniVersion":"9"}"#, "9")] {
+        for (stdin, cni_version) in
+            [(&b""[..], "1.1.0"), (br#"{"cniVersion":"0.4.0"}"#, "0.4.0"), (br#"{"cniVersion":"9"}"#, "9")]
+        {
             let answer = String::from_utf8(run(stdin).expect("answers")).expect("text");
             assert_eq!(
                 answer,

@@ -52,6 +52,7 @@ fn daemon(args: args::RunArgs) -> anyhow::Result<()> {
     // Before any thread exists: capabilities are per thread.
     privileges::limit()?;
     mesh_daemon::logs::init("pod-watcher", format);
+    privileges::raise_file_limit();
     runtime()?
         .block_on(serve::run(args))
         .inspect_err(|error| tracing::error!(error = format!("{error:#}"), "pod-watcher ends"))

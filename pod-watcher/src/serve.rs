@@ -106,7 +106,7 @@ pub async fn run(args: RunArgs) -> anyhow::Result<()> {
     };
     group.spawn("node", Node::new(parts).run(queue, stop.clone()));
     look.notify_one();
-    group.spawn("processes", watch::processes(look, inputs.clone()));
+    group.spawn("processes", until(stop.clone(), watch::processes(look, inputs.clone())));
     let asked = tokio::select! {
         asked = signals::stop() => Some(asked?),
         // An error means that the node has ended, which its task's log explains.
@@ -122,18 +122,30 @@ pub async fn run(args: RunArgs) -> anyhow::Result<()> {
         group.spawn("cni socket", cni::serve(cni, inputs.clone(), group.handle(), stop.clone()));
         group.spawn("keeper socket", keepers::serve(proxy, inputs.clone(), group.handle(), stop.clone()));
         group.spawn("admin socket", mesh_daemon::admin::serve(people, admin::handler(inputs.clone()), stop.clone()));
-        group.spawn("source", watch::source(source, records, inputs.clone()));
-        group.spawn("markers", watch::markers(state_dir, inputs.clone()));
-        group.spawn("node facts", watch::node_facts(node, inputs.clone()));
+        group.spawn("source", until(stop.clone(), watch::source(source, records, inputs.clone())));
+        group.spawn("markers", until(stop.clone(), watch::markers(state_dir, inputs.clone())));
+        group.spawn("node facts", until(stop.clone(), watch::node_facts(node, inputs.clone())));
         sockets.release();
         tracing::info!("serving");
         let why = signals::stop().await?;
         tracing::info!(why, "stopping; rules stay in place");
     }
     trigger.ask();
-    // Watchers never end by themselves; what is cut off holds nothing that is not read back at the next start.
-    group.finish(STOP).await;
+    drop(inputs);
+    let cut = group.finish(STOP).await;
+    if cut > 0 {
+        tracing::warn!(cut, "tasks did not end in time; what they held is read back at the next start");
+    }
     Ok(())
+}
+
+/// Ends the work when the stop is asked for: what it reads, it reads again at the next start.
+async fn until(stop: drain::Watch, work: impl Future<Output = ()>) {
+    tokio::select! {
+        biased;
+        () = stop.asked() => {}
+        () = work => {}
+    }
 }
 
 /// One writer of pods' netns on a node. The file stays; the lock goes with the process, however it ends.

@@ -1,8 +1,10 @@
 //! The real pod-watcher and the real culvert-cni on a node in a netns, with a keeper that does what the test says.
 
+#![allow(clippy::print_stdout, reason = "figures are for whoever runs the tests")]
+
 mod common;
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use common::keeper::Answers;
 use common::{FakeKeeper, Node, Pod, Seen, eventually, run, within};
@@ -29,7 +31,10 @@ fn an_add_is_denied_then_served_then_redirected_then_answered() {
     let adds: Vec<_> = keeper.seen().into_iter().filter(|seen| matches!(seen, Seen::Add { .. })).collect();
     let [Seen::Add { pod: name, facts, in_force }] = adds.as_slice() else { panic!("{adds:?}") };
     assert_eq!((name.as_str(), *in_force), ("shop/cart", Some(Stage::Deny)));
-    assert_eq!((facts.service_account.as_str(), facts.probe_ports.as_slice(), facts.addresses.len()), ("buyer", [8080].as_slice(), 2));
+    assert_eq!(
+        (facts.service_account.as_str(), facts.probe_ports.as_slice(), facts.addresses.len()),
+        ("buyer", [8080].as_slice(), 2)
+    );
     // And redirect is what is in force when the answer is out, under the mark that the keeper was told.
     let found = pod.rules().expect("rules");
     let spec = found.spec.expect("understood");
@@ -45,15 +50,19 @@ fn an_add_is_denied_then_served_then_redirected_then_answered() {
     assert!(node.add(&pod).0);
     assert_eq!(pod.rules().and_then(|found| found.spec).map(|spec| spec.generation), Some(spec.generation));
     node.del(&pod);
-    eventually("the keeper is told", || keeper.seen().iter().any(|seen| matches!(seen, Seen::Del { drain: false, .. })));
+    eventually("the keeper is told", || {
+        keeper.seen().iter().any(|seen| matches!(seen, Seen::Del { drain: false, .. }))
+    });
     assert!(node.view(&pod).is_none());
 }
 
 #[test]
-fn figures_of_forty_adds() {
+fn two_hundred_pods_come_and_go_and_leave_nothing() {
+    const PODS: usize = 200;
     let node = Node::start(&[]);
     let _keeper = keeper(&node, Answers::Serve);
-    let pods: Vec<Pod> = (0..40).map(|number| Pod::new("shop", &format!("p{number}"))).collect();
+    let before = node.usage();
+    let pods: Vec<Pod> = (0..PODS).map(|number| Pod::new("shop", &format!("p{number}"))).collect();
     for pod in &pods {
         node.manifest(&pod.name, &pod.manifest(None));
     }
@@ -66,9 +75,59 @@ fn figures_of_forty_adds() {
         })
         .collect();
     took.sort();
-    println!("figure: ADD one after the other, plugin's wall time: p50 {:?}, p99 {:?}, max {:?}", took[20], took[38], took[39]);
+    println!(
+        "figure: {PODS} ADDs one after the other, plugin's wall time: p50 {:?}, p99 {:?}",
+        took[PODS / 2],
+        took[PODS * 99 / 100]
+    );
+    let (full, begun) = (node.usage(), Instant::now());
+    within(Duration::from_secs(20), "audited three times over", || begun.elapsed() > Duration::from_secs(9));
+    let later = node.usage();
+    println!(
+        "figure: with {PODS} pods: {} descriptors, {} KiB resident ({} KiB before), {:.1} ms CPU a second for audits",
+        full.descriptors,
+        full.resident_kib,
+        before.resident_kib,
+        (later.cpu - full.cpu).as_secs_f64() * 1000.0 / begun.elapsed().as_secs_f64(),
+    );
+    assert!(node.event("RulesChanged").is_none(), "our own changes were taken for somebody else's");
     pods.iter().for_each(|pod| node.del(pod));
     assert_eq!(node.admin(&["pods"])["pods"], json!([]));
+    eventually("descriptors are as before", || node.usage().descriptors <= before.descriptors);
+}
+
+#[test]
+fn a_stop_is_quick_and_leaves_rules_in_place() {
+    let mut node = Node::start(&[]);
+    let _keeper = keeper(&node, Answers::Serve);
+    let pod = Pod::new("shop", "cart");
+    node.manifest("cart", &pod.manifest(None));
+    assert!(node.add(&pod).0);
+    let mut child = node.watcher.take().expect("running");
+    let pid = rustix::process::Pid::from_child(&child);
+    rustix::process::kill_process(pid, rustix::process::Signal::TERM).expect("asked");
+    let took = within(Duration::from_secs(2), "ended", || child.try_wait().expect("status").is_some());
+    println!("figure: pod-watcher stops in {took:?}");
+    assert!(child.wait().expect("status").success());
+    assert_eq!(pod.stage(), Some(Stage::Redirect));
+    assert!(!node.path("run/cni.sock").exists() && !node.path("run/proxy.sock").exists());
+}
+
+#[test]
+fn a_successor_keeper_serves_as_soon_as_its_predecessor_lets_go() {
+    let node = Node::start(&[]);
+    let first = keeper(&node, Answers::Serve);
+    let pod = Pod::new("shop", "cart");
+    node.manifest("cart", &pod.manifest(None));
+    assert!(node.add(&pod).0);
+    let second = keeper(&node, Answers::Serve);
+    assert_eq!(second.adds(), 1);
+    assert!(node.view(&pod).is_some_and(|view| view["served"] == true), "the first goes on serving");
+    drop(first);
+    let took = within(Duration::from_secs(2), "served by the second", || {
+        second.adds() >= 2 && node.view(&pod).is_some_and(|view| view["served"] == true)
+    });
+    println!("figure: served by the successor {took:?} after its predecessor went");
 }
 
 #[test]
@@ -172,7 +231,10 @@ fn rules_that_others_change_are_repaired_and_their_name_is_told() {
     }
     let event = node.event("RulesChanged").expect("evented");
     assert!(event["message"].as_str().is_some_and(|message| !message.is_empty()), "{event}");
-    let named = node.events().iter().any(|event| event["message"].as_str().is_some_and(|message| message.contains("changed by nft")));
+    let named = node
+        .events()
+        .iter()
+        .any(|event| event["message"].as_str().is_some_and(|message| message.contains("changed by nft")));
     assert!(named, "{:?}", node.events());
 }
 
@@ -188,6 +250,9 @@ fn owned_tables_withstand_others() {
     node.manifest("cart", &pod.manifest(None));
     assert!(node.add(&pod).0);
     pod.netns.run(|| run("nft", &["flush", "ruleset"])).expect("entered");
+    let deleted =
+        pod.netns.run(|| std::process::Command::new("nft").args(["delete", "table", "inet", "culvert"]).output());
+    assert!(!deleted.expect("entered").expect("runs").status.success(), "an owned table was deleted");
     assert_eq!(pod.stage(), Some(Stage::Redirect));
 }
 
@@ -226,15 +291,19 @@ fn an_add_that_meets_a_restart_of_the_watcher_works() {
     let pod = Pod::new("shop", "cart");
     node.manifest("cart", &pod.manifest(None));
     node.kill_watcher();
-    let (plugin_netns, container) = (pod.netns_path(), pod.container.clone());
-    assert!(!plugin_netns.is_empty() && !container.is_empty());
     std::thread::scope(|scope| {
         let (dir, pod) = (node.dir.path().to_owned(), &pod);
-        let frozen = Node { dir: tempfile::tempdir().expect("unused"), netns: node.netns.try_clone().expect("fd"), watcher: None, flags: Vec::new() };
+        let frozen = Node {
+            dir: tempfile::tempdir().expect("unused"),
+            netns: node.netns.try_clone().expect("fd"),
+            watcher: None,
+            flags: Vec::new(),
+        };
         let add = scope.spawn(move || {
             let extra = json!({ "socket": dir.join("run/cni.sock"), "stateDir": dir.join("state") });
             frozen.cni("ADD", pod, extra)
         });
+        eventually("the plugin runs", common::plugin_runs);
         node.start_watcher();
         let _keeper = keeper(&node, Answers::Serve);
         let (ok, answer, took) = add.join().expect("no panic");
@@ -254,7 +323,8 @@ fn a_label_enrols_a_running_pod_without_deny_and_takes_it_out_again() {
     pod.start_process();
     assert!(pod.rules().is_none());
     node.manifest("runner", &pod.manifest(Some("enabled")));
-    let took = within(Duration::from_secs(10), "enrolled", || node.view(&pod).is_some_and(|view| view["served"] == true));
+    let took =
+        within(Duration::from_secs(10), "enrolled", || node.view(&pod).is_some_and(|view| view["served"] == true));
     println!("figure: running pod enrolled {took:?} after its label");
     let adds: Vec<_> = keeper.seen().into_iter().filter(|seen| matches!(seen, Seen::Add { .. })).collect();
     let [Seen::Add { in_force: None, .. }] = adds.as_slice() else { panic!("a running pod was denied: {adds:?}") };
@@ -327,7 +397,9 @@ fn the_daemon_holds_three_capabilities_and_no_new_privileges() {
     let node = Node::start(&[]);
     let pid = node.watcher.as_ref().expect("running").id();
     let status = std::fs::read_to_string(format!("/proc/{pid}/status")).expect("procfs");
-    let field = |name: &str| status.lines().find_map(|line| line.strip_prefix(name)).map(str::trim).unwrap_or_default().to_owned();
+    let field = |name: &str| {
+        status.lines().find_map(|line| line.strip_prefix(name)).map(str::trim).unwrap_or_default().to_owned()
+    };
     // SYS_PTRACE (19), SYS_ADMIN (21), NET_ADMIN (12)
     let kept = format!("{:016x}", (1_u64 << 19) | (1 << 21) | (1 << 12));
     assert_eq!([field("CapPrm:"), field("CapEff:"), field("CapBnd:")], [kept.clone(), kept.clone(), kept]);

@@ -13,6 +13,7 @@
 //! without listeners when a pod opts out, every ADD answered exactly once, a running pod never denied.
 
 mod event;
+mod moves;
 mod pod;
 mod step;
 #[cfg(test)]

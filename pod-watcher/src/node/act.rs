@@ -180,6 +180,11 @@ impl Node {
         };
         let name = entry.record.name.clone();
         entry.said = (reason.clone(), message.clone());
+        let message = match entry.budget.take() {
+            Some(0) => message,
+            Some(untold) => format!("{message} ({untold} more events of this pod were not told)"),
+            None => return,
+        };
         match kind {
             EventType::Normal => tracing::info!(pod = %name, %uid, reason, message, "enrolment"),
             EventType::Warning => tracing::warn!(pod = %name, %uid, reason, message, "enrolment"),

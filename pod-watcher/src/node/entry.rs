@@ -2,11 +2,13 @@
 
 use std::collections::BTreeSet;
 use std::net::IpAddr;
+use std::time::Duration;
 
 use mesh_api::link::PodFacts;
 use mesh_model::Mark;
 use mesh_net::capture;
 use rand::TryRngCore;
+use tokio::time::Instant;
 
 use crate::enrol::{KeeperId, Pod, Want};
 use crate::sandbox::Sandbox;
@@ -52,6 +54,44 @@ pub struct Entry {
     pub reading: bool,
     /// Failures in a row, for the time between tries.
     pub failures: u32,
+    /// Events it may still cause.
+    pub budget: Budget,
+}
+
+/// A pod that holds NET_ADMIN over itself can change its rules in a loop; each time is repaired and counted, and not each is told.
+#[derive(Debug)]
+pub struct Budget {
+    since: Instant,
+    left: u32,
+    untold: u32,
+}
+
+impl Budget {
+    /// Events of one pod in one [`Self::WINDOW`] (guess: more than any orderly life of a pod has).
+    const EVENTS: u32 = 20;
+    /// See above.
+    const WINDOW: Duration = Duration::from_secs(10);
+
+    fn new() -> Self {
+        Self { since: Instant::now(), left: Self::EVENTS, untold: 0 }
+    }
+
+    /// Takes one: how many were not told since the last that was; `None` when this one is not to be told.
+    pub fn take(&mut self) -> Option<u32> {
+        if self.since.elapsed() >= Self::WINDOW {
+            (self.since, self.left) = (Instant::now(), Self::EVENTS);
+        }
+        match self.left.checked_sub(1) {
+            Some(left) => {
+                self.left = left;
+                Some(std::mem::take(&mut self.untold))
+            }
+            None => {
+                self.untold += 1;
+                None
+            }
+        }
+    }
 }
 
 impl Entry {
@@ -76,6 +116,7 @@ impl Entry {
             deleted: false,
             reading: false,
             failures: 0,
+            budget: Budget::new(),
         })
     }
 
@@ -110,5 +151,20 @@ pub fn draw_mark() -> std::io::Result<Mark> {
         if let Some(mark) = Mark::from_random(bits).filter(|_| !public) {
             return Ok(mark);
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn a_pod_that_causes_events_in_a_loop_is_told_of_in_bounds_and_counted() {
+        let mut budget = Budget::new();
+        let told = (0..1000).filter(|_| budget.take().is_some()).count();
+        assert_eq!(told, 20);
+        tokio::time::advance(Duration::from_secs(10)).await;
+        assert_eq!(budget.take(), Some(980));
+        assert_eq!(budget.take(), Some(0));
     }
 }

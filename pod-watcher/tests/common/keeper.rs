@@ -5,7 +5,6 @@ use std::os::fd::OwnedFd;
 use std::path::Path;
 use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
-use std::time::Duration;
 
 use mesh_api::link::proxy::{FromKeeper, Refused, ToKeeper};
 use mesh_api::link::worker::LISTENERS;
@@ -89,7 +88,12 @@ impl Held {
 }
 
 fn in_force(netns: &Netns) -> Option<Stage> {
-    Session::open(netns, Mode::Plain).expect("session").read().expect("read").and_then(|found| found.spec).map(|spec| spec.stage)
+    Session::open(netns, Mode::Plain)
+        .expect("session")
+        .read()
+        .expect("read")
+        .and_then(|found| found.spec)
+        .map(|spec| spec.stage)
 }
 
 fn serve(conn: &Conn, seen: &Mutex<Vec<Seen>>, answers: Answers) {
@@ -111,17 +115,23 @@ fn serve(conn: &Conn, seen: &Mutex<Vec<Seen>>, answers: Answers) {
                 match answers {
                     Answers::Serve => {
                         pods.remove(&uid);
-                        let open = netns.run(|| LISTENERS.iter().map(|port| socket::listen(*port, 128)).collect::<Result<Vec<_>, _>>());
+                        let open = netns.run(|| {
+                            LISTENERS.iter().map(|port| socket::listen(*port, 128)).collect::<Result<Vec<_>, _>>()
+                        });
                         match open.expect("entered") {
                             Ok(listeners) => {
                                 pods.insert(uid, Held { netns, _listeners: listeners });
                                 ack(id, None);
                             }
-                            Err(error) => ack(id, Some(Refused { reason: "Conflict".to_owned(), message: error.to_string() })),
+                            Err(error) => {
+                                ack(id, Some(Refused { reason: "Conflict".to_owned(), message: error.to_string() }))
+                            }
                         }
                     }
                     Answers::Lie => ack(id, None),
-                    Answers::Refuse => ack(id, Some(Refused { reason: "Conflict".to_owned(), message: "15001 is taken".to_owned() })),
+                    Answers::Refuse => {
+                        ack(id, Some(Refused { reason: "Conflict".to_owned(), message: "15001 is taken".to_owned() }))
+                    }
                     Answers::Silence => {}
                 }
             }
@@ -140,5 +150,4 @@ fn serve(conn: &Conn, seen: &Mutex<Vec<Seen>>, answers: Answers) {
             }
         }
     }
-    let _ = Duration::ZERO;
 }

@@ -29,6 +29,10 @@ impl Node {
     /// With pod-watcher running; `flags` are added to its command line.
     pub fn start(flags: &[&str]) -> Self {
         assert!(rustix::process::geteuid().is_root(), "this test makes network namespaces: run it as root");
+        // Two hundred namespaces and their listeners are held by this process.
+        let mut limit = rustix::process::getrlimit(rustix::process::Resource::Nofile);
+        limit.current = limit.maximum;
+        rustix::process::setrlimit(rustix::process::Resource::Nofile, limit).expect("soft limit up to the hard one");
         let dir = tempfile::tempdir().expect("temporary directory");
         std::fs::create_dir(dir.path().join("source")).expect("directory");
         let mut node = Self {
@@ -94,7 +98,10 @@ impl Node {
 
     pub fn namespace(&self, name: &str, mesh: Option<&str>) {
         let labels = mesh.map(|value| json!({ "culvert.io/mesh": value })).unwrap_or(json!({}));
-        self.manifest(&format!("ns-{name}"), &json!({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": name, "labels": labels}}));
+        self.manifest(
+            &format!("ns-{name}"),
+            &json!({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": name, "labels": labels}}),
+        );
     }
 
     /// Renamed into place.
@@ -121,7 +128,13 @@ impl Node {
             .env("CNI_NETNS", pod.netns_path())
             .env("CNI_IFNAME", "eth0")
             .env("CNI_PATH", "/opt/cni/bin")
-            .env("CNI_ARGS", format!("IgnoreUnknown=1;K8S_POD_NAMESPACE={};K8S_POD_NAME={};K8S_POD_UID={}", pod.namespace, pod.name, pod.uid))
+            .env(
+                "CNI_ARGS",
+                format!(
+                    "IgnoreUnknown=1;K8S_POD_NAMESPACE={};K8S_POD_NAME={};K8S_POD_UID={}",
+                    pod.namespace, pod.name, pod.uid
+                ),
+            )
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
             .stderr(Stdio::piped());
@@ -131,7 +144,8 @@ impl Node {
         let output = child.wait_with_output().expect("ends");
         let took = begun.elapsed();
         assert!(output.stderr.is_empty(), "culvert-cni wrote to stderr: {}", String::from_utf8_lossy(&output.stderr));
-        let answer = if output.stdout.is_empty() { Value::Null } else { serde_json::from_slice(&output.stdout).expect("JSON") };
+        let answer =
+            if output.stdout.is_empty() { Value::Null } else { serde_json::from_slice(&output.stdout).expect("JSON") };
         (output.status.success(), answer, took)
     }
 
@@ -172,9 +186,32 @@ impl Node {
         self.events().into_iter().rev().find(|event| event["reason"] == reason)
     }
 
+    /// What pod-watcher uses.
+    pub fn usage(&self) -> Usage {
+        let pid = self.watcher.as_ref().expect("running").id();
+        let status = std::fs::read_to_string(format!("/proc/{pid}/status")).expect("procfs");
+        let resident =
+            status.lines().find_map(|line| line.strip_prefix("VmRSS:")).and_then(|rest| rest.split_whitespace().next());
+        let tasks = std::fs::read_dir(format!("/proc/{pid}/task")).expect("procfs");
+        let cpu = tasks.filter_map(|task| std::fs::read_to_string(task.ok()?.path().join("schedstat")).ok());
+        let nanos: u64 = cpu.filter_map(|text| text.split_whitespace().next()?.parse::<u64>().ok()).sum();
+        Usage {
+            descriptors: std::fs::read_dir(format!("/proc/{pid}/fd")).expect("procfs").count(),
+            resident_kib: resident.and_then(|text| text.parse().ok()).expect("a number"),
+            cpu: Duration::from_nanos(nanos),
+        }
+    }
+
     pub fn log(&self) -> String {
         std::fs::read_to_string(self.path("log")).unwrap_or_default()
     }
+}
+
+/// What a process uses.
+pub struct Usage {
+    pub descriptors: usize,
+    pub resident_kib: u64,
+    pub cpu: Duration,
 }
 
 impl Drop for Node {
@@ -205,6 +242,15 @@ pub fn within(limit: Duration, what: &str, mut holds: impl FnMut() -> bool) -> D
     begun.elapsed()
 }
 
+/// Whether a culvert-cni that this process started is running.
+pub fn plugin_runs() -> bool {
+    let threads = std::fs::read_dir("/proc/self/task").expect("procfs").filter_map(Result::ok);
+    let children = threads.filter_map(|thread| std::fs::read_to_string(thread.path().join("children")).ok());
+    children
+        .flat_map(|text| text.split_whitespace().map(str::to_owned).collect::<Vec<_>>())
+        .any(|pid| std::fs::read_to_string(format!("/proc/{pid}/comm")).is_ok_and(|comm| comm.trim() == "culvert-cni"))
+}
+
 /// A program of the machine, in the netns of the calling thread.
 pub fn run(program: &str, args: &[&str]) {
     let output = Command::new(program).args(args).output().expect("program is installed");
@@ -215,7 +261,10 @@ pub fn run(program: &str, args: &[&str]) {
 fn plugin() -> &'static Path {
     static BUILT: OnceLock<PathBuf> = OnceLock::new();
     BUILT.get_or_init(|| {
-        let built = Command::new(env!("CARGO")).args(["build", "--quiet", "--package", "cni-plugin"]).status().expect("cargo runs");
+        let built = Command::new(env!("CARGO"))
+            .args(["build", "--quiet", "--package", "cni-plugin"])
+            .status()
+            .expect("cargo runs");
         assert!(built.success(), "cargo build --package cni-plugin");
         Path::new(env!("CARGO_BIN_EXE_pod-watcher")).with_file_name("culvert-cni")
     })

@@ -29,7 +29,14 @@ impl Pod {
         let uid = format!("{:08x}-0000-4000-8000-{number:012x}", std::process::id());
         let netns = Netns::create().expect("netns of a pod");
         netns.run(|| run("ip", &["link", "set", "lo", "up"])).expect("entered");
-        Self { namespace: namespace.to_owned(), name: name.to_owned(), container: format!("c{number}"), uid, netns, process: None }
+        Self {
+            namespace: namespace.to_owned(),
+            name: name.to_owned(),
+            container: format!("c{number}"),
+            uid,
+            netns,
+            process: None,
+        }
     }
 
     pub fn manifest(&self, mesh: Option<&str>) -> Value {
@@ -69,7 +76,11 @@ impl Pod {
     pub fn start_process(&mut self) {
         let dir = cgroup_root().join(format!("pod{}", self.uid));
         std::fs::create_dir_all(&dir).expect("cgroup");
-        let child = self.netns.run(|| Command::new("sleep").arg("600").stdin(Stdio::null()).spawn()).expect("entered").expect("sleep");
+        let child = self
+            .netns
+            .run(|| Command::new("sleep").arg("600").stdin(Stdio::null()).spawn())
+            .expect("entered")
+            .expect("sleep");
         std::fs::write(dir.join("cgroup.procs"), child.id().to_string()).expect("moved into its cgroup");
         self.process = Some((child, dir));
     }
@@ -94,6 +105,10 @@ impl Drop for Pod {
 fn cgroup_root() -> PathBuf {
     let mounts = std::fs::read_to_string("/proc/self/mounts").expect("mounts");
     let fields = |line: &str| -> Vec<String> { line.split(' ').map(str::to_owned).collect() };
-    let mount = mounts.lines().map(fields).find(|fields| fields[2] == "cgroup2").or_else(|| mounts.lines().map(fields).find(|fields| fields[2] == "cgroup"));
+    let mount = mounts
+        .lines()
+        .map(fields)
+        .find(|fields| fields[2] == "cgroup2")
+        .or_else(|| mounts.lines().map(fields).find(|fields| fields[2] == "cgroup"));
     Path::new(&mount.expect("a cgroup hierarchy")[1]).join(format!("culvert-watcher-test-{}", std::process::id()))
 }
