@@ -114,6 +114,7 @@ pub(crate) struct Message<'a> {
     flags: u16,
     seq: u32,
     /// Whose request caused it; in a notification, the port of the socket that made the change.
+    #[cfg_attr(not(feature = "tokio"), allow(dead_code))] // Only the monitor asks.
     pub(crate) port: u32,
     /// After the netlink header: the family's fixed header, then attributes.
     pub(crate) payload: &'a [u8],

@@ -1,12 +1,14 @@
 //! Tells when rules, ip rules or routes of a pod's netns change, and who did it.
 //!
-//! Multicast notifications of the kernel. nf_tables names the process that changed it; for ip rules and routes the netlink port
-//! of the author is usually its pid, which is looked up while it still runs. Only what can concern capture is passed on: our
+//! Multicast notifications of the kernel. nf_tables names the process that changed it. For ip rules and routes there is only the
+//! netlink port of the author, which is its pid in its own pid namespace: it is believed if a process with that pid runs in this
+//! netns, else nobody is named (short-lived programs such as `ip` are often gone by then). Only what can concern capture is passed on: our
 //! table, rules and routes of our routing table. What it says is a reason to look, never a fact to act on.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::io;
 use std::os::fd::OwnedFd;
+use std::path::Path;
 use std::time::Duration;
 
 use rustix::io::Errno;
@@ -18,7 +20,7 @@ use super::routes::{self, ROUTE_TABLE, route_attribute, rule_attribute};
 use super::rules::{FWMARK, TABLE};
 use super::{Error, Session, table};
 use crate::netlink::{self, Message, Protocol, messages};
-use crate::netns::Netns;
+use crate::netns::{Netns, NetnsId};
 
 /// Bits of `NFNLGRP_NFTABLES` (7).
 const NFTABLES: u32 = 1 << 6;
@@ -47,7 +49,7 @@ pub enum Changed {
 pub struct Changer {
     /// Its thread id as the node sees it.
     pub pid: u32,
-    /// Its name; empty if it was gone before it could be asked.
+    /// Its name.
     pub name: String,
 }
 
@@ -65,6 +67,7 @@ pub struct Change {
 /// Watches one netns.
 #[derive(Debug)]
 pub struct Monitor {
+    netns: NetnsId,
     netfilter: AsyncFd<OwnedFd>,
     route: AsyncFd<OwnedFd>,
     known: Option<(u32, u32)>,
@@ -81,7 +84,7 @@ impl Monitor {
         let (netfilter, route) = netns.run(|| (open(Protocol::Netfilter, NFTABLES), open(Protocol::Route, ROUTES)))?;
         let netfilter = netfilter.map_err(|source| Error::Open { family: "nf_tables", source })?;
         let route = route.map_err(|source| Error::Open { family: "route", source })?;
-        Ok(Self { netfilter, route, known: None, unnamed: BTreeMap::new(), ready: VecDeque::new() })
+        Ok(Self { netns: netns.id(), netfilter, route, known: None, unnamed: BTreeMap::new(), ready: VecDeque::new() })
     }
 
     /// Changes by this session are marked as our own.
@@ -178,13 +181,13 @@ impl Monitor {
             _ => return,
         };
         let own = self.known.is_some_and(|(_, port)| port == message.port);
-        self.push(Change { by: process(message.port), what: vec![what], own });
+        self.push(Change { by: self.process(message.port), what: vec![what], own });
     }
 
     fn give_up_on_authors(&mut self) {
         for (port, what) in std::mem::take(&mut self.unnamed) {
             let own = self.known.is_some_and(|(known, _)| known == port);
-            self.push(Change { by: process(port), what, own });
+            self.push(Change { by: self.process(port), what, own });
         }
     }
 
@@ -201,19 +204,20 @@ impl Monitor {
             _ => self.ready.push_back(change),
         }
     }
+
+    /// The process behind a netlink port: the kernel gives the first netlink socket of a process its pid as port.
+    fn process(&self, port: u32) -> Option<Changer> {
+        // `0` is the kernel itself; the upper half is where ports go that are no pids.
+        if port == 0 || i32::try_from(port).is_err() {
+            return None;
+        }
+        let name = std::fs::read_to_string(format!("/proc/{port}/comm")).ok()?;
+        let netns = NetnsId::of_path(Path::new(&format!("/proc/{port}/ns/net"))).ok()?;
+        (netns == self.netns).then(|| Changer { pid: port, name: name.trim_end().to_owned() })
+    }
 }
 
 fn register(fd: OwnedFd) -> io::Result<AsyncFd<OwnedFd>> {
     // SAFETY: the descriptor is owned by the value that `AsyncFd` takes, which closes it only after deregistering.
     Ok(unsafe { AsyncFd::register_with_interest(fd, Interest::READABLE) }?)
-}
-
-/// The process behind a netlink port: the kernel gives the first netlink socket of a process its pid as port.
-fn process(port: u32) -> Option<Changer> {
-    // `0` is the kernel itself; the upper half is where ports go that are no pids.
-    if port == 0 || i32::try_from(port).is_err() {
-        return None;
-    }
-    let name = std::fs::read_to_string(format!("/proc/{port}/comm")).unwrap_or_default();
-    Some(Changer { pid: port, name: name.trim_end().to_owned() })
 }
