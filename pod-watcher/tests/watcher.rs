@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use common::keeper::Answers;
 use common::{FakeKeeper, Node, Pod, Seen, eventually, run, within};
-use mesh_net::capture::Stage;
+use mesh_net::capture::{RULE_PRIORITY, Stage};
 use serde_json::json;
 
 fn keeper(node: &Node, answers: Answers) -> FakeKeeper {
@@ -214,9 +214,14 @@ fn rules_that_others_change_are_repaired_and_their_name_is_told() {
     let pod = Pod::new("shop", "cart");
     node.manifest("cart", &pod.manifest(None));
     assert!(node.add(&pod).0);
-    let cases: [(&str, &[&str]); 4] = [
+    let pref = RULE_PRIORITY.to_string();
+    let cases: [(&str, &[&str]); 8] = [
         ("nft", &["delete", "table", "inet", "culvert"]),
         ("nft", &["flush", "table", "inet", "culvert"]),
+        ("nft", &["flush", "chain", "inet", "culvert", "prerouting_nat"]),
+        ("nft", &["insert", "rule", "inet", "culvert", "input_filter", "accept"]),
+        ("ip", &["rule", "del", "pref", &pref]),
+        ("ip", &["-6", "rule", "del", "pref", &pref]),
         ("ip", &["route", "flush", "table", "100"]),
         ("ip", &["-6", "route", "flush", "table", "100"]),
     ];
