@@ -157,6 +157,13 @@ impl AccessLog {
         Ok((Self { queue: Some(queue), dropped }, Writer(Some(thread))))
     }
 
+    /// A log whose lines a test takes.
+    #[cfg(test)]
+    pub fn captured() -> (Self, Receiver<Box<Line>>) {
+        let (queue, lines) = sync_channel(QUEUE);
+        (Self { queue: Some(queue), dropped: IntCounter::new("dropped", "test").expect("constant name") }, lines)
+    }
+
     /// Hands a line over; never waits.
     pub fn line(&self, line: Line) {
         let Some(queue) = &self.queue else { return };

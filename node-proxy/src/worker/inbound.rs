@@ -30,12 +30,12 @@ pub async fn serve(accepted: Accepted, here: Arc<Thread>) {
     let _draining = here.draining.clone();
     let mut record = Record::new(&here.proxy.sinks, &connection, &pod);
     record.route("clear", Security::Plain);
-    let _ticket = live::enter(&pod, &connection);
+    let ticket = live::enter(&pod, &connection);
     let set_up = Box::pin(async {
         let identified = identify::inbound(&pod, connection.client, connection.destination)?;
         let (mesh, table) = (here.proxy.mesh(), here.proxy.pods.table());
         let authorized = authorize::inbound(&mesh, &table, &here.sockets, identified)?;
-        reach(&here, &connection, &mesh, &authorized, &mut record).await
+        reach(&here, &connection, &ticket, &mesh, &authorized, &mut record).await
     });
     // Dropping the set-up half-way closes what it had opened.
     let reached = tokio::select! {
@@ -48,7 +48,7 @@ pub async fn serve(accepted: Accepted, here: Arc<Thread>) {
             end::reset(stream);
             record.refused(&refusal);
         }
-        Ok((reached, _judged)) => {
+        Ok(reached) => {
             connection.meter(vec![record.opened()]);
             let ended = copy::duplex(reached.join(End::Tcp(stream)), &connection).await;
             record.ended(&ended);
@@ -56,23 +56,22 @@ pub async fn serve(accepted: Accepted, here: Arc<Thread>) {
     }
 }
 
-/// Reaches the application, and registers the connection for being judged again.
+/// Reaches the application; from then on the connection is judged again whenever something that decides about it changes.
 async fn reach(
     here: &Thread,
-    connection: &Arc<Connection>,
+    connection: &Connection,
+    ticket: &Ticket,
     mesh: &Arc<Mesh>,
     authorized: &Authorized,
     record: &mut Record,
-) -> Result<(Reached, Option<Ticket>), Refusal> {
-    let identified = authorized.identified();
+) -> Result<Reached, Refusal> {
     record.authorized(authorized);
     let asking = Asking { id: connection.id, service_host: None, baggage: String::new() };
     let reached = connect::open(&here.dialer, authorized, asking).await?;
-    let ticket = authorized.permit().map(|permit| {
-        connection.permitted(permit.clone());
-        live::enter_judged(identified.pod(), connection, Judged::Here, mesh, || here.proxy.mesh())
-    });
-    Ok((reached, ticket))
+    if let Some(permit) = authorized.permit() {
+        ticket.judged(permit, Judged::Here, mesh, || here.proxy.mesh());
+    }
+    Ok(reached)
 }
 
 /// Serves one tunnel to its end: TLS with the pod's own identity, then each request as a connection of its own.
@@ -132,7 +131,7 @@ async fn serve_request(here: Arc<Thread>, pod: Arc<Pod>, mut request: Incoming) 
     let mut record = Record::new(&here.proxy.sinks, &connection, &pod);
     record.source(request.peer_identity.clone());
     record.route("tunnel", Security::MutualTls);
-    let _ticket = live::enter(&pod, &connection);
+    let ticket = live::enter(&pod, &connection);
     let opened = {
         let peer = request.peer_identity.clone();
         let authority = request.authority.clone();
@@ -143,7 +142,7 @@ async fn serve_request(here: Arc<Thread>, pod: Arc<Pod>, mut request: Incoming) 
             let mesh = here.proxy.mesh();
             let authorized = authorize::tunnelled(&mesh, identified)
                 .map_err(|denied| (denied.policy().cloned(), Refusal::from(denied)))?;
-            let reached = reach(&here, &connection, &mesh, &authorized, &mut record).await?;
+            let reached = reach(&here, &connection, &ticket, &mesh, &authorized, &mut record).await?;
             Ok::<_, Refused>((reached, room))
         });
         // Dropping the set-up half-way closes what it had opened.
@@ -154,7 +153,7 @@ async fn serve_request(here: Arc<Thread>, pod: Arc<Pod>, mut request: Incoming) 
             opened = set_up => opened,
         }
     };
-    let ((reached, _judged), _room) = match opened {
+    let (reached, _room) = match opened {
         Ok(opened) => opened,
         Err(Refused { refusal, policy }) => {
             request.refuse(refusal.reason, policy.as_ref());

@@ -3,7 +3,7 @@
 //! A connection that was judged when it began is judged again whenever the configuration changes; one that is now refused is reset.
 //! The registry is per pod, so that a pod that leaves the mesh can end its own connections. What it must never do: miss a
 //! connection that was judged by an older configuration and registered after the newer one had been looked at
-//! ([`enter_judged`] looks twice).
+//! ([`Ticket::judged`] looks twice).
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -112,37 +112,34 @@ impl Live {
     }
 }
 
-/// Registers a connection that is not judged on this node.
+/// Registers a connection that is not judged on this node, or not yet.
 pub fn enter(pod: &Arc<Pod>, connection: &Arc<Connection>) -> Ticket {
-    enter_as(pod, connection, Judged::No)
-}
-
-/// Registers a connection that was just judged by `by`, an older or the `current` configuration: in the first case it is judged
-/// again at once, since the sweep for the newer one may have passed already.
-pub fn enter_judged(
-    pod: &Arc<Pod>,
-    connection: &Arc<Connection>,
-    judged: Judged,
-    by: &Arc<Mesh>,
-    current: impl FnOnce() -> Arc<Mesh>,
-) -> Ticket {
-    let ticket = enter_as(pod, connection, judged.clone());
-    let current = current();
-    if !Arc::ptr_eq(by, &current)
-        && let Again::Refused(cause) = again(&current, pod, connection, &judged)
-    {
-        connection.cut(cause);
-    }
-    ticket
-}
-
-fn enter_as(pod: &Arc<Pod>, connection: &Arc<Connection>, judged: Judged) -> Ticket {
     let mut inner = pod.live().lock();
     let number = inner.next;
     inner.next += 1;
-    inner.open.insert(number, Entry { connection: connection.clone(), judged });
+    inner.open.insert(number, Entry { connection: connection.clone(), judged: Judged::No });
     drop(inner);
     Ticket { pod: pod.clone(), number }
+}
+
+impl Ticket {
+    /// The connection was judged by `by`, an older or the `current` configuration, and is judged again from here on: in the first
+    /// case at once, since the sweep for the newer one may have passed already.
+    pub fn judged(&self, permit: &Permit, judged: Judged, by: &Arc<Mesh>, current: impl FnOnce() -> Arc<Mesh>) {
+        let connection = {
+            let mut inner = self.pod.live().lock();
+            let Some(entry) = inner.open.get_mut(&self.number) else { return };
+            entry.connection.permitted(permit.clone());
+            entry.judged = judged.clone();
+            entry.connection.clone()
+        };
+        let current = current();
+        if !Arc::ptr_eq(by, &current)
+            && let Again::Refused(cause) = again(&current, &self.pod, &connection, &judged)
+        {
+            connection.cut(cause);
+        }
+    }
 }
 
 /// What judging again says.

@@ -43,5 +43,10 @@ mod metrics;
 mod record;
 pub mod xds;
 
+#[cfg(test)]
+mod testing;
+#[cfg(test)]
+mod tests;
+
 pub use args::Args;
 pub use start::run;

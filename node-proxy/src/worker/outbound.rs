@@ -160,11 +160,11 @@ async fn endpoint(
         .await
         .map_err(|error| Failed { try_another: error.try_another(), refusal: Refusal::from(error) })?;
     let far_end = room.map(|(pod, room)| {
+        let ticket = live::enter(pod, connection);
         if let Some(permit) = authorized.permit() {
-            connection.permitted(permit.clone());
+            let judged = Judged::ShortWay { source: identified.pod().clone() };
+            ticket.judged(permit, judged, mesh, || here.proxy.mesh());
         }
-        let judged = Judged::ShortWay { source: identified.pod().clone() };
-        let ticket = live::enter_judged(pod, connection, judged, mesh, || here.proxy.mesh());
         Box::new(FarEnd { ticket, room, record: Record::of_far_end(record, pod) })
     });
     Ok(Open { reached, load, far_end })

@@ -32,11 +32,6 @@ impl NodeSockets {
         self.diag.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Whether it has its socket.
-    pub fn is_complete(&self) -> bool {
-        self.lock().is_some()
-    }
-
     /// Takes the socket that the keeper gave.
     pub fn give(&self, diag: Diag) {
         *self.lock() = Some(diag);

@@ -3,7 +3,6 @@
 //! Measured: a connection whose hops share a thread has half the latency of one that is passed between threads. A pod's listeners
 //! have a home thread, which hands each accepted socket to the thread with the fewest connections.
 
-use std::net::SocketAddr;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -281,9 +280,4 @@ async fn run(proxy: Arc<Proxy>, draining: drain::Watch, peers: Peers, mut jobs: 
     drop(here);
     // Whoever could end by itself was given the time before the threads were told to end.
     connections.finish(Duration::from_millis(500)).await;
-}
-
-/// A socket address of a peer, canonical.
-pub fn canonical(addr: SocketAddr) -> SocketAddr {
-    SocketAddr::new(addr.ip().to_canonical(), addr.port())
 }

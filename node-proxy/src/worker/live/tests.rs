@@ -59,15 +59,14 @@ fn pod() -> Arc<Pod> {
 }
 
 /// A connection from `account` that `mesh` allows.
-fn allowed(mesh: &Mesh, account: &str) -> Arc<Connection> {
+fn allowed(mesh: &Mesh, account: &str) -> (Arc<Connection>, Permit) {
     let client = ClientAddr::new(([198, 18, 2, 9], 40000).into());
     let destination = OrigDst::new(([198, 18, 1, 6], 8080).into());
     let source = Identity::parse(&format!("spiffe://cluster.local/ns/shop/sa/{account}")).ok();
     let facts = Facts { source, client, destination };
     let permit = judge(mesh, mesh.workload_of_pod(&workload("cart").pod).map(Arc::as_ref), facts).expect("allowed");
     let connection = Arc::new(Connection::new(ConnectionId::random(), Direction::Tunnel, client, Some(destination)));
-    connection.permitted(permit);
-    connection
+    (connection, permit)
 }
 
 fn cut_of(connection: &Connection) -> Option<CutCause> {
@@ -79,8 +78,9 @@ fn cut_of(connection: &Connection) -> Option<CutCause> {
 }
 
 fn entered(pod: &Arc<Pod>, mesh: &Arc<Mesh>, account: &str, judged: Judged) -> (Arc<Connection>, Ticket) {
-    let connection = allowed(mesh, account);
-    let ticket = enter_judged(pod, &connection, judged, mesh, || mesh.clone());
+    let (connection, permit) = allowed(mesh, account);
+    let ticket = enter(pod, &connection);
+    ticket.judged(&permit, judged, mesh, || mesh.clone());
     (connection, ticket)
 }
 
@@ -113,12 +113,13 @@ fn a_change_that_does_not_touch_the_pod_judges_nothing() {
 #[test]
 fn a_connection_judged_by_the_older_mesh_and_registered_after_the_sweep_is_judged_again() {
     let (pod, before) = (pod(), Arc::new(mesh()));
-    let connection = allowed(&before, "foe");
+    let (connection, permit) = allowed(&before, "foe");
+    let ticket = enter(&pod, &connection);
     let mut after = mesh();
     after.apply_policy(deny("no-foe", "foe"));
     // The sweep passes while the connection is still being set up.
     assert_eq!(sweep(&after, &pod, false).judged, 0);
-    let _ticket = enter_judged(&pod, &connection, Judged::Here, &before, || Arc::new(after));
+    ticket.judged(&permit, Judged::Here, &before, || Arc::new(after));
     assert_eq!(cut_of(&connection).map(|cause| cause.reason), Some(Reason::PolicyChanged));
 }
 
@@ -156,7 +157,7 @@ fn the_short_way_ends_when_a_network_policy_selects_either_pod() {
 #[test]
 fn what_is_not_judged_here_is_left_alone_by_a_sweep_and_ended_with_its_pod() {
     let (pod, before) = (pod(), Arc::new(mesh()));
-    let connection = allowed(&before, "foe");
+    let (connection, _permit) = allowed(&before, "foe");
     let ticket = enter(&pod, &connection);
     let mut after = mesh();
     after.apply_policy(deny("no-foe", "foe"));
