@@ -9,7 +9,7 @@ use std::net::{IpAddr, SocketAddr, TcpStream};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result, bail, ensure};
 use serde_json::Value;
 
 pub use config::{CONTROL_PLANE_NAME, CONTROL_PLANE_UID, MeshConfig, ROOT_NAMESPACE, WORKER_UID};
@@ -131,26 +131,21 @@ impl Mesh {
     pub fn wait_ready(&self, node: usize) -> Result<()> {
         let on = self.on(node);
         let mut last = String::new();
-        wait::until_true(&format!("worker {node} to be ready"), READY_DEADLINE, || {
-            match self.proxy_get(node, 15021, "/healthz/ready") {
-                Ok((200, _)) => true,
-                Ok((code, body)) => {
-                    last = format!("{code} {body}");
-                    false
-                }
-                Err(error) => {
-                    last = format!("{error:#}");
-                    false
-                }
+        wait::until(&format!("worker {node} to be ready"), READY_DEADLINE, || {
+            if !on.worker.is_alive() {
+                return Some(on.worker.wait(READY_DEADLINE).and_then(|exit| bail!("worker {node} ended: {exit:?}")));
             }
+            last = match self.proxy_get(node, 15021, "/healthz/ready") {
+                Ok((200, _)) => return Some(Ok(())),
+                Ok((code, body)) => format!("{code} {body}"),
+                Err(error) => format!("{error:#}"),
+            };
+            None
         })
+        .flatten()
         .with_context(|| {
-            format!(
-                "last answer: {last}\nworker:\n{}\nkeeper:\n{}\npod-watcher:\n{}",
-                on.worker.tail(15),
-                on.keeper.tail(8),
-                on.watcher.tail(8)
-            )
+            let (worker, keeper, watcher) = (on.worker.tail(15), on.keeper.tail(8), on.watcher.tail(8));
+            format!("last answer: {last}\nworker:\n{worker}\nkeeper:\n{keeper}\npod-watcher:\n{watcher}")
         })
     }
 

@@ -54,7 +54,7 @@ impl Mesh {
     fn write_tokens(&self, lab: &Lab) -> Result<()> {
         let dir = self.control_plane_dir();
         crate::state::make_dir(&dir)?;
-        fs::set_permissions(&dir, fs::Permissions::from_mode(0o755))?;
+        fs::set_permissions(&dir, fs::Permissions::from_mode(0o700))?;
         chown(&dir, Some(CONTROL_PLANE_UID), Some(CONTROL_PLANE_UID))?;
         let tokens: Map<String, Value> =
             lab.nodes().iter().map(|node| (self.token(node.index()), Value::from(node.name()))).collect();
