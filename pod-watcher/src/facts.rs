@@ -1,21 +1,30 @@
-//! Facts of the node: every address of its own netns, where kubelet's probes may come from. Read from procfs of the netns that the
-//! process runs in (hostNetwork).
+//! Addresses by procfs: of the node (every address of the netns that this process runs in, where kubelet's probes may come from), and
+//! of a running pod whose record names none.
 
 use std::collections::BTreeSet;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use mesh_api::link::NodeFacts;
 
+/// Every address of the netns that this process is in.
+pub fn of_process(pid: u32) -> std::io::Result<Vec<IpAddr>> {
+    Ok(addresses(&format!("/proc/{pid}/net"))?.into_iter().collect())
+}
+
 /// Reads them; an unreadable file is an error, since a missing address would make a probe look like a stranger.
 pub fn read(node: &str) -> std::io::Result<NodeFacts> {
-    let mut addresses = v4(&std::fs::read_to_string("/proc/net/fib_trie")?);
+    Ok(NodeFacts { name: node.to_owned(), addresses: addresses("/proc/thread-self/net")?.into_iter().collect() })
+}
+
+fn addresses(dir: &str) -> std::io::Result<BTreeSet<IpAddr>> {
+    let mut found = v4(&std::fs::read_to_string(format!("{dir}/fib_trie"))?);
     // Absent where the kernel has no IPv6.
-    match std::fs::read_to_string("/proc/net/if_inet6") {
-        Ok(text) => addresses.extend(v6(&text)),
+    match std::fs::read_to_string(format!("{dir}/if_inet6")) {
+        Ok(text) => found.extend(v6(&text)),
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => {}
         Err(error) => return Err(error),
     }
-    Ok(NodeFacts { name: node.to_owned(), addresses: addresses.into_iter().collect() })
+    Ok(found)
 }
 
 /// Leaves of the local table: an address line `|-- 198.18.1.1` and below it `/32 host LOCAL`.

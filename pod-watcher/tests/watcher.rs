@@ -181,6 +181,7 @@ fn a_killed_watcher_adopts_what_is_in_force_and_the_mark_stays() {
     let mut node = Node::start(&[]);
     let mut pod = Pod::new("shop", "cart");
     node.manifest("cart", &pod.manifest(None));
+    pod.netns.run(|| run("ip", &["address", "add", "198.18.7.7/24", "dev", "lo"])).expect("entered");
     let before = {
         let keeper = keeper(&node, Answers::Serve);
         assert!(node.add(&pod).0);
@@ -195,6 +196,8 @@ fn a_killed_watcher_adopts_what_is_in_force_and_the_mark_stays() {
     let adds: Vec<_> = keeper.seen().into_iter().filter(|seen| matches!(seen, Seen::Add { .. })).collect();
     let [Seen::Add { facts, in_force, .. }] = adds.as_slice() else { panic!("{adds:?}") };
     assert_eq!((facts.mark, *in_force), (before.mark.value(), Some(Stage::Redirect)));
+    // Its record names no address yet, and the CNI call is long over.
+    assert_eq!(facts.addresses, [std::net::IpAddr::from([198, 18, 7, 7])]);
     eventually("served again", || node.view(&pod).is_some_and(|view| view["served"] == true));
     assert_eq!(pod.rules().and_then(|found| found.spec), Some(before));
     assert!(node.event("Adopted").is_some());

@@ -14,7 +14,7 @@ use crate::metrics::Outcome;
 use crate::sandbox::Job;
 use crate::status::EventType;
 
-/// A keeper's answer.
+/// A keeper's answer. Under [`DEADLINE`], so that the caller is told which part did not answer.
 const ACK: Duration = Duration::from_secs(5);
 /// From ADD (or from finding a running pod) to captured: with the five seconds that a record may take it stays under the
 /// plugin's fifteen.

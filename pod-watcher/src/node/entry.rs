@@ -24,6 +24,9 @@ pub struct Entry {
     pub record: PodRecord,
     /// Addresses that the CNI gave it; empty for a pod that was there before us.
     pub addresses: Vec<IpAddr>,
+    /// Addresses read in the netns of a pod that was there before us: used while its record names none, and never one that
+    /// another pod's record names (a pod may hold NET_ADMIN over itself).
+    pub found: Vec<IpAddr>,
     /// The mark of this enrolment.
     pub mark: Mark,
     /// Of the rules.
@@ -101,6 +104,7 @@ impl Entry {
             machine: Pod::new(want(Some(&record)), keepers),
             record,
             addresses: Vec::new(),
+            found: Vec::new(),
             mark: draw_mark()?,
             generation: 0,
             sandbox: None,
@@ -122,12 +126,16 @@ impl Entry {
 
     /// What keepers are told.
     pub fn facts(&self) -> PodFacts {
+        let known = [&self.addresses, &self.record.addresses, &self.found];
+        let mut addresses = known.into_iter().find(|known| !known.is_empty()).cloned().unwrap_or_default();
+        // The same facts look the same after a restart.
+        addresses.sort();
         PodFacts {
             uid: self.record.uid.to_string(),
             namespace: self.record.name.namespace.clone(),
             name: self.record.name.name.clone(),
             service_account: self.record.service_account.clone(),
-            addresses: if self.addresses.is_empty() { self.record.addresses.clone() } else { self.addresses.clone() },
+            addresses,
             mark: self.mark.value(),
             probe_ports: self.record.probe_ports.clone(),
         }

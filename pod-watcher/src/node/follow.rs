@@ -1,6 +1,7 @@
 //! Follows the world: records, keepers, answers, processes, what sandboxes report.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
 use std::sync::Arc;
 
 use mesh_api::link::NodeFacts;
@@ -13,6 +14,7 @@ use mesh_net::{Netns, NetnsId};
 use super::entry::{Entry, want};
 use super::{Input, Node, Unanswered};
 use crate::enrol::{Delivered, Event, Failure, InForce, KeeperId, Phase, Stage, Want};
+use crate::facts;
 use crate::keepers::{self, KeeperHandle};
 use crate::sandbox::{Done, Job, Sandbox};
 use crate::source::Records;
@@ -235,6 +237,11 @@ impl Node {
         }
         let Some(record) = self.records.pods.get(uid).cloned() else { return Ok(()) };
         let mut entry = Entry::new(record, self.keepers.keys().copied()).map_err(|error| error.to_string())?;
+        let held_by_others = |address: &IpAddr| {
+            self.records.pods.values().any(|other| other.uid != *uid && other.addresses.contains(address))
+        };
+        entry.found = facts::of_process(process.pid).map_err(|error| error.to_string())?;
+        entry.found.retain(|address| !held_by_others(address));
         let mut sandbox = self.open_sandbox(uid, netns).map_err(|error| error.to_string())?;
         sandbox.send(Job::Read);
         entry.sandbox = Some(sandbox);
