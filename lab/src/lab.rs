@@ -387,7 +387,7 @@ impl Shared {
     }
 
     pub(crate) fn manifest(&self, name: &str) -> PathBuf {
-        self.dir.join(format!("manifests/{name}.json"))
+        self.dir.join(format!("manifests/{name}.yml"))
     }
 
     fn manifest_yaml(&self, name: &str) -> PathBuf {

@@ -7,7 +7,7 @@ use anyhow::{Context, Result, ensure};
 use clap::Args;
 use comfy_table::{ContentArrangement, Table, presets};
 use lab::pod::{ECHO, HTTP};
-use lab::{App, Config, Exit, Lab, Pod, Service, binaries, interrupt, state};
+use lab::{App, Config, Exit, Lab, MeshConfig, Pod, Service, binaries, interrupt, state};
 
 use crate::cli::Topology;
 
@@ -55,7 +55,9 @@ pub(crate) struct Policy {
 /// The lab that the story and `up` make.
 pub(crate) fn config(topology: &Topology) -> Config {
     let config = Config::default().name(&topology.name).nodes(topology.nodes).families(topology.families());
-    if topology.no_mesh { config } else { config.with_mesh() }
+    // The story has the plugin wait for a dead pod-watcher; 15 s, the default, is long to look at.
+    let mesh = MeshConfig { cni_timeout: 5, ..MeshConfig::default() };
+    if topology.no_mesh { config } else { config.mesh(mesh) }
 }
 
 /// The pods of the story: a shop of two web servers and a cart, and two strangers outside of the mesh.
@@ -225,10 +227,10 @@ pub(crate) fn policy(policy: Policy) -> Result<()> {
     say(&format!("kept as {kept}; to take it away: culvert-lab policy --delete {kept}"))
 }
 
-/// A table without frames, as wide as it needs.
+/// A table as wide as it needs.
 pub(crate) fn table(header: &[&str]) -> Table {
     let mut table = Table::new();
-    table.load_style(presets::UTF8_HORIZONTAL_ONLY).set_content_arrangement(ContentArrangement::Disabled);
+    table.load_style(presets::UTF8_BORDERS_ONLY).set_content_arrangement(ContentArrangement::Disabled);
     table.set_header(header.to_vec());
     table
 }

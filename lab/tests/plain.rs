@@ -45,10 +45,10 @@ fn without_a_mesh_a_virtual_address_leads_nowhere_and_a_headless_name_to_its_pod
     assert_eq!(vip["ok"], 0, "{vip}");
     let page = client.exec(&["curl", "-s", &format!("http://web-pods.shop.svc.cluster.local:{}/", pod::HTTP)])?.ok()?;
     assert!(page.contains("hello from web"), "{page}");
-    let slices = std::fs::read_to_string(lab.dir().join("manifests/svc-shop-web.json"))?;
+    let slices = std::fs::read_to_string(lab.dir().join("manifests/svc-shop-web.yml"))?;
     assert!(slices.contains(&web.v4().to_string()) && slices.contains(&web.v6().to_string()), "{slices}");
     lab.remove_pod(&web)?;
-    let slices = std::fs::read_to_string(lab.dir().join("manifests/svc-shop-web.json"))?;
+    let slices = std::fs::read_to_string(lab.dir().join("manifests/svc-shop-web.yml"))?;
     assert!(!slices.contains(&web.ips()[0].to_string()), "{slices}");
     lab.down()
 }

@@ -4,7 +4,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 use lab::pod::{BULK, ECHO, HTTP, WHOAMI};
-use lab::{PodHandle, wait};
+use lab::{Lab, PodHandle, wait};
 use serde_json::Value;
 
 use super::teller::Teller;
@@ -135,7 +135,7 @@ fn refused(teller: &mut Teller, cast: &Cast) {
         let live = guest.client("live", &["live", &to])?;
         live.wait_stdout("ready", CHANGE)?;
         let before = far.stats();
-        lab.apply("only-cart", ONLY_CART)?;
+        let applied = Applied::new(lab, "only-cart", ONLY_CART)?;
         let start = Instant::now();
         live.wait_stdout("ended", CHANGE)?;
         let cut = start.elapsed();
@@ -159,7 +159,7 @@ fn refused(teller: &mut Teller, cast: &Cast) {
         let server = lab.mesh().wait_access(far.node(), "the server's side naming the policy", |line| {
             line["reason"] == "PolicyDenied" && names_it(line) && line["direction"] != "outbound"
         })?;
-        lab.delete("only-cart")?;
+        drop(applied);
         wait::until_true("guest to be allowed again", CHANGE, || {
             guest.run_client(&["connect", &to, "--send", "hello"]).is_ok_and(|r| r["ok"] == 1)
         })?;
@@ -184,14 +184,31 @@ fn strict(teller: &mut Teller, cast: &Cast) {
         let attempt = |pod: &PodHandle| pod.run_client(&["connect", &to, "--send", "hello", "--timeout", "1000"]);
         let open = attempt(stranger)?;
         ensure!(open["ok"] == 1, "permissive: {open}");
-        lab.apply("strict", STRICT)?;
+        let applied = Applied::new(lab, "strict", STRICT)?;
         wait::until_true("strict to take hold", CHANGE, || attempt(stranger).is_ok_and(|r| r["ok"] == 0))?;
         let inside = attempt(cart)?;
-        lab.delete("strict")?;
+        drop(applied);
         ensure!(inside["ok"] == 1, "cart under strict: {inside}");
         wait::until_true("permissive to be back", CHANGE, || attempt(stranger).is_ok_and(|r| r["ok"] == 1))?;
         Ok(((), "stranger passes, is refused, passes again; cart passes throughout".to_owned()))
     });
+}
+
+/// A manifest that is taken away again, also when the step fails: the next one starts from the same ground.
+struct Applied<'a>(&'a Lab, &'static str);
+
+impl<'a> Applied<'a> {
+    fn new(lab: &'a Lab, name: &'static str, text: &str) -> Result<Applied<'a>> {
+        lab.apply(name, text)?;
+        Ok(Applied(lab, name))
+    }
+}
+
+impl Drop for Applied<'_> {
+    fn drop(&mut self) {
+        // Gone already with the lab when it is being taken down.
+        let _ = self.0.delete(self.1);
+    }
 }
 
 /// The report of a client that has ended.
