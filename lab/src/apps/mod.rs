@@ -19,7 +19,11 @@ use tokio::net::TcpStream;
 
 /// Runs a future on a runtime of one thread.
 pub(crate) fn block_on<T>(future: impl Future<Output = Result<T>>) -> Result<T> {
-    tokio::runtime::Builder::new_current_thread().enable_all().build()?.block_on(future)
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    let done = runtime.block_on(future);
+    // tokio's reader of standard input sits in a thread that nothing wakes: it is left behind, not waited for.
+    runtime.shutdown_background();
+    done
 }
 
 /// An IPv4-mapped address as the IPv4 address it is.
