@@ -2,3 +2,4 @@
 //! fail, they are never skipped.
 
 mod architecture;
+mod support;
