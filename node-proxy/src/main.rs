@@ -29,7 +29,7 @@ enum Role {
     /// Hold network namespaces and listeners, hand them to the worker (root with SYS_ADMIN and NET_ADMIN).
     Keeper(keeper::Args),
     /// Supervise and run the worker (uid 65532, no capabilities).
-    Worker(WorkerArgs),
+    Worker(Box<WorkerArgs>),
     /// Ask the running worker.
     Admin(AdminArgs),
 }
@@ -57,8 +57,8 @@ struct AdminArgs {
 fn main() -> ExitCode {
     let ended = match Cli::parse().role {
         Role::Keeper(args) => keeper::run(args),
-        Role::Worker(WorkerArgs { child: false, worker }) => supervisor::run(worker.log_format),
-        Role::Worker(WorkerArgs { child: true, worker }) => be_the_worker(worker),
+        Role::Worker(args) if args.child => be_the_worker(args.worker),
+        Role::Worker(args) => supervisor::run(args.worker.log_format),
         Role::Admin(args) => ask(args),
     };
     match ended {

@@ -44,7 +44,10 @@ pub fn run(format: Format) -> anyhow::Result<()> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().context("start the runtime")?;
     let last = runtime.block_on(supervise(&worker_command()?))?;
     match last {
-        Some(status) if !status.success() => anyhow::bail!("the worker ended badly while stopping: {status}"),
+        // Ending by the very signal is how a worker ends that was asked before it listened for it.
+        Some(status) if !status.success() && status.signal() != Some(Signal::TERM.as_raw()) => {
+            anyhow::bail!("the worker ended badly while stopping: {status}")
+        }
         _ => Ok(()),
     }
 }
