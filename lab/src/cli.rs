@@ -29,6 +29,7 @@ const AFTER: &str = "Examples:
   culvert-lab up                       two nodes and some pods, no story
   culvert-lab exec shop/cart -- curl -s http://web.shop/
   culvert-lab policy deny.yaml         put a policy in place
+  culvert-lab capture --marker hello   look at the wire
   culvert-lab down                     take it away";
 
 /// How the lab is made.
@@ -119,6 +120,18 @@ enum Verb {
         /// NAMESPACE/POD
         pod: String,
     },
+    /// Show what crosses the fabric: by sender, receiver and port, payload counted, markers looked for
+    Capture {
+        /// The lab
+        #[arg(long, default_value = "lab")]
+        name: String,
+        /// Seconds to look
+        #[arg(long = "for", default_value_t = 5)]
+        seconds: u64,
+        /// Text to look for in clear
+        #[arg(long)]
+        marker: Vec<String>,
+    },
     /// Put manifests in place (a file, or - for standard input), or take them away
     Policy(verbs::Policy),
     /// Print a completion script
@@ -168,6 +181,7 @@ fn run(cli: Cli) -> Result<ExitCode> {
         Verb::Exec { name, place, argv } => return verbs::exec(&name, &place, &argv),
         Verb::Add(add) => verbs::add(add),
         Verb::Rm { name, pod } => verbs::rm(&name, &pod),
+        Verb::Capture { name, seconds, marker } => verbs::capture(&name, seconds, &marker),
         Verb::Policy(policy) => verbs::policy(policy),
         Verb::Completion { shell } => completion::print(&Cli::command(), &shell),
         Verb::App { name, stats, servers } => server::run(&name, stats, &servers),

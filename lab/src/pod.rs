@@ -12,7 +12,7 @@ use crate::cni::{Added, Attachment};
 use crate::lab::Shared;
 use crate::proc::{Pid, Process};
 use crate::spawn::{self, Output, Place, Program, User};
-use crate::{cgroup, node, plan};
+use crate::{cgroup, node, ns, plan};
 
 /// A pod to make.
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -174,6 +174,18 @@ impl Pod {
         self
     }
 
+    /// In the node's own network.
+    pub fn on_host_network(mut self) -> Pod {
+        self.host_network = true;
+        self
+    }
+
+    /// With an annotation.
+    pub fn annotation(mut self, name: &str, value: &str) -> Pod {
+        self.annotations.insert(name.into(), value.into());
+        self
+    }
+
     /// `namespace/name`
     pub fn key(&self) -> String {
         format!("{}/{}", self.namespace, self.name)
@@ -317,6 +329,13 @@ impl PodHandle {
         self.with(|s| self.lab.netns_of(&s.record))
     }
 
+    /// The node's end of its veth pair, as the bridge plugin named it.
+    pub fn host_veth(&self) -> Option<String> {
+        let added = self.added();
+        let interfaces = added.result["interfaces"].as_array()?;
+        interfaces.iter().filter_map(|i| i["name"].as_str()).find(|n| n.starts_with("veth")).map(str::to_owned)
+    }
+
     /// What ADD gave and how long each plugin took.
     pub fn added(&self) -> Added {
         self.with(|s| s.record.added.clone())
@@ -377,6 +396,17 @@ impl PodHandle {
     /// Runs a program in the pod to its end, as the pod's user.
     pub fn exec(&self, argv: &[&str]) -> Result<Output> {
         spawn::exec(&self.lab.dir, &self.place()?, &self.program("exec", argv), b"", node::EXEC_DEADLINE)
+    }
+
+    /// The same as another user: root with NET_ADMIN may change the pod's own rules.
+    pub fn exec_as(&self, user: User, argv: &[&str]) -> Result<Output> {
+        let program = self.program("exec", argv).as_user(user);
+        spawn::exec(&self.lab.dir, &self.place()?, &program, b"", node::EXEC_DEADLINE)
+    }
+
+    /// Runs code of the caller in the pod's network namespace.
+    pub fn in_netns<T: Send>(&self, work: impl FnOnce() -> Result<T> + Send) -> Result<T> {
+        ns::in_netns(&self.netns(), work)
     }
 
     /// The same with this terminal.

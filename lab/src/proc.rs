@@ -5,9 +5,10 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Child;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::process::{PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
 use serde::{Deserialize, Serialize};
 
@@ -46,6 +47,26 @@ impl Pid {
         let Ok(fd) = pidfd_open(pid, PidfdFlags::empty()) else { return false };
         // The pidfd is bound to one process; the start time read after it was opened says whether it is ours.
         self.is_alive() && pidfd_send_signal(&fd, signal).is_ok()
+    }
+
+    /// Waits for its end by the kernel's own notice, exact to the moment; whether it came in time.
+    pub(crate) fn wait_end(&self, deadline: Duration) -> bool {
+        let Some(pid) = i32::try_from(self.pid).ok().and_then(rustix::process::Pid::from_raw) else { return true };
+        let Ok(fd) = pidfd_open(pid, PidfdFlags::empty()) else { return true };
+        if !self.is_alive() {
+            return true;
+        }
+        let end = Instant::now() + deadline;
+        loop {
+            let left = end.saturating_duration_since(Instant::now());
+            let timeout = Timespec { tv_sec: left.as_secs() as i64, tv_nsec: i64::from(left.subsec_nanos()) };
+            match poll(&mut [PollFd::new(&fd, PollFlags::IN)], Some(&timeout)) {
+                Ok(0) => return false,
+                Ok(_) => return true,
+                Err(_) if left.is_zero() => return false,
+                Err(_) => {} // interrupted by a signal
+            }
+        }
     }
 
     /// A field of `/proc/PID/status`, as text.
@@ -275,7 +296,10 @@ impl Process {
     /// Waits for its end.
     pub fn wait(&self, deadline: Duration) -> Result<Exit> {
         let pid = self.id();
-        wait::until(&format!("{} (pid {}) to end", self.name(), pid.pid), deadline, || try_wait(pid))
+        // Noticed at once; the rest is the moment until it can be reaped.
+        pid.wait_end(deadline);
+        wait::until(&format!("{} (pid {}) to end", self.name(), pid.pid), Duration::from_millis(50), || try_wait(pid))
+            .with_context(|| format!("after {:.1} s", deadline.as_secs_f64()))
     }
 
     /// Starts it again after it has ended (it is killed first if it has not); the logs go on in the same files.

@@ -226,7 +226,9 @@ pub(crate) fn exec(lab: &Dir, at: &Place, program: &Program, input: &[u8], deadl
         });
         let stdout = scope.spawn(move || read_all(&mut out));
         let stderr = scope.spawn(move || read_all(&mut err));
-        let ended = wait::until(&format!("{:?} to end", program.argv), deadline, || child.try_wait().ok().flatten());
+        pid.wait_end(deadline);
+        let what = format!("{:?} to end within {:.1} s", program.argv, deadline.as_secs_f64());
+        let ended = wait::until(&what, Duration::from_millis(50), || child.try_wait().ok().flatten());
         if ended.is_err() {
             pid.signal(rustix::process::Signal::KILL);
             let _ = child.wait();

@@ -227,6 +227,25 @@ pub(crate) fn policy(policy: Policy) -> Result<()> {
     say(&format!("kept as {kept}; to take it away: culvert-lab policy --delete {kept}"))
 }
 
+pub(crate) fn capture(name: &str, seconds: u64, markers: &[String]) -> Result<()> {
+    let lab = Lab::attach(name)?;
+    let markers: Vec<&[u8]> = markers.iter().map(|m| m.as_bytes()).collect();
+    let capture = lab.capture(&markers)?;
+    std::thread::park_timeout(std::time::Duration::from_secs(seconds)); // the time is what was asked for
+    let mut rows = table(&["from", "to", "", "payload packets", "payload bytes", "markers"]);
+    for (ends, flow) in capture.flows()?.iter().filter(|(_, flow)| flow.packets > 0) {
+        rows.add_row(vec![
+            ends.from.to_string(),
+            ends.to.to_string(),
+            if ends.tcp { "TCP" } else { "UDP" }.into(),
+            flow.packets.to_string(),
+            flow.payload.to_string(),
+            flow.markers.to_string(),
+        ]);
+    }
+    say(&rows.to_string())
+}
+
 /// A table as wide as it needs.
 pub(crate) fn table(header: &[&str]) -> Table {
     let mut table = Table::new();

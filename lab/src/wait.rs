@@ -19,7 +19,7 @@ pub fn until<T>(what: &str, deadline: Duration, mut fact: impl FnMut() -> Option
             bail!("waited {:.1} s for {what}, it did not come", deadline.as_secs_f64());
         }
         std::thread::park_timeout(pace);
-        pace = (pace * 5 / 4).min(Duration::from_millis(20));
+        pace = (pace * 5 / 4).min(Duration::from_millis(10));
     }
 }
 

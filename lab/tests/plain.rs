@@ -119,3 +119,31 @@ fn processes_get_exactly_the_user_and_capabilities_asked_and_their_own_memory_li
     assert_eq!(tail.wait(std::time::Duration::from_secs(20))?, lab::Exit::Signal(9));
     lab.down()
 }
+
+#[test]
+fn a_pod_gets_the_addresses_it_asks_for_and_a_prober_counts_the_phases_of_its_life() -> Result<()> {
+    let lab = Lab::up(Config::default())?;
+    let from = lab.add_pod(Pod::new("shop", "from"))?;
+    let ips: Vec<std::net::IpAddr> = vec!["198.18.2.77".parse()?, "fd77:0:0:2::77".parse()?];
+    let to = format!("{}:{}", ips[0], pod::ECHO);
+    let prober = from.client("prober", &["probe", &to, "--rate", "200", "--echo"])?;
+    prober.wait_stdout("ready", std::time::Duration::from_secs(5))?;
+    let target = lab.add_pod(Pod::new("shop", "target").node(2).ips(ips.clone()))?;
+    assert_eq!(target.ips(), ips);
+    prober.write_line("running")?;
+    let connections = || target.stats().port(pod::ECHO).connections;
+    lab::wait::until_true("the prober to be served", std::time::Duration::from_secs(5), || connections() > 20)?;
+    let counted = target.host_veth();
+    assert!(counted.is_some_and(|veth| lab.node(2).exec(&["ip", "link", "show", &veth]).is_ok()));
+    lab.remove_pod(&target)?;
+    prober.write_line("gone")?;
+    prober.close_stdin();
+    assert!(prober.wait(std::time::Duration::from_secs(5))?.success());
+    let out = prober.stdout();
+    let report: serde_json::Value = serde_json::from_str(out.lines().last().unwrap_or_default())?;
+    let phases: Vec<&str> =
+        report["phases"].as_array().into_iter().flatten().filter_map(|p| p["phase"].as_str()).collect();
+    assert_eq!(phases[..2], ["start", "running"], "{report}");
+    assert!(report["ok"].as_u64() > Some(20), "{report}");
+    lab.down()
+}

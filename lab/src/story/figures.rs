@@ -10,8 +10,8 @@ use super::{Cast, at};
 use crate::verbs::table;
 
 pub(super) fn tell(teller: &mut Teller, cast: &Cast, count: usize) {
-    latency(teller, cast);
     pods(teller, cast, count);
+    latency(teller, cast);
 }
 
 fn latency(teller: &mut Teller, cast: &Cast) {
@@ -58,7 +58,8 @@ fn pods(teller: &mut Teller, cast: &Cast, count: usize) {
     }
     let lab = &cast.lab;
     teller.step(&format!("{count} more pods on node 1"), |teller| {
-        let before = proxy_memory(cast)?;
+        let watcher = || lab.mesh().watcher(1).id().pss().context("memory of pod-watcher");
+        let (before, watcher_before) = (proxy_memory(cast)?, watcher()?);
         let mut made = Vec::new();
         let mut ours = Vec::new();
         for n in 0..count {
@@ -66,22 +67,29 @@ fn pods(teller: &mut Teller, cast: &Cast, count: usize) {
             ours.push(pod.added().time_of("culvert-cni").unwrap_or_default().as_secs_f64() * 1e3);
             made.push(pod);
         }
-        let after = proxy_memory(cast)?;
+        let (after, watcher_after) = (proxy_memory(cast)?, watcher()?);
         let fds = lab.mesh().keeper(1).id().fds().unwrap_or(0) + lab.mesh().worker_child(1)?.fds().unwrap_or(0);
         for pod in &made {
             lab.remove_pod(pod)?;
         }
         ours.sort_by(f64::total_cmp);
         let at = |q: usize| ours[(ours.len() * q / 100).min(ours.len() - 1)];
-        let each = after.saturating_sub(before) as f64 / count as f64;
+        // Signed: what earlier traffic took may be given back meanwhile.
+        let each = |before: u64, after: u64| (after as f64 - before as f64) / count as f64 / 1e3;
+        let (proxy_each, watcher_each) = (each(before, after), each(watcher_before, watcher_after));
         teller.figure("add_ours_p50_ms", at(50));
         teller.figure("add_ours_p99_ms", at(99));
         teller.figure("proxy_memory_before_mb", before as f64 / 1e6);
-        teller.figure("proxy_memory_per_pod_kb", each / 1e3);
+        teller.figure("proxy_memory_after_mb", after as f64 / 1e6);
+        teller.figure("proxy_memory_per_pod_kb", proxy_each);
+        teller.figure("watcher_memory_per_pod_kb", watcher_each);
         teller.figure("proxy_descriptors", fds as f64);
-        Ok(((), format!(
-            "our part of ADD p50 {:.1} ms, p99 {:.1} ms; keeper and worker {:.1} MB → {:.1} MB, {:.0} kB per pod; {fds} descriptors",
-            at(50), at(99), before as f64 / 1e6, after as f64 / 1e6, each / 1e3
-        )))
+        let detail = format!(
+            "our part of ADD p50 {:.1} ms, p99 {:.1} ms (starting the plugin's process included)\n\
+             keeper and worker {:.1} MB → {:.1} MB, {proxy_each:.0} kB per pod; pod-watcher {watcher_each:.0} kB per pod; \
+             {fds} descriptors",
+            at(50), at(99), before as f64 / 1e6, after as f64 / 1e6
+        );
+        Ok(((), detail))
     });
 }
