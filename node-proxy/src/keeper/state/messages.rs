@@ -124,17 +124,12 @@ impl State {
     }
 
     pub(super) fn update(&mut self, now: Duration, id: u64, facts: PodFacts, out: &mut Vec<Action>) {
-        let known = self.slots.get(&facts.uid).copied().and_then(|slot| Some((slot, self.pods.get(&slot)?.netns)));
-        match (known, mark_of(&facts)) {
-            (Some((slot, _)), Some(mark)) => self.renew(now, slot, id, facts, mark, out),
-            (known, _) => {
-                let (reason, why) = match known {
-                    None => (Reason::NotReady, "is not held by this keeper; it must be added first"),
-                    Some(_) => (Reason::Malformed, "carries a mark that cannot be used"),
-                };
-                out.push(refuse(id, reason, format!("pod {}/{} {why}", facts.namespace, facts.name)));
-            }
-        }
+        let (reason, why) = match (self.slots.get(&facts.uid).copied(), mark_of(&facts)) {
+            (Some(slot), Some(mark)) => return self.renew(now, slot, id, facts, mark, out),
+            (None, _) => (Reason::NotReady, "is not held by this keeper; it must be added first"),
+            (Some(_), None) => (Reason::Malformed, "carries a mark that cannot be used"),
+        };
+        out.push(refuse(id, reason, format!("pod {}/{} {why}", facts.namespace, facts.name)));
     }
 
     pub(super) fn del(&mut self, now: Duration, id: u64, uid: &str, drain: bool, out: &mut Vec<Action>) {
