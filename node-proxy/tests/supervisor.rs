@@ -138,7 +138,11 @@ fn an_idle_worker_that_is_asked_to_stop_ends_at_once() {
     let dir = shared_dir();
     let listener = listen(dir.path());
     let mut supervisor = supervisor(dir.path());
-    let (_conn, _worker) = accept(&listener);
+    let (conn, _worker) = accept(&listener);
+    // It answers only once it is at work.
+    conn.send(&link::encode(&ToWorker::SnapshotEnd { id: 7 }), &[]).expect("send");
+    let answer = conn.recv().expect("recv").expect("open");
+    assert_eq!(FromWorker::from_bytes(&answer.bytes), Ok(FromWorker::Ack { id: 7 }));
     supervisor.signal(Signal::TERM);
     assert!(supervisor.ended().success());
 }
