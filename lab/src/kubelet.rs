@@ -9,8 +9,9 @@ use std::time::Duration;
 
 use anyhow::{Context, Result};
 
+use crate::handle::PodHandle;
 use crate::lab::Shared;
-use crate::pod::{App, PodHandle, PodRecord};
+use crate::pod::{App, PodRecord};
 use crate::proc::Process;
 use crate::spawn::{self, Mounts, Place, Program, User};
 use crate::{cgroup, init, ns, objects, wait};

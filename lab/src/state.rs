@@ -79,8 +79,8 @@ impl Dir {
             ),
             _ => anyhow::anyhow!("make {}: {error}", self.0.display()),
         })?;
-        drop(lock);
         self.set_owner(false)?;
+        drop(lock);
         for sub in ["nodes", "pods", "manifests", "logs", "init", "processes", "services"] {
             make_dir(&self.join(sub))?;
         }
@@ -149,6 +149,18 @@ pub fn recorded() -> Vec<Dir> {
     labs.sort_by(|a, b| a.0.cmp(&b.0));
     labs.dedup();
     labs
+}
+
+/// Takes away what labs left whose process was killed; their nodes ended with it, directories and cgroups did not.
+pub(crate) fn sweep() {
+    for dir in recorded() {
+        let owner: Result<Owner> = dir.read("owner.json");
+        if owner.is_ok_and(|o| !o.kept && !o.process.is_alive())
+            && let Err(error) = dir.down()
+        {
+            tracing::warn!(lab = dir.name(), error = format!("{error:#}"), "a dead lab could not be taken away");
+        }
+    }
 }
 
 /// What is left of a lab on this machine: nothing, after `down`.

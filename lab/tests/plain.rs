@@ -87,6 +87,20 @@ fn a_node_that_lost_its_power_comes_back_with_its_pods() -> Result<()> {
 }
 
 #[test]
+fn a_lab_whose_process_was_killed_is_swept_away_by_the_next_one() -> Result<()> {
+    let name = format!("swept-{}", std::process::id());
+    let mut up = std::process::Command::new(env!("CARGO_BIN_EXE_culvert-lab"));
+    let mut story = up.args(["--no-mesh", "--name", &name]).stdout(std::process::Stdio::null()).spawn()?;
+    let pods = lab::state::Dir::of(&name)?.join("init/fabric.json");
+    lab::wait::until_true("the lab to begin", std::time::Duration::from_secs(10), || pods.exists())?;
+    story.kill()?;
+    story.wait()?;
+    Lab::up(Config::default().nodes(1))?.down()?;
+    assert_eq!(lab::state::leftovers(&name), Vec::<String>::new());
+    Ok(())
+}
+
+#[test]
 fn processes_get_exactly_the_user_and_capabilities_asked_and_their_own_memory_limit() -> Result<()> {
     use lab::{Program, User};
     let lab = Lab::up(Config::default().nodes(1))?;
@@ -111,6 +125,13 @@ fn processes_get_exactly_the_user_and_capabilities_asked_and_their_own_memory_li
     check("plain", User::plain(65532), "65532\t65532\t65532\t65532", "0000000000000000", "1")?;
     let keeper = User::root().with_caps(&["SYS_ADMIN", "NET_ADMIN"]);
     check("keeper", keeper, "0\t0\t0\t0", "0000000000201000", "0")?;
+    let mut boxed = Program::new("boxed", &["sh", "-c", "touch /x; ls /run/netns | wc -l; touch /run/y && echo wrote"]);
+    boxed.mounts.read_only_root = true;
+    boxed.mounts.hide.push("/run/netns".into());
+    let boxed = lab.node(1).spawn(boxed)?;
+    assert!(boxed.wait(std::time::Duration::from_secs(5))?.success(), "{}", boxed.log());
+    assert!(boxed.log().contains("Read-only file system"), "{}", boxed.log());
+    assert_eq!(boxed.stdout(), "0\nwrote\n");
     let hungry = lab.node(1).spawn(Program::new("hungry", &["head", "-c", "200M", "/dev/zero"]).memory_limit(8 << 20));
     assert!(hungry?.wait(std::time::Duration::from_secs(10))?.success(), "reading and writing needs no memory");
     let tail = lab.node(1).spawn(

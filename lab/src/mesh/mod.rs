@@ -14,9 +14,9 @@ use serde_json::Value;
 
 pub use config::{CONTROL_PLANE_NAME, CONTROL_PLANE_UID, MeshConfig, ROOT_NAMESPACE, WORKER_UID};
 
+use crate::handle::PodHandle;
 use crate::lab::{Lab, Shared};
 use crate::node::Node;
-use crate::pod::PodHandle;
 use crate::proc::{Pid, Process};
 use crate::{plan, wait};
 
