@@ -6,7 +6,18 @@ use std::process::Command;
 
 /// Crates that anyone may use: the runtime, serialisation, errors, logs, and small ones without a role of their own.
 const FREE: &[&str] = &[
-    "tokio", "serde", "serde_json", "tracing", "thiserror", "anyhow", "clap", "bytes", "rand", "futures-util", "tempfile", "proptest",
+    "tokio",
+    "serde",
+    "serde_json",
+    "tracing",
+    "thiserror",
+    "anyhow",
+    "clap",
+    "bytes",
+    "rand",
+    "futures-util",
+    "tempfile",
+    "proptest",
 ];
 /// The pure crate takes only these of the free ones.
 const FREE_FOR_MODEL: &[&str] = &["thiserror", "proptest"];
@@ -50,7 +61,10 @@ fn packages() -> BTreeMap<String, BTreeSet<String>> {
     list(&metadata["packages"])
         .iter()
         .map(|package| {
-            (text(&package["name"]), list(&package["dependencies"]).iter().map(|dependency| text(&dependency["name"])).collect())
+            (
+                text(&package["name"]),
+                list(&package["dependencies"]).iter().map(|dependency| text(&dependency["name"])).collect(),
+            )
         })
         .collect()
 }
@@ -58,7 +72,11 @@ fn packages() -> BTreeMap<String, BTreeSet<String>> {
 #[test]
 fn every_crate_edge_is_in_the_table() {
     let (table, packages) = (table(), packages());
-    assert_eq!(table.keys().collect::<Vec<_>>(), packages.keys().collect::<Vec<_>>(), "crates of the table and of the workspace");
+    assert_eq!(
+        table.keys().collect::<Vec<_>>(),
+        packages.keys().collect::<Vec<_>>(),
+        "crates of the table and of the workspace"
+    );
     for (name, dependencies) in &packages {
         let used: BTreeSet<String> = dependencies.iter().filter(|name| packages.contains_key(*name)).cloned().collect();
         let extra: Vec<_> = used.difference(&table[name].ours).collect();
@@ -112,7 +130,12 @@ fn unsafe_stands_only_in_mesh_net_and_each_block_says_why_it_is_safe() {
             }
             assert!(path.starts_with(&home), "{}:{}: outside mesh-net", path.display(), number + 1);
             let before = &lines[number.saturating_sub(8)..number];
-            assert!(before.iter().any(|line| line.contains("SAFETY:") || line.contains("# Safety")), "{}:{}: no SAFETY: above", path.display(), number + 1);
+            assert!(
+                before.iter().any(|line| line.contains("SAFETY:") || line.contains("# Safety")),
+                "{}:{}: no SAFETY: above",
+                path.display(),
+                number + 1
+            );
         }
     }
 }
@@ -141,4 +164,38 @@ fn keeper_and_worker_do_not_import_each_other() {
             assert!(!text.contains(word), "{} imports {word}", path.display());
         }
     }
+}
+
+/// The stages a byte passes, in order. A stage may look back at what it is given and must not look ahead: what comes later cannot
+/// decide what came before. `inbound`, `outbound` and `start` put the stages together and are not stages.
+const STAGES: &[&str] = &["accept", "identify", "route", "authorize", "connect", "copy"];
+
+#[test]
+fn a_stage_of_the_data_path_does_not_look_ahead() {
+    let worker = workspace().join("node-proxy/src/worker");
+    for (position, stage) in STAGES.iter().enumerate() {
+        for path in sources()
+            .into_iter()
+            .filter(|path| *path == worker.join(format!("{stage}.rs")) || path.starts_with(worker.join(stage)))
+        {
+            let text = std::fs::read_to_string(&path).expect("a source file");
+            // Tests may put stages together.
+            let text = text.split("#[cfg(test)]").next().unwrap_or_default();
+            if path.ends_with("tests.rs") {
+                continue;
+            }
+            for later in &STAGES[position + 1..] {
+                for import in [format!("super::{later}::"), format!("worker::{later}::")] {
+                    assert!(!text.contains(&import), "{} looks ahead at {later}", path.display());
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn the_worker_lists_its_stages_in_the_order_of_a_byte() {
+    let list = std::fs::read_to_string(workspace().join("node-proxy/src/worker/mod.rs")).expect("worker/mod.rs");
+    let place = |stage: &str| list.find(&format!("mod {stage};")).unwrap_or_else(|| panic!("no module {stage}"));
+    assert!(STAGES.windows(2).all(|pair| place(pair[0]) < place(pair[1])), "{STAGES:?} are listed in another order");
 }
