@@ -254,7 +254,7 @@ impl Signer for InProcess {
         let signed = self
             .0
             .sign(&csr_pem, identity, validity, SystemTime::now())
-            .map_err(|error| SignError::Refused(Box::new(tonic::Status::internal(error.to_string()))));
+            .map_err(|error| SignError::Refused(error.to_string()));
         Box::pin(async move { signed })
     }
 }

@@ -12,7 +12,7 @@ use mesh_tls::WorkloadCert;
 use tokio::time::timeout;
 use tonic::transport::Channel;
 
-use crate::worker::xds::ControlPlane;
+use crate::worker::xds::{ControlPlane, status_text};
 
 /// Time for one attempt.
 pub(super) const ATTEMPT_DEADLINE: Duration = Duration::from_secs(10);
@@ -24,8 +24,8 @@ pub enum SignError {
     #[error(transparent)]
     Token(#[from] crate::worker::xds::TokenError),
     /// The control plane answered with an error, or not at all.
-    #[error("certificate service: {}: {}", .0.code(), .0.message())]
-    Refused(#[source] Box<tonic::Status>),
+    #[error("certificate service: {0}")]
+    Refused(String),
     /// No answer within the deadline of an attempt.
     #[error("certificate service: no answer within {} s", ATTEMPT_DEADLINE.as_secs())]
     Silent,
@@ -101,7 +101,7 @@ impl Signer for ControlPlaneSigner {
             let mut doubtful = doubtful;
             authorized?;
             let answer =
-                client.create_certificate(request).await.map_err(|status| SignError::Refused(Box::new(status)))?;
+                client.create_certificate(request).await.map_err(|status| SignError::Refused(status_text(&status)))?;
             doubtful.answered = true;
             Ok(answer.into_inner().cert_chain)
         })

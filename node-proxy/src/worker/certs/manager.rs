@@ -1,27 +1,25 @@
-//! The manager: a table of identities behind a short lock, and one task that makes attempts in the order of `schedule`.
+//! The manager: what others ask it, and the one task that makes attempts in the order of `schedule`.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 use std::os::fd::OwnedFd;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, SystemTime};
 
 use mesh_daemon::tasks;
 use mesh_model::Identity;
 use mesh_tls::WorkloadCert;
 use rand::Rng;
-use tokio::sync::{Notify, watch};
+use tokio::sync::Notify;
 use tokio::task::JoinSet;
 use tokio::time::Instant;
 
 use super::fetch::{self, ControlPlaneSigner, SignError, Signer};
 use super::keep::{self, Keep, RestoreError};
-use super::schedule::{self, Priority, WAITING_RETRY};
+use super::schedule::{self, Priority};
+use super::table::{Clock, Entry, FORGET_AFTER, Inner, Waiter};
 use super::{CertConfig, CertError, CertState, Credentials};
 use crate::worker::xds::causes;
 
-/// An identity without a pod is forgotten after this time: long enough for a pod that is replaced and for the snapshot after a
-/// start, in which pods arrive one by one.
-const FORGET_AFTER: Duration = Duration::from_secs(30);
 /// Certificates that come within this time go into one memfd.
 const KEEP_DEBOUNCE: Duration = Duration::from_millis(100);
 
@@ -29,34 +27,6 @@ const KEEP_DEBOUNCE: Duration = Duration::from_millis(100);
 #[derive(Clone)]
 pub struct Certificates {
     inner: Arc<Inner>,
-}
-
-struct Inner {
-    config: CertConfig,
-    has_signer: bool,
-    table: Mutex<BTreeMap<Identity, Entry>>,
-    /// The task looks at the table again.
-    changed: Notify,
-    /// The wall clock, for the age of certificates.
-    clock: Clock,
-    attempts: std::sync::atomic::AtomicU64,
-    failures: std::sync::atomic::AtomicU64,
-}
-
-pub(super) type Clock = Arc<dyn Fn() -> SystemTime + Send + Sync>;
-
-struct Entry {
-    wanted: bool,
-    unwanted_since: Instant,
-    current: Option<Arc<Credentials>>,
-    running: bool,
-    /// The next attempt by backoff or half-life.
-    next: Instant,
-    failed_at: Option<Instant>,
-    failures: u32,
-    last_error: Option<String>,
-    waiting: usize,
-    news: watch::Sender<u64>,
 }
 
 /// Starts the manager's task in the group.
@@ -191,94 +161,6 @@ impl Certificates {
     pub fn counters(&self) -> (u64, u64) {
         use std::sync::atomic::Ordering::Relaxed;
         (self.inner.attempts.load(Relaxed), self.inner.failures.load(Relaxed))
-    }
-}
-
-/// A connection that waits, counted until it is dropped.
-struct Waiter {
-    inner: Arc<Inner>,
-    identity: Identity,
-    news: watch::Receiver<u64>,
-}
-
-impl Waiter {
-    fn new(inner: &Arc<Inner>, identity: &Identity) -> Self {
-        let news = {
-            let mut table = inner.lock();
-            let entry = table.entry(identity.clone()).or_insert_with(Entry::new);
-            entry.waiting += 1;
-            entry.news.subscribe()
-        };
-        inner.changed.notify_one();
-        Self { inner: inner.clone(), identity: identity.clone(), news }
-    }
-}
-
-impl Drop for Waiter {
-    fn drop(&mut self) {
-        if let Some(entry) = self.inner.lock().get_mut(&self.identity) {
-            entry.waiting = entry.waiting.saturating_sub(1);
-            entry.unwanted_since = Instant::now();
-        }
-    }
-}
-
-impl Entry {
-    fn new() -> Self {
-        let now = Instant::now();
-        Self {
-            wanted: false,
-            unwanted_since: now,
-            current: None,
-            running: false,
-            next: now,
-            failed_at: None,
-            failures: 0,
-            last_error: None,
-            waiting: 0,
-            news: watch::Sender::new(0),
-        }
-    }
-
-    /// What should be done for it and when; `None`: nothing, or it is being done.
-    fn due(&self, usable: bool) -> Option<(Priority, Instant)> {
-        if self.running {
-            return None;
-        }
-        if self.waiting > 0 && !usable {
-            let soon = self.failed_at.map_or(self.next, |failed| self.next.min(failed + WAITING_RETRY));
-            return Some((Priority::Waiting, soon));
-        }
-        let priority = if self.current.is_some() { Priority::Renewal } else { Priority::Prefetch };
-        self.wanted.then_some((priority, self.next))
-    }
-}
-
-impl Inner {
-    fn lock(&self) -> MutexGuard<'_, BTreeMap<Identity, Entry>> {
-        self.table.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    fn usable(&self, identity: &Identity) -> Option<Arc<Credentials>> {
-        let table = self.lock();
-        let current = table.get(identity)?.current.as_ref()?;
-        (!current.cert.expired((self.clock)())).then(|| current.clone())
-    }
-
-    /// Puts a certificate in place and tells those who wait.
-    fn install(&self, cert: WorkloadCert, now: SystemTime) {
-        let life = cert.not_after().duration_since(cert.not_before()).unwrap_or_default();
-        let until_half = cert.half_life().duration_since(now).unwrap_or_default();
-        let renew = schedule::renew_in(until_half, life, rand::rng().random());
-        let credentials = Arc::new(Credentials::new(cert, &self.config.trust_domains));
-        let mut table = self.lock();
-        let entry = table.entry(credentials.identity.clone()).or_insert_with(Entry::new);
-        entry.current = Some(credentials);
-        entry.next = Instant::now() + renew;
-        entry.failed_at = None;
-        entry.failures = 0;
-        entry.last_error = None;
-        entry.news.send_modify(|count| *count += 1);
     }
 }
 

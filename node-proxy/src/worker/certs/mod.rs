@@ -9,6 +9,7 @@ mod fetch;
 mod keep;
 mod manager;
 mod schedule;
+mod table;
 #[cfg(test)]
 mod tests;
 
@@ -18,8 +19,9 @@ use mesh_model::{Identity, Reason};
 use serde::Serialize;
 
 pub use credentials::Credentials;
-pub use fetch::{SignError, Signer};
-pub use keep::{Keep, RestoreError};
+#[cfg(test)]
+pub(in crate::worker) use fetch::{SignError, Signer};
+pub use keep::Keep;
 #[cfg(test)]
 pub(in crate::worker) use manager::start_with;
 pub use manager::{Certificates, start};

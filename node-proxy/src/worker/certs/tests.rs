@@ -15,7 +15,8 @@ use tokio::sync::{Notify, Semaphore};
 use tokio::time::Instant;
 
 use super::fetch::{SignError, Signer};
-use super::manager::{Clock, start_with};
+use super::manager::start_with;
+use super::table::Clock;
 use super::{CertConfig, Certificates, Keep, schedule};
 use crate::worker::tunnel::testing::{domains, identity};
 
@@ -54,7 +55,7 @@ impl Signer for Handle {
             permit.forget();
             signer.at_once.fetch_sub(1, Ordering::Relaxed);
             if *signer.down.lock().expect("test") {
-                return Err(SignError::Refused(Box::new(tonic::Status::unavailable("no control plane"))));
+                return Err(SignError::Refused("no control plane".into()));
             }
             Ok(signer.authority.sign(&csr, &identity, validity, (signer.clock)()).expect("signed"))
         })

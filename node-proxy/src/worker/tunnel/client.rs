@@ -153,8 +153,7 @@ impl Tunnel {
             let (reason, policy) = headers::refusal(answer.status(), answer.headers());
             return Err(NotOpened::Failed(OpenError::Refused { to, status: answer.status().as_u16(), reason, policy }));
         }
-        let baggage = headers::baggage(answer.headers());
-        Ok(Stream::new(body, answer.into_body(), baggage, open))
+        Ok(Stream::new(body, answer.into_body(), open))
     }
 
     /// What an h2 error before the answer means.

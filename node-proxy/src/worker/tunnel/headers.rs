@@ -111,16 +111,7 @@ pub(super) fn traceparent(headers: &HeaderMap) -> Option<String> {
 
 /// `forwarded`, for the log only: nothing is decided by it.
 pub(super) fn forwarded(headers: &HeaderMap) -> Option<String> {
-    text_of(headers, &FORWARDED)
-}
-
-/// `baggage`, for the log only.
-pub(super) fn baggage(headers: &HeaderMap) -> Option<String> {
-    text_of(headers, &BAGGAGE)
-}
-
-fn text_of(headers: &HeaderMap, name: &HeaderName) -> Option<String> {
-    headers.get(name)?.to_str().ok().filter(|text| text.len() <= LONGEST).map(str::to_owned)
+    headers.get(FORWARDED)?.to_str().ok().filter(|text| text.len() <= LONGEST).map(str::to_owned)
 }
 
 fn value(text: &str) -> Option<HeaderValue> {

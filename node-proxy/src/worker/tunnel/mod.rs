@@ -27,8 +27,8 @@ use mesh_model::{Identity, Reason};
 
 pub use headers::BadAuthority;
 pub use pool::{Pool, TunnelState};
-pub use server::{Handler, Incoming, ServeError, Served, serve};
-pub use stream::{Closed, Stream, reason_of};
+pub use server::{Handler, Incoming, serve};
+pub use stream::{Stream, reason_of};
 
 /// What a tunnel may be shared by: streams with the same key travel together.
 ///
@@ -153,10 +153,5 @@ impl OpenError {
             OpenError::Refused { policy, .. } => policy.clone(),
             _ => None,
         }
-    }
-
-    /// Whether the peer itself answered and said no: another endpoint may answer otherwise, the same one will not.
-    pub fn is_refusal(&self) -> bool {
-        matches!(self, OpenError::Refused { .. })
     }
 }

@@ -253,7 +253,6 @@ fn admit(
         authority: headers::authority(&parts.uri),
         traceparent: headers::traceparent(&parts.headers),
         forwarded: headers::forwarded(&parts.headers),
-        baggage: headers::baggage(&parts.headers),
         answer: Some(Answer { respond, body, open, from: from.clone() }),
     };
     if parts.method != Method::CONNECT {
@@ -275,8 +274,6 @@ pub struct Incoming {
     pub traceparent: Option<String>,
     /// `forwarded`, for the log only: nothing may be decided by it.
     pub forwarded: Option<String>,
-    /// `baggage`, for the log only.
-    pub baggage: Option<String>,
     answer: Option<Answer>,
 }
 
@@ -304,7 +301,7 @@ impl Incoming {
         match respond.send_response(headers::accepted(baggage), false) {
             Ok(send) => {
                 from.answered();
-                Ok(Stream::new(send, body, self.baggage.take(), open))
+                Ok(Stream::new(send, body, open))
             }
             Err(_) => {
                 from.taken_back();

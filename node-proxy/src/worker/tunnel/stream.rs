@@ -43,7 +43,6 @@ pub struct Stream {
     taken: usize,
     sent_end: bool,
     received_end: bool,
-    baggage: Option<Box<str>>,
     _open: Open,
 }
 
@@ -58,22 +57,8 @@ impl fmt::Debug for Stream {
 }
 
 impl Stream {
-    pub(super) fn new(send: SendStream<Bytes>, recv: RecvStream, baggage: Option<String>, open: Open) -> Self {
-        Self {
-            send,
-            recv,
-            chunk: Bytes::new(),
-            taken: 0,
-            sent_end: false,
-            received_end: false,
-            baggage: baggage.map(String::into_boxed_str),
-            _open: open,
-        }
-    }
-
-    /// What the peer said about its workload (`baggage` of the answer, or of the request): for the log only.
-    pub fn baggage(&self) -> Option<&str> {
-        self.baggage.as_deref()
+    pub(super) fn new(send: SendStream<Bytes>, recv: RecvStream, open: Open) -> Self {
+        Self { send, recv, chunk: Bytes::new(), taken: 0, sent_end: false, received_end: false, _open: open }
     }
 
     /// Ends both directions at once; the far application sees a reset. Bytes that were not sent yet are lost, as with a TCP RST.
@@ -85,16 +70,6 @@ impl Stream {
         self.send.send_reset(h2::Reason::CONNECT_ERROR);
         self.sent_end = true;
         self.received_end = true;
-    }
-
-    /// The next received bytes as they came, without a copy; empty at the end of the stream. What was given out counts as taken.
-    pub fn poll_chunk(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<Bytes>> {
-        if self.chunk.is_empty() {
-            ready!(self.poll_fill(cx))?;
-        }
-        let chunk = std::mem::take(&mut self.chunk);
-        self.give_back(chunk.len(), true);
-        Poll::Ready(Ok(chunk))
     }
 
     /// Makes `chunk` non-empty, or sets `received_end`.

@@ -78,7 +78,6 @@ async fn ten_megabytes(listen: &str) {
     .await;
     let client = Client::new(credentials(&authority, "client"));
     let mut stream = client.open(server.addr, "server").await.expect("opened");
-    assert_eq!(stream.baggage(), Some("k8s.namespace.name=far"));
     stream.write_all(&payload(1, TEN_MB)).await.expect("write");
     stream.shutdown().await.expect("shutdown");
     assert_eq!(read_all(&mut stream).await.expect("read"), payload(2, TEN_MB));
@@ -151,7 +150,6 @@ async fn the_reason_and_the_policy_of_a_refusal_reach_the_client() {
     for reason in Reason::ALL {
         let error = client.open(server.addr, "server").await.expect_err("refused");
         assert_eq!((error.reason(), error.policy().as_deref()), (*reason, Some("test/deny")), "{error}");
-        assert!(error.is_refusal());
     }
     assert_eq!(client.pool.handshakes(), 1, "a refusal does not cost the tunnel");
 }
@@ -288,7 +286,7 @@ async fn readers_that_stand_still_do_not_hold_up_others_on_the_same_tunnel() {
     let mut still = Vec::new();
     for _ in 0..20 {
         let mut stream = client.open(server.addr, "server").await.expect("opened");
-        stream.read_u8().await.expect("it flows");
+        timeout(WAIT, stream.read_u8()).await.expect("in time").expect("it flows");
         still.push(stream);
     }
     // Twenty full stream windows are more than the connection's window at the start.

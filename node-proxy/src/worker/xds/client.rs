@@ -15,7 +15,7 @@ use tokio::time::{Instant, timeout};
 use super::last_good::{Found, LastGood};
 use super::metrics::{Metrics, label};
 use super::store::{Store, TYPES, known};
-use super::{ControlPlane, Origin, Published, TokenError, XdsConfig, causes};
+use super::{ControlPlane, Origin, Published, TokenError, XdsConfig, causes, status_text};
 
 /// Pauses between streams (ztunnel's values).
 const BACKOFF_FIRST: Duration = Duration::from_millis(10);
@@ -63,8 +63,8 @@ enum Ended {
     Token(#[from] TokenError),
     #[error("not open within {} s", OPEN_DEADLINE.as_secs())]
     Deadline,
-    #[error("{}: {}", .0.code(), .0.message())]
-    Status(#[source] Box<tonic::Status>),
+    #[error("{0}")]
+    Status(String),
     #[error("closed by the control plane")]
     Closed,
 }
@@ -166,7 +166,7 @@ impl Client {
             AggregatedDiscoveryServiceClient::new(control_plane.channel()).max_decoding_message_size(LARGEST_ANSWER);
         let opened = timeout(OPEN_DEADLINE, client.delta_aggregated_resources(request)).await;
         let mut answers =
-            opened.map_err(|_| Ended::Deadline)?.map_err(|status| Ended::Status(Box::new(status)))?.into_inner();
+            opened.map_err(|_| Ended::Deadline)?.map_err(|status| Ended::Status(status_text(&status)))?.into_inner();
         self.metrics.connected.set(1);
         tracing::info!(control_plane = control_plane.address(), "configuration stream open");
         loop {
@@ -174,7 +174,7 @@ impl Client {
             // Safe to drop half-way: a half-read answer stays in the stream, the other branch is a clock. A dead peer ends the
             // stream by the channel's PING.
             let answer = tokio::select! {
-                answer = answers.message() => answer.map_err(|status| Ended::Status(Box::new(status)))?,
+                answer = answers.message() => answer.map_err(|status| Ended::Status(status_text(&status)))?,
                 () = tokio::time::sleep_until(save_at.unwrap_or_else(Instant::now)), if save_at.is_some() => {
                     self.save_now().await;
                     continue;

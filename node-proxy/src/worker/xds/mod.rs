@@ -21,7 +21,7 @@ use mesh_daemon::{ready, tasks};
 use mesh_model::Mesh;
 use tokio::sync::watch;
 
-pub use control_plane::{BadControlPlane, ControlPlane, TokenError};
+pub use control_plane::{ControlPlane, TokenError};
 pub use metrics::Metrics;
 
 /// What the client needs to know.
@@ -79,11 +79,6 @@ impl Published {
     pub fn nothing() -> Self {
         Self { mesh: Arc::default(), generation: 0, origin: Origin::Nothing }
     }
-
-    /// Whether connections may be judged by it.
-    pub fn is_ready(&self) -> bool {
-        self.origin != Origin::Nothing
-    }
 }
 
 /// Loads the last good configuration, then starts the client's task in the group. When this returns, what was loaded is
@@ -105,6 +100,16 @@ pub(super) fn causes(error: &dyn std::error::Error) -> String {
             text.push_str(&more);
         }
         cause = error.source();
+    }
+    text
+}
+
+/// A gRPC status in one line: code, message, and what tonic hides beneath (why the connection failed).
+pub(super) fn status_text(status: &tonic::Status) -> String {
+    let mut text = format!("{:?}: {}", status.code(), status.message());
+    if let Some(beneath) = std::error::Error::source(status) {
+        text.push_str(": ");
+        text.push_str(&causes(beneath));
     }
     text
 }
