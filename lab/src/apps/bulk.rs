@@ -3,7 +3,8 @@
 //! Client: 24 bytes (down length, seed, marker length), marker, then the upload, then the end of its half. Server: at once
 //! the download; after the client's end 16 bytes (bytes received, checksum), then its own end. Each side checks the other.
 
-use std::time::Instant;
+use std::num::NonZeroU64;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 use serde_json::{Value, json};
@@ -77,9 +78,24 @@ impl Sum {
     }
 }
 
-async fn send(to: &mut (impl AsyncWrite + Unpin), length: u64, seed: u64) -> std::io::Result<u64> {
+/// Bytes a second, for bulk that has to last: each side of the client waits until its next block is due.
+#[derive(Clone, Copy, Default)]
+pub(crate) struct Rate(pub(crate) Option<NonZeroU64>);
+
+impl Rate {
+    async fn due(self, start: Instant, bytes: u64) {
+        if let Some(rate) = self.0 {
+            let since = Duration::from_secs_f64(bytes as f64 / rate.get() as f64);
+            tokio::time::sleep_until((start + since).into()).await;
+        }
+    }
+}
+
+async fn send(to: &mut (impl AsyncWrite + Unpin), length: u64, seed: u64, rate: Rate) -> std::io::Result<u64> {
+    let start = Instant::now();
     let (mut pattern, mut sum, mut block, mut left) = (Pattern::new(seed), Sum::new(), vec![0; BLOCK], length);
     while left > 0 {
+        rate.due(start, length - left).await;
         let n = left.min(BLOCK as u64) as usize;
         pattern.fill(&mut block[..n]);
         sum.add(&block[..n]);
@@ -89,9 +105,16 @@ async fn send(to: &mut (impl AsyncWrite + Unpin), length: u64, seed: u64) -> std
     Ok(sum.value())
 }
 
-async fn receive(from: &mut (impl AsyncRead + Unpin), limit: u64, count: impl Fn(u64)) -> std::io::Result<Sum> {
+async fn receive(
+    from: &mut (impl AsyncRead + Unpin),
+    limit: u64,
+    rate: Rate,
+    count: impl Fn(u64),
+) -> std::io::Result<Sum> {
+    let start = Instant::now();
     let (mut sum, mut block) = (Sum::new(), vec![0; BLOCK]);
     while sum.bytes < limit {
+        rate.due(start, sum.bytes).await;
         let want = (limit - sum.bytes).min(BLOCK as u64) as usize;
         let n = from.read(&mut block[..want]).await?;
         if n == 0 {
@@ -110,14 +133,17 @@ pub(crate) async fn serve(stream: TcpStream, count: impl Fn(u64)) -> Result<()> 
     ensure!(marker <= MARKER_MAX, "marker of {marker} bytes");
     from.read_exact(&mut vec![0; marker as usize]).await?;
     count(24 + marker);
-    let (_, sum) = tokio::try_join!(send(&mut to, down, seed), receive(&mut from, u64::MAX, count))?;
+    let (_, sum) = tokio::try_join!(
+        send(&mut to, down, seed, Rate::default()),
+        receive(&mut from, u64::MAX, Rate::default(), count)
+    )?;
     to.write_u64(sum.bytes).await?;
     to.write_u64(sum.value()).await?;
     Ok(to.shutdown().await?)
 }
 
 /// The client's side: what was moved and whether it was right.
-pub(crate) async fn run(stream: TcpStream, up: u64, down: u64, marker: &[u8]) -> Result<Value> {
+pub(crate) async fn run(stream: TcpStream, up: u64, down: u64, rate: Rate, marker: &[u8]) -> Result<Value> {
     let start = Instant::now();
     let seed: u64 = rand::random();
     let (mut from, mut to) = stream.into_split();
@@ -126,11 +152,12 @@ pub(crate) async fn run(stream: TcpStream, up: u64, down: u64, marker: &[u8]) ->
         to.write_u64(seed).await?;
         to.write_u64(marker.len() as u64).await?;
         to.write_all(marker).await?;
-        let sum = send(&mut to, up, !seed).await?;
+        let sum = send(&mut to, up, !seed, rate).await?;
         to.shutdown().await?;
         std::io::Result::Ok(sum)
     };
-    let (sent, received) = tokio::try_join!(upload, receive(&mut from, down, |_| ())).context("move the bytes")?;
+    let (sent, received) =
+        tokio::try_join!(upload, receive(&mut from, down, rate, |_| ())).context("move the bytes")?;
     let (mut pattern, mut expected, mut left) = (Pattern::new(seed), Sum::new(), down);
     let mut block = vec![0; BLOCK];
     while left > 0 {

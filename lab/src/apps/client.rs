@@ -70,6 +70,9 @@ pub struct Bulk {
     /// Bytes to get
     #[arg(long, default_value_t = 10_000_000)]
     down: u64,
+    /// Most bytes a second each way
+    #[arg(long)]
+    rate: Option<std::num::NonZeroU64>,
     /// Text sent first in clear, to be looked for on the wire
     #[arg(long, default_value = "")]
     marker: String,
@@ -100,12 +103,12 @@ pub fn run(client: Client) -> Result<()> {
     let report = block_on(async move {
         match client {
             Client::Connect(args) => connect(args).await,
-            Client::Bulk(Bulk { to, up, down, marker, source_port }) => {
+            Client::Bulk(Bulk { to, up, down, rate, marker, source_port }) => {
                 let options = SocketOptions { source_port, mark: None };
                 let run = async {
                     let to = resolve(&to).await?[0];
                     let stream = dial(to, options, Duration::from_secs(5)).await?;
-                    bulk::run(stream, up, down, marker.as_bytes()).await
+                    bulk::run(stream, up, down, bulk::Rate(rate), marker.as_bytes()).await
                 };
                 let done = tokio::time::timeout(Duration::from_secs(50), run).await;
                 Ok(done
