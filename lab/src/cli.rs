@@ -89,8 +89,11 @@ enum Verb {
     Down {
         /// Which; the one named "lab" when absent
         lab: Option<String>,
+        /// The same
+        #[arg(long, default_value = "lab", conflicts_with = "lab")]
+        name: String,
         /// Every recorded lab
-        #[arg(long, conflicts_with = "lab")]
+        #[arg(long, conflicts_with_all = ["lab", "name"])]
         all: bool,
     },
     /// What stands: nodes, pods, services, processes
@@ -176,7 +179,7 @@ fn run(cli: Cli) -> Result<ExitCode> {
     let Some(verb) = cli.verb else { return story::run(&cli.story) };
     match verb {
         Verb::Up(topology) => verbs::up(&topology),
-        Verb::Down { lab, all } => verbs::down(lab.as_deref(), all),
+        Verb::Down { lab, name, all } => verbs::down(&lab.unwrap_or(name), all),
         Verb::Status { name } => verbs::status(&name),
         Verb::Exec { name, place, argv } => return verbs::exec(&name, &place, &argv),
         Verb::Add(add) => verbs::add(add),
@@ -191,4 +194,22 @@ fn run(cli: Cli) -> Result<ExitCode> {
         Verb::Pause => lab::init::pause(),
     }?;
     Ok(ExitCode::SUCCESS)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn down_takes_the_lab_that_was_named_either_way_and_no_other() {
+        let named = |args: &[&str]| match Cli::try_parse_from(args).map(|cli| cli.verb) {
+            Ok(Some(Verb::Down { lab, name, all: false })) => Some(lab.unwrap_or(name)),
+            _ => None,
+        };
+        assert_eq!(named(&["culvert-lab", "down", "--name", "mine"]).as_deref(), Some("mine"));
+        assert_eq!(named(&["culvert-lab", "down", "mine"]).as_deref(), Some("mine"));
+        assert_eq!(named(&["culvert-lab", "down"]).as_deref(), Some("lab"));
+        assert_eq!(named(&["culvert-lab", "down", "mine", "--name", "yours"]), None);
+        assert_eq!(named(&["culvert-lab", "down", "--all", "--name", "mine"]), None);
+    }
 }

@@ -131,8 +131,8 @@ impl PodHandle {
     /// Starts a program in the pod.
     pub fn spawn(&self, program: Program) -> Result<Process> {
         let at = self.place()?;
-        let pid = spawn::start(&self.lab.dir, &at, &program).with_context(|| format!("in pod {}", self.key()))?;
-        Ok(Process::started(program, at, self.lab.dir.clone(), pid))
+        let now = spawn::start(&self.lab.dir, &at, &program).with_context(|| format!("in pod {}", self.key()))?;
+        Ok(Process::started(program, at, self.lab.dir.clone(), now))
     }
 
     /// Runs a program in the pod to its end, as the pod's user.

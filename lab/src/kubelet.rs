@@ -78,8 +78,8 @@ impl Shared {
             Program::new(format!("pause-{}", record.uid), &["culvert-lab", "pause"]).as_user(User::plain(65535));
         program.cgroup = Some(format!("{}/sandbox", record.cgroup()));
         program.mounts = Mounts { bind: vec![(hosts, "/etc/hosts".into())], ..Mounts::default() };
-        let pid = spawn::start(&self.dir, &at, &program)?;
-        let pause = Process::started(program, at, self.dir.clone(), pid);
+        let now = spawn::start(&self.dir, &at, &program)?;
+        let pause = Process::started(program, at, self.dir.clone(), now);
         // Its mount namespace is joined by what comes next, so it must stand.
         pause.wait_stdout(init::READY, APP_DEADLINE)?;
         Ok(pause)

@@ -46,6 +46,7 @@ pub mod mesh;
 pub mod node;
 pub mod ns;
 pub mod objects;
+pub mod pid;
 pub mod plan;
 pub mod pod;
 pub mod proc;

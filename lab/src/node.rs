@@ -100,8 +100,8 @@ impl Node {
     /// Starts a program in the node's own namespaces.
     pub fn spawn(&self, program: Program) -> Result<Process> {
         let at = self.place();
-        let pid = spawn::start(&self.lab, &at, &program)?;
-        Ok(Process::started(program, at, self.lab.clone(), pid))
+        let now = spawn::start(&self.lab, &at, &program)?;
+        Ok(Process::started(program, at, self.lab.clone(), now))
     }
 
     /// Runs a program in the node's own namespaces, as root, to its end.

@@ -198,17 +198,28 @@ impl Output {
     }
 }
 
+/// A program that was just started.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Started {
+    pub(crate) pid: Pid,
+    /// Where its own output begins in the log files, which may hold that of an earlier run.
+    pub(crate) out_from: u64,
+    pub(crate) log_from: u64,
+}
+
 /// Starts a program; its output goes to the lab's log files, appended.
-pub(crate) fn start(lab: &Dir, at: &Place, program: &Program) -> Result<Pid> {
+pub(crate) fn start(lab: &Dir, at: &Place, program: &Program) -> Result<Started> {
     let log = |suffix: &str| -> Result<File> {
         let path = lab.join(format!("logs/{}.{suffix}", program.name));
         OpenOptions::new().create(true).append(true).open(&path).with_context(|| format!("open {}", path.display()))
     };
+    let (out, err) = (log("out")?, log("log")?);
+    let (out_from, log_from) = (out.metadata()?.len(), err.metadata()?.len());
     let mut command = command(lab, at, program)?;
-    command.stdin(if program.stdin { Stdio::piped() } else { Stdio::null() }).stdout(log("out")?).stderr(log("log")?);
+    command.stdin(if program.stdin { Stdio::piped() } else { Stdio::null() }).stdout(out).stderr(err);
     let child =
         ns::spawn_in_pidns(&at.init.ns("pid"), &mut command).with_context(|| format!("start {}", program.name))?;
-    proc::adopt(child)
+    Ok(Started { pid: proc::adopt(child)?, out_from, log_from })
 }
 
 /// Runs a program to its end; killed at the deadline.

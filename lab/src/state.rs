@@ -168,7 +168,7 @@ pub fn leftovers(name: &str) -> Vec<String> {
     let dirs = [Path::new(ROOT).join(name), Path::new(ROOT).join(format!(".going-{name}"))];
     let mut left: Vec<String> = dirs.iter().filter(|d| d.exists()).map(|d| d.display().to_string()).collect();
     left.extend(cgroup::of_lab(name).iter().map(|d| d.display().to_string()));
-    left.extend(crate::proc::of_lab(name).iter().map(|pid| format!("process {pid}")));
+    left.extend(crate::pid::of_lab(name).iter().map(|pid| format!("process {pid}")));
     left
 }
 

@@ -98,8 +98,8 @@ pub(crate) fn up(topology: &Topology) -> Result<()> {
     say(&format!("lab {name} is up. Try:\n{TRY}"))
 }
 
-pub(crate) fn down(name: Option<&str>, all: bool) -> Result<()> {
-    let labs = if all { state::recorded() } else { vec![state::Dir::of(name.unwrap_or("lab"))?] };
+pub(crate) fn down(name: &str, all: bool) -> Result<()> {
+    let labs = if all { state::recorded() } else { vec![state::Dir::of(name)?] };
     for lab in labs {
         if let Some(pid) = lab.held_by() {
             anyhow::bail!(
