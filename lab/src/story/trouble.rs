@@ -26,12 +26,19 @@ fn worker_killed(teller: &mut Teller, cast: &Cast) {
         let to = at(far.ips()[0], ECHO);
         let prober = cart.client("prober", &["probe", &to, "--rate", "1000", "--echo", "--timeout", "5000"])?;
         prober.wait_stdout("ready", Duration::from_secs(5))?;
-        reaches(cast, &to, 5)?;
+        let served = far.stats().port(ECHO).connections + 200;
+        wait::until_true("200 connections to be served", Duration::from_secs(10), || {
+            far.stats().port(ECHO).connections >= served
+        })?;
         old.signal(Signal::KILL);
         wait::until_true("a new worker", Duration::from_secs(10), || {
             mesh.worker_child(node).is_ok_and(|new| new != old) && mesh.wait_ready(node).is_ok()
         })?;
-        reaches(cast, &to, 5)?;
+        // Long enough before and after the kill that the gap is the kill's and not the prober's start or end.
+        let served = far.stats().port(ECHO).connections + 500;
+        wait::until_true("500 more connections to be served", Duration::from_secs(10), || {
+            far.stats().port(ECHO).connections >= served
+        })?;
         prober.close_stdin();
         let seen = report(&prober)?;
         let gap = seen["phases"][0]["longest_gap_ms"].as_f64().context("a gap")?;
