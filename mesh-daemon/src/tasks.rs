@@ -71,6 +71,15 @@ impl Group {
         }
         left
     }
+
+    /// Aborts all tasks and waits until they are gone: for those that are for ever, once nobody needs them any more. What they
+    /// held is dropped when this returns.
+    pub async fn cut(self) {
+        let tasks = self.inner.tasks.lock().unwrap_or_else(PoisonError::into_inner).take();
+        if let Some(mut tasks) = tasks {
+            tasks.shutdown().await;
+        }
+    }
 }
 
 impl Drop for Group {
@@ -142,6 +151,20 @@ mod tests {
         while !group.is_empty() {
             tokio::task::yield_now().await;
         }
+    }
+
+    #[tokio::test]
+    async fn what_a_cut_task_held_is_gone() {
+        let group = Group::new("test");
+        let held = Arc::new(());
+        let of_task = held.clone();
+        group.spawn("for ever", async move {
+            let _held = of_task;
+            std::future::pending::<()>().await;
+        });
+        tokio::task::yield_now().await;
+        group.cut().await;
+        assert_eq!(Arc::strong_count(&held), 1);
     }
 
     #[tokio::test]

@@ -6,7 +6,7 @@
 use std::fmt::Write as _;
 use std::io::Write;
 use std::net::SocketAddr;
-use std::sync::mpsc::{Receiver, SyncSender, TrySendError, sync_channel};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, TrySendError, sync_channel};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use mesh_model::{Identity, PodName, Reason, ServiceKey};
@@ -49,6 +49,8 @@ pub struct Line {
     pub security: &'static str,
     /// The policy that allowed or refused.
     pub policy: Option<String>,
+    /// Dry-run policies that would have refused it.
+    pub dry_run: Option<String>,
     /// Why it was refused or ended; `None`: ran to its end.
     pub reason: Option<Reason>,
     /// The cause in words.
@@ -85,6 +87,7 @@ impl Line {
         text("route", Some(self.route.to_owned()));
         text("security", Some(self.security.to_owned()));
         text("policy", self.policy.clone());
+        text("dry_run_denied", self.dry_run.clone());
         text("reason", self.reason.map(|reason| reason.to_string()));
         text("cause", self.cause.clone());
         fields.push(("sent", Value::Number(self.sent)));
@@ -138,9 +141,9 @@ pub struct AccessLog {
     dropped: IntCounter,
 }
 
-/// The writing thread; joined at the end of the process so that the last lines are out.
+/// The writing thread; waited for at the end of the process so that the last lines are out.
 #[derive(Debug)]
-pub struct Writer(Option<std::thread::JoinHandle<()>>);
+pub struct Writer(Option<Receiver<()>>);
 
 impl AccessLog {
     /// Starts the writer. `dropped` counts lines that found the queue full.
@@ -153,8 +156,12 @@ impl AccessLog {
             return Ok((Self { queue: None, dropped }, Writer(None)));
         }
         let (queue, lines) = sync_channel(QUEUE);
-        let thread = std::thread::Builder::new().name("access-log".into()).spawn(move || write(format, &lines, out))?;
-        Ok((Self { queue: Some(queue), dropped }, Writer(Some(thread))))
+        let (done, ended) = sync_channel(1);
+        std::thread::Builder::new().name("access-log".into()).spawn(move || {
+            write(format, &lines, out);
+            drop(done);
+        })?;
+        Ok((Self { queue: Some(queue), dropped }, Writer(Some(ended))))
     }
 
     /// A log whose lines a test takes.
@@ -174,12 +181,13 @@ impl AccessLog {
 }
 
 impl Writer {
-    /// Waits until every line is written. All [`AccessLog`]s must have been dropped, else this would wait for them.
-    pub fn finish(self) {
-        if let Some(thread) = self.0
-            && thread.join().is_err()
-        {
-            tracing::error!("the access log's writer panicked");
+    /// Waits until every line is written, up to the deadline: a reader that stands still must not keep the process alive. All
+    /// [`AccessLog`]s must have been dropped, else this waits for them.
+    pub fn finish(self, deadline: Duration) {
+        let Some(ended) = self.0 else { return };
+        // Nothing is ever sent: the thread drops its sender when it has ended.
+        if let Err(RecvTimeoutError::Timeout) = ended.recv_timeout(deadline) {
+            tracing::warn!("the access log's reader stands still; its last lines are lost");
         }
     }
 }
@@ -244,6 +252,7 @@ mod tests {
             route: "tunnel",
             security: "mutual_tls",
             policy: Some("shop/only-web".into()),
+            dry_run: None,
             reason: Some(Reason::PolicyDenied),
             cause: Some("far end: \"no\"\nreally".into()),
             sent: 10,
@@ -311,7 +320,7 @@ mod tests {
             (0..sent).for_each(|_| log.line(line()));
         }
         drop(log);
-        writer.finish();
+        writer.finish(Duration::from_secs(20));
         let written = out.lock().expect("no panic while held").iter().filter(|b| **b == b'\n').count();
         assert!(dropped.get() > 0);
         assert_eq!(written as u64 + dropped.get(), sent as u64);

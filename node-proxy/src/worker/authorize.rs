@@ -6,8 +6,8 @@
 use std::net::SocketAddr;
 use std::sync::Arc;
 
-use mesh_model::policy::{Denied, Facts, Permit, PolicyKey, judge};
-use mesh_model::{Identity, Mesh, OrigDst, Workload};
+use mesh_model::policy::{Denied, Facts, Permit, PolicyKey, judge, rehearse};
+use mesh_model::{Identity, Mesh, OrigDst};
 
 use super::identify::Identified;
 use super::pods::{Pod, Table};
@@ -20,6 +20,7 @@ pub struct Authorized {
     identified: Identified,
     grounds: Grounds,
     to: To,
+    would_refuse: Vec<PolicyKey>,
 }
 
 /// Why it may.
@@ -78,6 +79,11 @@ impl Authorized {
         }
     }
 
+    /// Dry-run policies that would have refused it.
+    pub fn would_refuse(&self) -> &[PolicyKey] {
+        &self.would_refuse
+    }
+
     /// The policy that allowed it.
     pub fn policy(&self) -> Option<&PolicyKey> {
         self.permit().and_then(Permit::policy)
@@ -87,25 +93,17 @@ impl Authorized {
 /// On the way out to an endpoint.
 pub fn outbound(mesh: &Mesh, identified: &Identified, target: &Target) -> Result<Authorized, Denied> {
     let address = target.address();
-    let (grounds, to) = match target.way() {
-        Way::Short(pod) => {
-            let facts = Facts {
-                source: identified.source().cloned(),
-                client: identified.client(),
-                destination: OrigDst::new(address),
-            };
-            let permit = judge(mesh, workload(mesh, pod), facts)?;
-            (Grounds::Judged(permit), To::App { pod: pod.clone(), address })
-        }
-        Way::Tunnel { accepted } => (Grounds::FarEnd, To::Tunnel { address, accepted: accepted.clone() }),
-        Way::Clear => (Grounds::FarEnd, To::Clear(address)),
+    let to = match target.way() {
+        Way::Short(pod) => return judged(mesh, identified.clone(), pod.clone(), OrigDst::new(address)),
+        Way::Tunnel { accepted } => To::Tunnel { address, accepted: accepted.clone() },
+        Way::Clear => To::Clear(address),
     };
-    Ok(Authorized { identified: identified.clone(), grounds, to })
+    Ok(unjudged(identified.clone(), Grounds::FarEnd, to))
 }
 
 /// On the way out of the cluster, where [`super::route::resolve`] found nothing of ours.
 pub fn outside(identified: &Identified, destination: OrigDst) -> Authorized {
-    Authorized { identified: identified.clone(), grounds: Grounds::FarEnd, to: To::Clear(destination.addr()) }
+    unjudged(identified.clone(), Grounds::FarEnd, To::Clear(destination.addr()))
 }
 
 /// On the way in without a tunnel.
@@ -117,25 +115,28 @@ pub fn inbound(
 ) -> Result<Authorized, Denied> {
     if let Some(probe) = probe::check(&identified, table, sockets) {
         let to = To::App { pod: identified.pod().clone(), address: identified.destination().addr() };
-        return Ok(Authorized { identified, grounds: Grounds::Probe(probe), to });
+        return Ok(unjudged(identified, Grounds::Probe(probe), to));
     }
     tunnelled(mesh, identified)
 }
 
 /// On the way in through a tunnel.
 pub fn tunnelled(mesh: &Mesh, identified: Identified) -> Result<Authorized, Denied> {
-    let facts = Facts {
-        source: identified.source().cloned(),
-        client: identified.client(),
-        destination: identified.destination(),
-    };
-    let permit = judge(mesh, workload(mesh, identified.pod()), facts)?;
-    let to = To::App { pod: identified.pod().clone(), address: identified.destination().addr() };
-    Ok(Authorized { identified, grounds: Grounds::Judged(permit), to })
+    let (pod, destination) = (identified.pod().clone(), identified.destination());
+    judged(mesh, identified, pod, destination)
 }
 
-fn workload<'m>(mesh: &'m Mesh, pod: &Pod) -> Option<&'m Workload> {
-    pod.workload(mesh).map(Arc::as_ref)
+fn judged(mesh: &Mesh, identified: Identified, pod: Arc<Pod>, destination: OrigDst) -> Result<Authorized, Denied> {
+    let facts = Facts { source: identified.source().cloned(), client: identified.client(), destination };
+    let workload = pod.workload(mesh);
+    let permit = judge(mesh, workload.map(Arc::as_ref), facts)?;
+    let would_refuse = workload.map_or_else(Vec::new, |workload| rehearse(mesh, workload, permit.facts()));
+    let to = To::App { pod, address: destination.addr() };
+    Ok(Authorized { identified, grounds: Grounds::Judged(permit), to, would_refuse })
+}
+
+fn unjudged(identified: Identified, grounds: Grounds, to: To) -> Authorized {
+    Authorized { identified, grounds, to, would_refuse: Vec::new() }
 }
 
 #[cfg(test)]

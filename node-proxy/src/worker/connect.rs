@@ -208,6 +208,8 @@ fn is_taken(error: &io::Error) -> bool {
 /// Connects from a pod to the world.
 async fn towards_peer(mint: &Mint, slot: u32, to: SocketAddr) -> Result<TcpStream, ConnectError> {
     let fd = mint.take(slot, family(to), Purpose::TowardsPeer).await?;
+    // A far end may vanish without a word; one in a pod of this node cannot. Fails only for what is not a TCP socket.
+    let _ = socket::keepalive(&fd);
     connect(fd, to).await
 }
 

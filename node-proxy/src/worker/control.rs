@@ -107,6 +107,7 @@ impl Control {
             Event::SnapshotEnd { id } => {
                 let pods = self.proxy.pods.table().pods().count();
                 tracing::info!(pods, "all pods of the keeper are served");
+                self.proxy.pods.complete();
                 self.snapshot = None;
                 self.link.ack(id).await
             }

@@ -2,10 +2,10 @@
 
 use std::sync::Arc;
 
+use mesh_api::link::worker::{DNS_PORT, LISTENERS};
 use mesh_model::{ClientAddr, Identity, OrigDst, Reason};
 
 use super::pods::Pod;
-use super::route::is_reserved;
 
 /// A connection whose ends make no sense.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -35,6 +35,11 @@ impl Unidentified {
             Unidentified::ReservedPort(_) => Reason::ReservedPort,
         }
     }
+}
+
+/// Whether the port is one that the proxy has in every pod.
+pub fn is_reserved(port: u16) -> bool {
+    LISTENERS.contains(&port) || port == DNS_PORT
 }
 
 /// A connection of which both ends are known.

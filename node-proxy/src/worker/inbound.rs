@@ -8,7 +8,7 @@ use std::sync::Arc;
 
 use futures_util::future::BoxFuture;
 use mesh_model::policy::PolicyKey;
-use mesh_model::{ClientAddr, Mesh, OrigDst, Reason};
+use mesh_model::{ClientAddr, Mesh, OrigDst, Reason, ServiceKey};
 
 use super::accept::Accepted;
 use super::authorize::{self, Authorized};
@@ -27,7 +27,6 @@ use super::tunnel::{self, Handler, Incoming};
 /// Serves one plaintext connection to its end.
 pub async fn serve(accepted: Accepted, here: Arc<Thread>) {
     let (stream, pod, connection, _place) = accepted.into_parts();
-    let _draining = here.draining.clone();
     let mut record = Record::new(&here.proxy.sinks, &connection, &pod);
     record.route("clear", Security::Plain);
     let ticket = live::enter(&pod, &connection);
@@ -77,7 +76,6 @@ async fn reach(
 /// Serves one tunnel to its end: TLS with the pod's own identity, then each request as a connection of its own.
 pub async fn serve_tunnel(accepted: Accepted, here: Arc<Thread>) {
     let (stream, pod, connection, _place) = accepted.into_parts();
-    let _draining = here.draining.clone();
     let _ticket = live::enter(&pod, &connection);
     let peer = connection.client.addr();
     let served = Box::pin(async {
@@ -122,7 +120,6 @@ impl Handler for Requests {
 
 /// Serves one connection inside a tunnel to its end.
 async fn serve_request(here: Arc<Thread>, pod: Arc<Pod>, mut request: Incoming) {
-    let _draining = here.draining.clone();
     let id = request.traceparent.as_deref().and_then(ConnectionId::of_traceparent);
     let authority = request.authority.as_ref().ok().map(|authority| OrigDst::new(*authority));
     let client = client_of(request.peer.ip(), request.forwarded.as_deref());
@@ -134,7 +131,7 @@ async fn serve_request(here: Arc<Thread>, pod: Arc<Pod>, mut request: Incoming) 
     let ticket = live::enter(&pod, &connection);
     let opened = {
         let peer = request.peer_identity.clone();
-        let authority = request.authority.clone();
+        let (authority, forwarded) = (request.authority.clone(), request.forwarded.clone());
         let set_up = Box::pin(async {
             let authority = OrigDst::new(authority?);
             let room = room(&here, &pod)?;
@@ -142,6 +139,9 @@ async fn serve_request(here: Arc<Thread>, pod: Arc<Pod>, mut request: Incoming) 
             let mesh = here.proxy.mesh();
             let authorized = authorize::tunnelled(&mesh, identified)
                 .map_err(|denied| (denied.policy().cloned(), Refusal::from(denied)))?;
+            if let Some(service) = called_service(&mesh, &pod, forwarded.as_deref()) {
+                record.service(&service);
+            }
             let reached = reach(&here, &connection, &ticket, &mesh, &authorized, &mut record).await?;
             Ok::<_, Refused>((reached, room))
         });
@@ -211,14 +211,25 @@ fn client_of(peer: IpAddr, forwarded: Option<&str>) -> ClientAddr {
     ClientAddr::new(SocketAddr::new(peer, named.map_or(0, |named| named.port())))
 }
 
+/// The service that the caller says it called: believed when the pod is behind it, and for log and metrics only.
+fn called_service(mesh: &Mesh, pod: &Pod, forwarded: Option<&str>) -> Option<ServiceKey> {
+    let host = forwarded.and_then(|header| parameter(header, "host"))?;
+    pod.workload(mesh)?.services.keys().find(|key| key.hostname == host).cloned()
+}
+
 /// RFC 7239, 4 and 6: `for="192.0.2.1:4711"` or `for="[2001:db8::1]:4711"`, of the first element.
 fn forwarded_for(header: &str) -> Option<SocketAddr> {
+    parameter(header, "for")?.parse().ok()
+}
+
+/// One parameter of the first element of `forwarded`, without its quotes.
+fn parameter<'h>(header: &'h str, name: &str) -> Option<&'h str> {
     let element = header.split(',').next()?;
-    let pair = element.split(';').map(str::trim).find_map(|pair| {
-        let (name, value) = pair.split_once('=')?;
-        name.eq_ignore_ascii_case("for").then_some(value)
+    let value = element.split(';').map(str::trim).find_map(|pair| {
+        let (key, value) = pair.split_once('=')?;
+        key.eq_ignore_ascii_case(name).then_some(value)
     })?;
-    pair.trim_matches('"').parse().ok()
+    Some(value.trim_matches('"'))
 }
 
 /// The destination workload in the form of ambient's `baggage`.

@@ -115,6 +115,10 @@ pub struct Metrics {
     pub probes: IntCounter,
     /// Generation of the configuration that is in force.
     pub config_generation: IntGauge,
+    /// Attempts at certificates.
+    pub certificate_attempts: IntGauge,
+    /// Attempts at certificates that failed.
+    pub certificate_failures: IntGauge,
     /// Age of the configuration in seconds while it comes from the last good file; 0 when live.
     pub config_age: IntGauge,
 }
@@ -164,6 +168,8 @@ impl Metrics {
             judged_again: counter("culvert_judged_again_total", "Connections judged again after a change."),
             probes: counter("culvert_probes_total", "Kubelet probes passed unjudged."),
             config_generation: gauge("culvert_config_generation", "Generation of the configuration in force."),
+            certificate_attempts: gauge("culvert_certificate_attempts", "Attempts at certificates so far."),
+            certificate_failures: gauge("culvert_certificate_failures", "Attempts at certificates that failed."),
             config_age: gauge("culvert_config_age_seconds", "Age of a last good configuration; 0 when live."),
             refused,
             ended,
@@ -225,6 +231,7 @@ impl Metrics {
     }
 
     /// How often a connection of this direction was refused for this reason.
+    #[cfg(test)]
     pub fn refusals(&self, direction: Direction, reason: Reason) -> u64 {
         self.refused.with_label_values(&[direction.as_str(), reason.as_str()]).get()
     }

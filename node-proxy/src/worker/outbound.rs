@@ -30,7 +30,6 @@ const RECORD: Duration = Duration::from_secs(1);
 /// Serves one connection to its end.
 pub async fn serve(accepted: Accepted, here: Arc<Thread>) {
     let (stream, pod, connection, _place) = accepted.into_parts();
-    let _draining = here.draining.clone();
     let _ticket = live::enter(&pod, &connection);
     let mut record = Record::new(&here.proxy.sinks, &connection, &pod);
     // Boxed: the set-up is large and short, the copying that follows small and long.

@@ -142,6 +142,7 @@ pub struct Table {
     by_slot: HashMap<u32, Arc<Pod>>,
     by_address: HashMap<IpAddr, Arc<Pod>>,
     node_addresses: HashSet<IpAddr>,
+    complete: bool,
 }
 
 impl Table {
@@ -163,6 +164,11 @@ impl Table {
     /// Whether this is an address of the node itself.
     pub fn is_node_address(&self, ip: IpAddr) -> bool {
         self.node_addresses.contains(&ip.to_canonical())
+    }
+
+    /// Whether the keeper has named all pods: before, a pod of this node may be one that is about to be named.
+    pub fn is_complete(&self) -> bool {
+        self.complete
     }
 
     fn index(&mut self) {
@@ -216,6 +222,11 @@ impl Pods {
     pub fn node(&self, facts: &NodeFacts) {
         let addresses = facts.addresses.iter().map(IpAddr::to_canonical).collect();
         self.change(|table| table.node_addresses = addresses);
+    }
+
+    /// The keeper has named all pods.
+    pub fn complete(&self) {
+        self.change(|table| table.complete = true);
     }
 
     /// Adds a pod.

@@ -95,6 +95,7 @@ pub struct Record {
     service: Option<ServiceKey>,
     endpoint: Option<SocketAddr>,
     policy: Option<String>,
+    dry_run: Option<String>,
     route: &'static str,
     security: Security,
     series: Option<Arc<Series>>,
@@ -123,6 +124,7 @@ impl Record {
         record.service = near.service.clone();
         record.endpoint = near.endpoint;
         record.policy = near.policy.clone();
+        record.dry_run = near.dry_run.clone();
         record.route = near.route;
         record.security = near.security;
         record
@@ -143,6 +145,7 @@ impl Record {
             service: None,
             endpoint: None,
             policy: None,
+            dry_run: None,
             route: "none",
             security: Security::Plain,
             series: None,
@@ -177,6 +180,11 @@ impl Record {
     /// What allowed it.
     pub fn authorized(&mut self, authorized: &Authorized) {
         self.policy = authorized.policy().map(ToString::to_string);
+        let would_refuse = authorized.would_refuse();
+        if !would_refuse.is_empty() {
+            let names: Vec<String> = would_refuse.iter().map(ToString::to_string).collect();
+            self.dry_run = Some(names.join(","));
+        }
         if let Grounds::Probe(_) = authorized.grounds() {
             self.route = "probe";
             self.sinks.metrics.probes.inc();
@@ -254,6 +262,7 @@ impl Record {
             route: self.route,
             security: self.security.as_str(),
             policy: self.policy.take(),
+            dry_run: self.dry_run.take(),
             reason,
             cause,
             sent,

@@ -9,12 +9,12 @@ use std::collections::HashMap;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::{Arc, Mutex, PoisonError};
 
-use mesh_api::link::worker::{DNS_PORT, LISTENERS};
 use mesh_model::{
     ClusterRanges, Health, Identity, Mesh, OrigDst, PodName, Reason, Service, ServiceKey, Tunnel, Workload,
 };
 use rand::seq::SliceRandom as _;
 
+use super::identify::is_reserved;
 use super::pods::{Pod, Table};
 
 /// How many endpoints are tried for one connection: a second one, when the first fails before a byte has flowed.
@@ -40,6 +40,9 @@ pub enum NoRoute {
     /// The service has no endpoint that may be used.
     #[error("service {0} has no usable endpoint")]
     NoEndpoint(ServiceKey),
+    /// A mesh pod of this node that the keeper has not named yet; it is naming them.
+    #[error("pod {0} of this node is not served yet")]
+    NotServedYet(PodName),
     /// The record of the destination makes no identity that its certificate could be checked against.
     #[error("the record of workload {0} makes no identity")]
     NoIdentity(PodName),
@@ -52,13 +55,14 @@ impl NoRoute {
             NoRoute::ReservedPort(_) => Reason::ReservedPort,
             NoRoute::Unknown(_) => Reason::UnknownDestination,
             NoRoute::NoPort { .. } | NoRoute::NoEndpoint(_) => Reason::NoEndpoint,
+            NoRoute::NotServedYet(_) => Reason::NotReady,
             NoRoute::NoIdentity(_) => Reason::Malformed,
         }
     }
 
-    /// Whether a record that is on its way may change the answer.
+    /// Whether a record or a pod that is on its way may change the answer.
     pub fn may_change(&self) -> bool {
-        matches!(self, NoRoute::Unknown(_))
+        matches!(self, NoRoute::Unknown(_) | NoRoute::NotServedYet(_))
     }
 }
 
@@ -106,6 +110,7 @@ impl Target {
     }
 
     /// Its record.
+    #[cfg(test)]
     pub fn workload(&self) -> Option<&Arc<Workload>> {
         self.workload.as_ref()
     }
@@ -142,11 +147,6 @@ pub struct View<'a> {
     pub ranges: &'a ClusterRanges,
     /// Open connections per endpoint.
     pub loads: &'a Loads,
-}
-
-/// Whether the port is one that the proxy has in every pod.
-pub fn is_reserved(port: u16) -> bool {
-    LISTENERS.contains(&port) || port == DNS_PORT
 }
 
 /// Finds the way from `source` to `destination`.
@@ -207,14 +207,16 @@ fn endpoints(
     {
         chosen.swap(0, 1);
     }
-    let targets: Vec<Target> = chosen
-        .iter()
-        .filter(|(address, _)| !is_reserved(address.port()))
-        .filter_map(|(address, workload)| {
-            target(view, source, Some(workload.clone()), *address, &service.subject_alt_names).ok()
-        })
-        .collect();
-    if targets.is_empty() { Err(NoRoute::NoEndpoint(service.key.clone())) } else { Ok(targets) }
+    let mut none = NoRoute::NoEndpoint(service.key.clone());
+    let mut targets = Vec::with_capacity(TRIES);
+    for (address, workload) in chosen.iter().filter(|(address, _)| !is_reserved(address.port())) {
+        match target(view, source, Some(workload.clone()), *address, &service.subject_alt_names) {
+            Ok(target) => targets.push(target),
+            Err(error) if error.may_change() => none = error,
+            Err(_) => {}
+        }
+    }
+    if targets.is_empty() { Err(none) } else { Ok(targets) }
 }
 
 /// The workload's address of the family asked for, else any.
@@ -244,6 +246,9 @@ fn target(
     let Some(workload) = workload else { return Err(NoRoute::Unknown(OrigDst::new(address))) };
     match workload.tunnel {
         Tunnel::Clear => Ok(Target { address, workload: Some(workload), identity: None, way: Way::Clear }),
+        Tunnel::Hbone if workload.node == view.node && !view.table.is_complete() => {
+            Err(NoRoute::NotServedYet(workload.pod.clone()))
+        }
         Tunnel::Hbone => {
             let identity = workload.identity().map_err(|_| NoRoute::NoIdentity(workload.pod.clone()))?;
             let way = Way::Tunnel { accepted: accepted(&identity, further) };

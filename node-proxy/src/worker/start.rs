@@ -4,7 +4,7 @@
 //! Stop, in this order: take no new pod or connection → tunnels send GOAWAY, connections end or the deadline passes → what is
 //! left is reset with Reason Draining → threads end → the last access lines are written.
 
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use anyhow::Context as _;
@@ -18,7 +18,7 @@ use tokio::sync::{Semaphore, watch};
 use super::access_log::AccessLog;
 use super::admin;
 use super::args::{Args, Settings};
-use super::certs::{self, CertConfig, Keep};
+use super::certs::{self, CertConfig, Certificates, Keep};
 use super::control::{self, Control};
 use super::link::{self, Link};
 use super::metrics::Metrics;
@@ -33,7 +33,7 @@ use super::xds::{self, ControlPlane, Origin, Published, XdsConfig};
 const RESERVED_FDS: u64 = 2_500;
 /// A connection holds two sockets; a third is for the moment in which a taken port is tried again.
 const FDS_PER_CONNECTION: u64 = 2;
-/// How long cut connections have to notice.
+/// How long cut connections have to notice, and the access log to be written.
 const CUT: Duration = Duration::from_secs(1);
 
 /// Runs the worker on the calling thread, hardened already; `crashes` says how many workers in a row ended within ten seconds.
@@ -51,6 +51,7 @@ async fn work(args: Args, settings: Settings, crashes: u32) -> anyhow::Result<()
     let snapshot = readiness.latch("keeper-snapshot");
     let configuration = readiness.latch("configuration");
     let tasks = tasks::Group::new("worker");
+    let servers = tasks::Group::new("servers");
     let metrics = Arc::new(Metrics::new());
     // Also when all of this fails half-way, this is what ends the servers.
     let (stop, stopping) = drain::pair();
@@ -71,7 +72,10 @@ async fn work(args: Args, settings: Settings, crashes: u32) -> anyhow::Result<()
         metrics: xds_metrics,
     };
     let published = xds::start(config, &tasks.handle());
-    serve_http(&args, &metrics, &published, &readiness, &tasks, &stopping).await?;
+    // Known once the keeper is there; scraped before.
+    let certificates_later = Arc::new(OnceLock::<Certificates>::new());
+    let refresh = refresh(&metrics, &published, &certificates_later);
+    serve_http(&args, &metrics, refresh, &readiness, &servers, &stopping).await?;
 
     // Signals are heard from here on, also while the keeper is not there yet.
     let mut asked = std::pin::pin!(signals::stop());
@@ -88,6 +92,7 @@ async fn work(args: Args, settings: Settings, crashes: u32) -> anyhow::Result<()
     let cert_config =
         CertConfig { trust_domains: settings.trust.clone(), control_plane: plane, validity: CertConfig::VALIDITY };
     let certificates = certs::start(cert_config, Some(keep(&link)), &tasks.handle());
+    let _ = certificates_later.set(certificates.clone());
     let (access, writer) = AccessLog::start(args.access_log, std::io::stdout(), metrics.lines_dropped.clone())
         .context("start the access log's writer")?;
     let mint = Mint::new(Arc::new(link.clone()), tasks.handle(), metrics.clone());
@@ -103,11 +108,9 @@ async fn work(args: Args, settings: Settings, crashes: u32) -> anyhow::Result<()
         loads: Arc::new(Loads::default()),
         budget: Arc::new(Semaphore::new(places)),
     });
-    let (drained, draining) = drain::pair();
-    let (threads, joining) = Threads::start(&proxy, &draining).context("start threads")?;
-    drop(draining);
+    let (threads, joining) = Threads::start(&proxy).context("start threads")?;
     tasks.spawn("judge again", control::judge_again(proxy.clone()));
-    serve_admin(&args, &proxy, &threads, &tasks, &stopping);
+    serve_admin(&args, &proxy, &threads, &servers, &stopping);
 
     // Half of all places: one pod alone can never take them all from the others.
     let pod_budget = places.div_ceil(2);
@@ -123,10 +126,12 @@ async fn work(args: Args, settings: Settings, crashes: u32) -> anyhow::Result<()
             let _unready = readiness.latch("draining");
             tracing::info!(signal, deadline = ?drain_after, "draining");
             control.leave();
-            proxy.pods.table().pods().for_each(|pod| pod.leave());
+            let left: Vec<_> = proxy.pods.table().pods().cloned().collect();
+            left.iter().for_each(|pod| pod.leave());
+            let drained = futures_util::future::join_all(left.iter().map(|pod| pod.live().emptied()));
             // The link stays: connections that are being set up still need sockets. Its end ends the drain, nothing more can come.
             let all_ended = tokio::select! {
-                all_ended = drained.drained(drain_after) => all_ended,
+                drained = tokio::time::timeout(drain_after, drained) => drained.is_ok(),
                 _ = control.follow(&mut events) => false,
             };
             tracing::info!(all_ended, "drained");
@@ -144,11 +149,14 @@ async fn work(args: Args, settings: Settings, crashes: u32) -> anyhow::Result<()
     let emptied = futures_util::future::join_all(left.iter().map(|pod| pod.live().emptied()));
     let _ = tokio::time::timeout(CUT, emptied).await;
     stop.ask();
+    threads.end().await;
     drop((control, threads, events, stopping));
+    // Servers that are in the middle of an answer end it; the other tasks are for ever and are cut.
+    servers.finish(CUT).await;
+    tasks.cut().await;
     joining.join();
-    tasks.finish(CUT).await;
     drop((proxy, link));
-    writer.finish();
+    writer.finish(CUT);
     result
 }
 
@@ -168,10 +176,33 @@ fn control_plane(args: &Args) -> anyhow::Result<Option<ControlPlane>> {
     Ok(Some(ControlPlane::new(address, root.clone(), name, token.clone(), &args.cluster_id)?))
 }
 
+/// Gauges of what is kept elsewhere, set before each scrape.
+fn refresh(
+    metrics: &Arc<Metrics>,
+    published: &watch::Receiver<Arc<Published>>,
+    certificates: &Arc<OnceLock<Certificates>>,
+) -> http::Refresh {
+    let (metrics, published, certificates) = (metrics.clone(), published.clone(), certificates.clone());
+    Arc::new(move || {
+        let published = published.borrow();
+        metrics.config_generation.set(published.generation as i64);
+        let age = match published.origin {
+            Origin::LastGood { written_at } => written_at.elapsed().unwrap_or_default().as_secs(),
+            Origin::Nothing | Origin::Live => 0,
+        };
+        metrics.config_age.set(age as i64);
+        if let Some(certificates) = certificates.get() {
+            let (attempts, failures) = certificates.counters();
+            metrics.certificate_attempts.set(attempts as i64);
+            metrics.certificate_failures.set(failures as i64);
+        }
+    })
+}
+
 async fn serve_http(
     args: &Args,
     metrics: &Arc<Metrics>,
-    published: &watch::Receiver<Arc<Published>>,
+    refresh: http::Refresh,
     readiness: &ready::Readiness,
     tasks: &tasks::Group,
     stopping: &drain::Watch,
@@ -179,16 +210,6 @@ async fn serve_http(
     let bind = async |address| {
         TcpListener::bind(address).await.with_context(|| format!("bind {address}: is another worker still there?"))
     };
-    let (of_metrics, config) = (metrics.clone(), published.clone());
-    let refresh: http::Refresh = Arc::new(move || {
-        let published = config.borrow();
-        of_metrics.config_generation.set(published.generation as i64);
-        let age = match published.origin {
-            Origin::LastGood { written_at } => written_at.elapsed().unwrap_or_default().as_secs(),
-            Origin::Nothing | Origin::Live => 0,
-        };
-        of_metrics.config_age.set(age as i64);
-    });
     let routes = http::Routes::new().metrics(metrics.registry().clone()).refresh(refresh);
     let listener = bind(args.metrics_address).await?;
     tasks.spawn("metrics", http::serve(listener, routes, stopping.clone()));

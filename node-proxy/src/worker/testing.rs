@@ -11,7 +11,7 @@ use std::time::{Duration, SystemTime};
 
 use futures_util::future::BoxFuture;
 use mesh_api::link::worker::{Family, Purpose};
-use mesh_daemon::{drain, tasks};
+use mesh_daemon::tasks;
 use mesh_model::{
     ClusterRanges, Health, Mesh, NetworkPolicy, OrigDst, PodName, PodUid, Reason, Service, ServiceKey, ServicePort,
     TrustDomain, TrustDomains, Tunnel, Workload, WorkloadUid,
@@ -101,20 +101,14 @@ impl World {
             loads: Arc::new(Loads::default()),
             budget: Arc::new(Semaphore::new(1000)),
         });
+        proxy.pods.complete();
         tasks.spawn("judge again", control::judge_again(proxy.clone()));
-        let (trigger, draining) = drain::pair();
-        // Dropping the trigger would ask for the drain.
-        tasks.spawn("drain", async move {
-            let _trigger = trigger;
-            std::future::pending::<()>().await;
-        });
         let pool = Pool::new(tasks.handle());
         let here = Arc::new(Thread {
             proxy,
             dialer: Dialer { mint, pool, certificates },
             sockets: NodeSockets::default(),
             tasks: tasks.handle(),
-            draining,
         });
         ADDRESSES.with(|all| all.borrow_mut().push((Arc::as_ptr(&here) as usize, addresses)));
         Node { here, lines, tasks }

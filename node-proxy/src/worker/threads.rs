@@ -8,7 +8,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
-use mesh_daemon::{drain, tasks};
+use mesh_daemon::tasks;
 use mesh_model::Mesh;
 use mesh_net::diag::Diag;
 use tokio::sync::{Semaphore, mpsc, oneshot, watch};
@@ -68,8 +68,6 @@ pub struct Thread {
     pub sockets: NodeSockets,
     /// Owner of this thread's connections.
     pub tasks: tasks::Handle,
-    /// Held by every connection, so that a drain knows when the last one has ended.
-    pub draining: drain::Watch,
 }
 
 impl Thread {
@@ -97,6 +95,8 @@ pub enum Job {
     Forget(u32),
     /// A sock_diag socket of its own.
     Diag(Diag),
+    /// Come to an end.
+    End,
     /// Which tunnels are there?
     Tunnels(oneshot::Sender<Vec<TunnelState>>),
 }
@@ -129,12 +129,12 @@ pub struct Threads {
     workers: Arc<Vec<Worker>>,
 }
 
-/// Joined at the end of the process. Dropping all [`Threads`] makes them end.
+/// Joined at the end of the process, after [`Threads::end`].
 pub struct Joining(Vec<std::thread::JoinHandle<()>>);
 
 impl Threads {
     /// Starts `proxy.settings.threads` of them.
-    pub fn start(proxy: &Arc<Proxy>, draining: &drain::Watch) -> std::io::Result<(Self, Joining)> {
+    pub fn start(proxy: &Arc<Proxy>) -> std::io::Result<(Self, Joining)> {
         let (mut workers, mut queues) = (Vec::new(), Vec::new());
         for _ in 0..proxy.settings.threads {
             let (jobs, queue) = mpsc::channel(JOBS);
@@ -144,11 +144,11 @@ impl Threads {
         let threads = Self { workers: Arc::new(workers) };
         let mut joining = Vec::new();
         for (index, queue) in queues.into_iter().enumerate() {
-            let (proxy, draining, peers) = (proxy.clone(), draining.clone(), threads.downgrade(index));
+            let (proxy, peers) = (proxy.clone(), threads.downgrade(index));
             let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
             let thread = std::thread::Builder::new()
                 .name(format!("worker-{index}"))
-                .spawn(move || runtime.block_on(run(proxy, draining, peers, queue)))?;
+                .spawn(move || runtime.block_on(run(proxy, peers, queue)))?;
             joining.push(thread);
         }
         Ok((threads, Joining(joining)))
@@ -181,6 +181,13 @@ impl Threads {
         let _ = self.workers[index % self.workers.len()].jobs.send(Job::Diag(diag)).await;
     }
 
+    /// Asks all threads to end: what they still serve is cut.
+    pub async fn end(&self) {
+        for worker in self.workers.iter() {
+            let _ = worker.jobs.send(Job::End).await;
+        }
+    }
+
     /// The tunnels of all threads, for admin.
     pub async fn tunnels(&self) -> Vec<TunnelState> {
         let mut all = Vec::new();
@@ -205,7 +212,7 @@ impl Threads {
 }
 
 impl Joining {
-    /// Waits for the threads' end. All [`Threads`] must have been dropped.
+    /// Waits for the threads' end, which [`Threads::end`] has asked for.
     pub fn join(self) {
         for thread in self.0 {
             if thread.join().is_err() {
@@ -243,7 +250,7 @@ impl Peers {
     }
 }
 
-async fn run(proxy: Arc<Proxy>, draining: drain::Watch, peers: Peers, mut jobs: mpsc::Receiver<Job>) {
+async fn run(proxy: Arc<Proxy>, peers: Peers, mut jobs: mpsc::Receiver<Job>) {
     let connections = tasks::Group::new("connections");
     let pool = Pool::new(connections.handle());
     let here = Arc::new(Thread {
@@ -251,7 +258,6 @@ async fn run(proxy: Arc<Proxy>, draining: drain::Watch, peers: Peers, mut jobs: 
         proxy,
         sockets: NodeSockets::default(),
         tasks: connections.handle(),
-        draining,
     });
     let peers = Arc::new(peers);
     let mut trim = tokio::time::interval(TRIM);
@@ -265,7 +271,7 @@ async fn run(proxy: Arc<Proxy>, draining: drain::Watch, peers: Peers, mut jobs: 
             }
         };
         match job {
-            None => break,
+            None | Some(Job::End) => break,
             Some(Job::Serve(arrived)) => here.serve(arrived),
             Some(Job::Listen(pod, listeners, done)) => {
                 let _ = done.send(accept::listen(&here, &peers, &pod, listeners));

@@ -3,7 +3,7 @@
 
 use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream};
 use std::os::fd::{AsFd as _, AsRawFd as _};
-use std::path::PathBuf;
+use std::path::Path;
 use std::process::Command;
 use std::time::SystemTime;
 
@@ -13,7 +13,7 @@ use mesh_api::xds::saved::{Saved, SavedResource};
 use mesh_api::xds::{self, ADDRESS_TYPE, AUTHORIZATION_TYPE};
 use mesh_model::policy::Policy;
 use mesh_model::{
-    Health, Mark, Mesh, NetworkPolicy, PodName, PodUid, Service, TrustDomain, Tunnel, Workload, WorkloadUid,
+    Health, Mark, Mesh, NetworkPolicy, PodName, PodUid, Service, ServiceKey, TrustDomain, Tunnel, Workload, WorkloadUid,
 };
 use mesh_net::Netns;
 use mesh_net::capture::{Mode, Session, Spec, Stage};
@@ -47,6 +47,8 @@ impl Host {
     pub fn listens_at(&self, v6: bool, port: u16) -> (TcpListener, SocketAddr) {
         let bound = self.netns.run(|| TcpListener::bind((self.address(v6), port))).expect("entered");
         let listener = bound.expect("the address is there");
+        rustix::net::sockopt::set_socket_timeout(&listener, rustix::net::sockopt::Timeout::Recv, Some(PATIENCE))
+            .expect("deadline");
         let address = listener.local_addr().expect("address");
         (listener, address)
     }
@@ -69,6 +71,7 @@ pub struct Lab {
     _keeper: Process,
     pub supervisor: Process,
     mesh: Mesh,
+    published: u32,
 }
 
 impl Lab {
@@ -86,8 +89,13 @@ impl Lab {
         let mesh = Mesh::default();
         write(&state, &mesh);
         let supervisor = worker(&dir);
-        let watcher = node.run(|| Watcher::accept(&sockets)).expect("entered");
-        Self { dir, node, watcher, _sockets: sockets, _keeper: keeper, supervisor, mesh }
+        let mut watcher = node.run(|| Watcher::accept(&sockets)).expect("entered");
+        node.run(|| {
+            let end = watcher.snapshot_end();
+            watcher.done(end);
+        })
+        .expect("entered");
+        Self { dir, node, watcher, _sockets: sockets, _keeper: keeper, supervisor, mesh, published: 0 }
     }
 
     /// The node's own namespace.
@@ -152,10 +160,27 @@ impl Lab {
 
     /// [`Lab::change`], and waits until the worker knows.
     pub fn publish<T>(&mut self, apply: impl FnOnce(&mut Mesh) -> T) {
-        let before = self.asks("config")["generation"].as_u64().expect("generation");
-        self.change(apply);
+        // A service that nobody uses says which version the worker has: it also reads the file anew at its own start.
+        self.published += 1;
+        let marker = ServiceKey { namespace: "test".into(), hostname: format!("version-{}.test", self.published) };
+        let key = marker.to_string();
+        self.change(|mesh| {
+            apply(mesh);
+            mesh.apply_service(Service {
+                key: marker,
+                name: "version".into(),
+                vips: Vec::new(),
+                ports: Vec::new(),
+                subject_alt_names: Vec::new(),
+                publish_not_ready: false,
+                local_only: false,
+            })
+        });
         eventually("the worker has the change", || {
-            self.asks("config")["generation"].as_u64().is_some_and(|generation| generation > before)
+            let config = self.asks("config");
+            config["services"]
+                .as_array()
+                .is_some_and(|known| known.iter().any(|service| service["key"] == key.as_str()))
         });
     }
 
@@ -207,7 +232,7 @@ fn worker(dir: &tempfile::TempDir) -> Process {
     Process(child)
 }
 
-fn write(state: &PathBuf, mesh: &Mesh) {
+fn write(state: &Path, mesh: &Mesh) {
     let address = |name: String, address: xds::workload::Address| SavedResource {
         type_url: ADDRESS_TYPE.into(),
         name,

@@ -1,5 +1,7 @@
 //! The data path in real namespaces, with the real keeper and worker as the DaemonSet runs them, over IPv4 and IPv6. Needs root.
 
+#![allow(clippy::print_stdout)] // Figures are printed, for who runs it with --nocapture.
+
 #[path = "../common/mod.rs"]
 mod common;
 mod lab;
@@ -227,6 +229,32 @@ fn a_killed_worker_loses_no_waiting_connection_and_the_next_serves() {
     converse(&mut client, &mut server);
     println!("kill -9 to a served new connection: {:?}", started.elapsed());
     assert_ne!(lab.worker(), before);
+}
+
+#[test]
+fn a_worker_asked_to_stop_lets_connections_end_takes_no_new_one_and_leaves_in_good_order() {
+    let (mut lab, web, cart) = two_pods();
+    let (app, address) = cart.listens(false);
+    let mut client = web.connects(address).expect("connect");
+    let (mut server, _) = accept(&app);
+    converse(&mut client, &mut server);
+    lab.supervisor.signal(Signal::TERM);
+    // Who comes now waits in the keeper's queue for a successor.
+    eventually("the worker takes no new connection", || {
+        let mut late = web.connects(address).expect("the keeper holds the listener");
+        late.set_nonblocking(true).expect("fcntl");
+        app.set_nonblocking(true).expect("fcntl");
+        let _ = rustix::event::poll(&mut [], Some(&rustix::time::Timespec { tv_sec: 0, tv_nsec: 20_000_000 }));
+        let taken = app.accept().is_ok();
+        !taken && late.read(&mut [0]).is_err_and(|error| error.kind() == io::ErrorKind::WouldBlock)
+    });
+    converse(&mut client, &mut server);
+    drop((client, server));
+    // Not at the deadline: as soon as the last connection has ended.
+    let started = Instant::now();
+    assert!(lab.supervisor.ended().success());
+    assert!(started.elapsed() < Duration::from_secs(2), "{:?}", started.elapsed());
+    assert_eq!(lab.lines().iter().filter(|line| line["reason"].is_null()).count() % 2, 0);
 }
 
 /// Not a measurement to be quoted: both ends, the proxy and the test share the machine with everything else.

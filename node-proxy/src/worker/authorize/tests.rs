@@ -2,7 +2,9 @@
 
 use mesh_api::link::NodeFacts;
 use mesh_model::policy::{Action, Policy, Rule, Scope};
-use mesh_model::{ClientAddr, Health, Identity, NetworkPolicy, PodUid, Reason, TrustDomain, Tunnel, WorkloadUid};
+use mesh_model::{
+    ClientAddr, Health, Identity, NetworkPolicy, PodUid, Reason, TrustDomain, Tunnel, Workload, WorkloadUid,
+};
 
 use super::*;
 use crate::worker::identify;
@@ -103,4 +105,13 @@ fn a_tunnelled_caller_is_judged_by_its_certificate_and_never_as_a_probe() {
     assert_eq!(address.to_string(), "198.18.1.6:8080");
     world.mesh.apply_policy(closed());
     assert!(tunnelled(&world.mesh, identified(&world)).is_err());
+}
+
+#[test]
+fn a_dry_run_policy_is_told_of_and_not_enforced() {
+    let mut world = world(true);
+    world.mesh.apply_policy(Policy { dry_run: true, ..closed() });
+    let table = world.pods.table();
+    let allowed = inbound(&world.mesh, &table, &All(false), arriving(&world, "198.18.2.9:4000")).expect("allowed");
+    assert_eq!(allowed.would_refuse().iter().map(ToString::to_string).collect::<Vec<_>>(), ["shop/closed"]);
 }

@@ -59,6 +59,7 @@ impl World {
     /// node-1 with the calling pod `web`; both ends unselected by NetworkPolicy.
     fn new() -> Self {
         let pods = Pods::default();
+        pods.complete();
         let source = testing::pod(1, &testing::facts("shop", "web", "198.18.1.5"));
         pods.add(source.clone());
         let mut mesh = Mesh::default();
@@ -262,4 +263,24 @@ fn a_services_further_names_are_accepted_from_its_endpoints() {
     let Way::Tunnel { accepted } = targets[0].way() else { panic!("no tunnel") };
     assert_eq!(accepted.len(), 2);
     assert_eq!(accepted[1], other);
+}
+
+#[test]
+fn while_pods_are_still_being_named_one_of_this_node_is_waited_for_and_others_are_not() {
+    let mut world = World::new();
+    world.pods = Pods::default();
+    let world = world
+        .with(workload("cart", "node-1", "198.18.1.6"))
+        .with(workload("far", "node-2", "198.18.2.7"))
+        .service(service("cart", &["198.18.128.9"]))
+        .with(behind(workload("c1", "node-1", "198.18.1.7"), "cart"));
+    for to in ["198.18.1.6:8080", "198.18.128.9:80"] {
+        let no_route = world.resolve(to).expect_err("not yet");
+        assert_eq!((no_route.reason(), no_route.may_change()), (Reason::NotReady, true));
+    }
+    assert_eq!(world.way("198.18.2.7:8080"), "tunnel 198.18.2.7:8080");
+    let world = world.local(2, "cart", "198.18.1.6");
+    assert_eq!(world.way("198.18.1.6:8080"), "short 198.18.1.6:8080");
+    world.pods.complete();
+    assert_eq!(world.way("198.18.128.9:80"), "tunnel 198.18.1.7:8080");
 }
