@@ -296,5 +296,24 @@ fn figures_of_the_short_way() {
         while server.read(&mut sink).expect("read") > 0 {}
     });
     println!("bulk: {:.1} Gbit/s", bytes as f64 * 8.0 / 1e9 / started.elapsed().as_secs_f64());
-    println!("{}", lab.asks("stats")["places_left"]);
+    let resident = || -> u64 {
+        let pid = lab.worker().as_raw_nonzero();
+        let status = std::fs::read_to_string(format!("/proc/{pid}/status")).expect("alive");
+        let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).expect("VmRSS");
+        line.trim().trim_end_matches(" kB").parse().expect("a number")
+    };
+    let before = resident();
+    const IDLE: usize = 2000;
+    let held: Vec<_> = (0..IDLE)
+        .map(|_| {
+            let mut client = web.connects(address).expect("connect");
+            let (mut server, _) = accept(&app);
+            converse(&mut client, &mut server);
+            (client, server)
+        })
+        .collect();
+    println!("user memory of an idle connection: {:.1} KiB", (resident() - before) as f64 / IDLE as f64);
+    println!("resident before: {before} KiB");
+    drop((held, client, server));
+    eventually("all places are free again", || lab.asks("stats")["places_left"] == 8750);
 }
