@@ -21,7 +21,7 @@ use crate::{facts, state_dir};
 const RELOAD: Duration = Duration::from_secs(30);
 /// Gone pods are to be let go of within ten seconds: two scans must both miss them.
 const SCAN: Duration = Duration::from_secs(3);
-/// Addresses of a node change rarely; a probe from a new one is judged as a stranger's until then.
+/// Addresses of a node change rarely, and are read at each ADD as well; a probe from a new one is judged as a stranger's until then.
 const FACTS: Duration = Duration::from_secs(5);
 
 /// Reads the source and keeps the file that the plugin decides by.

@@ -57,6 +57,22 @@ fn an_add_is_denied_then_served_then_redirected_then_answered() {
 }
 
 #[test]
+fn an_address_that_the_chain_gives_the_node_is_known_before_the_pod_is_served() {
+    let node = Node::start(&[]);
+    let keeper = keeper(&node, Answers::Serve);
+    let pod = Pod::new("shop", "cart");
+    node.manifest("cart", &pod.manifest(None));
+    // Builds the plugin; what follows is faster than the timer behind it.
+    assert!(node.add(&Pod::new("kube-system", "proxy")).0);
+    // As the bridge plugin does for the first pod.
+    node.netns.run(|| run("ip", &["address", "add", "198.18.1.1/24", "dev", "lo"])).expect("entered");
+    assert!(node.add(&pod).0);
+    let seen = keeper.seen();
+    let served = seen.iter().position(|seen| matches!(seen, Seen::Add { .. })).expect("told");
+    assert!(seen[..served].contains(&Seen::Node(1)), "{seen:?}");
+}
+
+#[test]
 fn two_hundred_pods_come_and_go_and_leave_nothing() {
     const PODS: usize = 200;
     let node = Node::start(&[]);

@@ -14,6 +14,7 @@ use super::entry::{Entry, want};
 use super::timers::Due;
 use crate::cni::{Call, refused};
 use crate::enrol::{Event, RequestId, Want};
+use crate::facts;
 
 /// The API server tells kubelet and us at about the same time; a manifest directory is written by hand.
 const RECORD: Duration = Duration::from_secs(5);
@@ -77,6 +78,7 @@ impl Node {
                 "a pod that shares it is hostNetwork, and gets no CNI ADD",
             ));
         }
+        self.look_at_addresses();
         let request = self.number();
         self.replies.insert(request, reply);
         match self.record(&attachment) {
@@ -86,6 +88,15 @@ impl Node {
                 self.waiting.push(Waiting { request, attachment, netns });
                 self.timers.arm(RECORD, Due::Waiting(request));
             }
+        }
+    }
+
+    /// The plugin before ours may just have given the node an address (seen: `bridge`, for the first pod of a node), and the new
+    /// pod's probes come from it. Two small files of procfs.
+    fn look_at_addresses(&mut self) {
+        match facts::read(&self.facts.name) {
+            Ok(facts) => self.node_facts(facts),
+            Err(error) => tracing::warn!(%error, "addresses of the node cannot be read"),
         }
     }
 
