@@ -2,4 +2,5 @@
 //! fail, they are never skipped.
 
 mod architecture;
+mod probes;
 mod support;
