@@ -2,5 +2,14 @@
 //! fail, they are never skipped.
 
 mod architecture;
+mod between_nodes;
+mod both_ends;
+mod doubt;
+mod live_policy;
+mod plaintext;
+mod policy;
 mod probes;
+mod same_node;
 mod support;
+mod talk;
+mod without_control_plane;
