@@ -1,6 +1,6 @@
 //! `culvert-cni`: the chained CNI plugin that holds a pod's start until the pod is captured and served.
 //!
-//! One file per verb, top to bottom what happens to a call: [`env`] and [`netconf`] read it, [`add`], [`del`], [`check`], [`gc`],
+//! One file per verb, top to bottom what happens to a call: [mod@env] and [`netconf`] read it, [`add`], [`del`], [`check`], [`gc`],
 //! [`status`] and [`version`] do it, [`ask`] talks to pod-watcher, [`standing`] decides without it, [`result`] and [`error`] answer.
 //! The plugin holds no credentials, keeps nothing running and prints nothing but the answer: kubelet reads both streams.
 

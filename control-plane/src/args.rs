@@ -74,7 +74,7 @@ pub struct ServeArgs {
     /// What to compile, and how.
     #[command(flatten)]
     pub mesh: MeshArgs,
-    /// File with the nodes' tokens, {"<token>": "<node>"}; read again when it changes. Default: tokens.json in the source.
+    /// File with the nodes' tokens, a JSON object of token to node name; read again when it changes. Default: tokens.json in the source.
     #[arg(long, env = "CULVERT_TOKENS", value_name = "FILE")]
     pub tokens: Option<PathBuf>,
     /// Where configuration and certificates are served.

@@ -2,7 +2,7 @@
 //!
 //! Everything that decides "is this peer who we want" is here and nowhere else, so that one page can be audited:
 //!
-//! - [`csr`] makes a key and asks for a certificate, [`WorkloadCert`] is the answer after it was checked;
+//! - [`csr()`] makes a key and asks for a certificate, [`WorkloadCert`] is the answer after it was checked;
 //! - [`server_config`] and [`client_config`] are the two ends of a tunnel: TLS 1.3, AES-GCM, both sides show a certificate, and
 //!   identities are compared as parsed SPIFFE values (`verify`, `san`);
 //! - [`authority`] signs, for the control plane; [`endpoint_server_config`] and [`endpoint_client_config`] are the control

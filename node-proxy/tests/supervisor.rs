@@ -105,7 +105,6 @@ fn a_worker_that_is_killed_is_back_at_once_and_the_supervisor_stays() {
 
 /// Known wrong: the worker joins its threads on the thread that its admin server needs to end on, and that server holds them.
 #[test]
-#[ignore = "worker/start.rs joins its threads before its tasks have ended; ends when it does so after"]
 fn a_worker_whose_keeper_goes_is_started_again() {
     let dir = shared_dir();
     let listener = listen(dir.path());
@@ -133,7 +132,6 @@ fn sigterm_is_passed_on_and_both_end_well() {
 
 /// Known wrong: every thread holds the drain's watch for life, so that a drain always takes its whole deadline.
 #[test]
-#[ignore = "worker/threads.rs holds the drain open itself; ends when only connections do"]
 fn an_idle_worker_that_is_asked_to_stop_ends_at_once() {
     let dir = shared_dir();
     let listener = listen(dir.path());
