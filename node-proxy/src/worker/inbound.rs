@@ -7,7 +7,7 @@ use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 
 use futures_util::future::BoxFuture;
-use mesh_model::policy::PolicyKey;
+use mesh_model::policy::{Denied, PolicyKey};
 use mesh_model::{ClientAddr, Mesh, OrigDst, Reason, ServiceKey};
 
 use super::accept::Accepted;
@@ -32,8 +32,9 @@ pub async fn serve(accepted: Accepted, here: Arc<Thread>) {
     let ticket = live::enter(&pod, &connection);
     let set_up = Box::pin(async {
         let identified = identify::inbound(&pod, connection.client, connection.destination)?;
-        let (mesh, table) = (here.proxy.mesh(), here.proxy.pods.table());
-        let authorized = authorize::inbound(&mesh, &table, &here.sockets, identified)?;
+        let judged =
+            |mesh: &Mesh| authorize::inbound(mesh, &here.proxy.pods.table(), &here.sockets, identified.clone());
+        let (mesh, authorized) = authorized(&here, judged).await?;
         reach(&here, &connection, &ticket, &mesh, &authorized, &mut record).await
     });
     // Dropping the set-up half-way closes what it had opened.
@@ -52,6 +53,23 @@ pub async fn serve(accepted: Accepted, here: Arc<Thread>) {
             let ended = copy::duplex(reached.join(End::Tcp(stream)), &connection).await;
             record.ended(&ended);
         }
+    }
+}
+
+/// Judged by what is known, and once more when a worker that has just started comes to know more.
+async fn authorized(
+    here: &Thread,
+    judge: impl Fn(&Mesh) -> Result<Authorized, Denied>,
+) -> Result<(Arc<Mesh>, Authorized), Denied> {
+    let mesh = here.proxy.mesh();
+    match judge(&mesh) {
+        Ok(authorized) => Ok((mesh, authorized)),
+        Err(denied) if here.proxy.knows_more(&denied).await => {
+            let mesh = here.proxy.mesh();
+            let authorized = judge(&mesh)?;
+            Ok((mesh, authorized))
+        }
+        Err(denied) => Err(denied),
     }
 }
 
@@ -136,8 +154,8 @@ async fn serve_request(here: Arc<Thread>, pod: Arc<Pod>, mut request: Incoming) 
             let authority = OrigDst::new(authority?);
             let room = room(&here, &pod)?;
             let identified = identify::tunnelled(&pod, peer, client, authority)?;
-            let mesh = here.proxy.mesh();
-            let authorized = authorize::tunnelled(&mesh, identified)
+            let (mesh, authorized) = authorized(&here, |mesh| authorize::tunnelled(mesh, identified.clone()))
+                .await
                 .map_err(|denied| (denied.policy().cloned(), Refusal::from(denied)))?;
             if let Some(service) = called_service(&mesh, &pod, forwarded.as_deref()) {
                 record.service(&service);

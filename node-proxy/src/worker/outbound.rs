@@ -142,7 +142,15 @@ async fn endpoint(
         route::Way::Clear => ("clear", Security::Plain),
     };
     record.route(route, security);
-    let authorized = match authorize::outbound(mesh, identified, target) {
+    let mut mesh = mesh.clone();
+    let mut judged = authorize::outbound(&mesh, identified, target);
+    if let Err(denied) = &judged
+        && here.proxy.knows_more(denied).await
+    {
+        mesh = here.proxy.mesh();
+        judged = authorize::outbound(&mesh, identified, target);
+    }
+    let authorized = match judged {
         Ok(authorized) => authorized,
         Err(denied) => {
             let refusal = Refusal::from(denied);
@@ -162,7 +170,7 @@ async fn endpoint(
         let ticket = live::enter(pod, connection);
         if let Some(permit) = authorized.permit() {
             let judged = Judged::ShortWay { source: identified.pod().clone() };
-            ticket.judged(permit, judged, mesh, || here.proxy.mesh());
+            ticket.judged(permit, judged, &mesh, || here.proxy.mesh());
         }
         Box::new(FarEnd { ticket, room, record: Record::of_far_end(record, pod) })
     });

@@ -54,7 +54,16 @@ pub struct Node {
 
 impl World {
     pub fn new() -> Self {
-        let published = Published { mesh: Arc::default(), generation: 1, origin: Origin::Live };
+        Self::of(Origin::Live)
+    }
+
+    /// Of workers that have just started: the control plane answers with the first change.
+    pub fn starting() -> Self {
+        Self::of(Origin::Nothing)
+    }
+
+    fn of(origin: Origin) -> Self {
+        let published = Published { mesh: Arc::default(), generation: 1, origin };
         Self {
             published: watch::Sender::new(Arc::new(published)),
             authority: Arc::new(Authority::create().expect("authority")),

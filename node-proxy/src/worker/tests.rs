@@ -152,6 +152,25 @@ async fn an_unknown_destination_waits_for_its_record_and_is_refused_without_one(
 }
 
 #[tokio::test]
+async fn a_worker_that_has_just_started_waits_for_the_record_of_a_called_pod_and_refuses_without_one() {
+    let world = World::starting();
+    let node = world.node("node-1");
+    let cart = node.pod(2, "cart", "127.77.14.2");
+    let (listener, address) = app("127.77.14.2").await;
+    let started = Instant::now();
+    is_reset(&mut node.is_called(&cart, "127.77.14.9", address).await).await;
+    assert!((Duration::from_millis(900)..Duration::from_secs(3)).contains(&started.elapsed()));
+    assert_eq!(node.line().await.reason, Some(Reason::PolicyUnknown));
+    nobody_came(&listener);
+    // The control plane answers while the caller waits.
+    let mut client = node.is_called(&cart, "127.77.14.9", address).await;
+    tokio::task::yield_now().await;
+    world.change(|mesh| mesh.apply_workload(workload("cart", "node-1", "127.77.14.2")));
+    let (mut server, _) = accept(&listener).await;
+    converse(&mut client, &mut server).await;
+}
+
+#[tokio::test]
 async fn what_lies_outside_the_cluster_passes_from_the_pods_own_address() {
     let world = World::new();
     let (node, web, _cart) = same_node(&world, "127.77.5.1", "127.77.5.2");

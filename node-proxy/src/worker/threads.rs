@@ -9,7 +9,8 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use mesh_daemon::tasks;
-use mesh_model::Mesh;
+use mesh_model::policy::Denied;
+use mesh_model::{Mesh, Reason};
 use mesh_net::diag::Diag;
 use tokio::sync::{Semaphore, mpsc, oneshot, watch};
 
@@ -23,13 +24,16 @@ use super::probe::NodeSockets;
 use super::record::Sinks;
 use super::route::Loads;
 use super::tunnel::{Pool, TunnelState};
-use super::xds::Published;
+use super::xds::{Origin, Published};
 use super::{buffers, inbound, outbound};
 
 /// Jobs that may wait for a thread: sockets that were accepted and not yet taken. Beyond it they stay on their home thread.
 const JOBS: usize = 1024;
 /// How often a thread gives memory back.
 const TRIM: Duration = Duration::from_secs(10);
+/// How long a worker that has just started waits for the control plane before it says that it does not know; milliseconds if it
+/// is there.
+const CATCH_UP: Duration = Duration::from_secs(1);
 
 /// What all threads share.
 pub struct Proxy {
@@ -55,6 +59,17 @@ impl Proxy {
     /// The mesh as it is now.
     pub fn mesh(&self) -> Arc<Mesh> {
         self.published.borrow().mesh.clone()
+    }
+
+    /// Whether to judge again: nothing was known of the destination, and this worker has just started. Then the control plane has a
+    /// moment to say what the last good configuration did not know yet; connections waited in the listeners' queues meanwhile.
+    pub async fn knows_more(&self, denied: &Denied) -> bool {
+        let live = |published: &Arc<Published>| published.origin == Origin::Live;
+        if denied.reason() != Reason::PolicyUnknown || live(&self.published.borrow()) {
+            return false;
+        }
+        let mut published = self.published.clone();
+        tokio::time::timeout(CATCH_UP, published.wait_for(live)).await.is_ok_and(|live| live.is_ok())
     }
 }
 
