@@ -46,7 +46,12 @@ fn masquerade(node: &Node, pod: &PodHandle) -> Result<()> {
 }
 
 /// Everybody who is not the kubelet, and the address they dial.
-fn others<'a>(lab: &Lab, near: &'a PodHandle, far: &'a PodHandle, pod: &PodHandle) -> Vec<(&'static str, &'a PodHandle, String)> {
+fn others<'a>(
+    lab: &Lab,
+    near: &'a PodHandle,
+    far: &'a PodHandle,
+    pod: &PodHandle,
+) -> Vec<(&'static str, &'a PodHandle, String)> {
     let mut all = Vec::new();
     for (ip, node_ip) in pod.ips().into_iter().zip(lab.node(1).ips()) {
         all.push(("a pod on the same node", near, at(ip, WHOAMI)));
@@ -82,7 +87,8 @@ fn only_the_kubelets_place_reaches_the_probe_port_of_a_strict_pod() -> Result<()
     ensure!(web.stats() == before, "the app saw something: {before:?}, then {:?}", web.stats());
     let masqueraded = |line: &Value| {
         let from: Option<std::net::SocketAddr> = line["client"].as_str().and_then(|text| text.parse().ok());
-        line["reason"] == "PolicyDenied" && from.is_some_and(|from| [&near, &far].iter().all(|pod| !pod.ips().contains(&from.ip())))
+        line["reason"] == "PolicyDenied"
+            && from.is_some_and(|from| [&near, &far].iter().all(|pod| !pod.ips().contains(&from.ip())))
     };
     lab.mesh().wait_access(1, "a masqueraded one refused by policy", masqueraded)?;
 
