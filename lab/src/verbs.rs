@@ -81,13 +81,24 @@ pub(crate) fn populate(lab: &Lab) -> Result<()> {
     Ok(())
 }
 
-/// What to try in a lab that was left up.
-pub(crate) const TRY: &str = "  culvert-lab status
-  culvert-lab exec shop/cart -- curl -s http://web.shop/
-  culvert-lab exec outside/stranger -- curl -s http://web-pods.shop:8080/
-  culvert-lab add shop/extra --node 2
-  culvert-lab policy FILE.yaml
-  culvert-lab down";
+/// What to try in a lab that was left up, as commands that work where they are printed: through the project's own command where
+/// that started us (`cargo xtask lab` says so in the environment), else by this program's path.
+pub(crate) fn to_try(name: &str) -> String {
+    let command = std::env::var("CULVERT_LAB_COMMAND").unwrap_or_else(|_| {
+        std::env::current_exe().map_or_else(|_| "culvert-lab".to_owned(), |path| path.display().to_string())
+    });
+    let named = if name == "lab" { String::new() } else { format!(" --name {name}") };
+    [
+        format!("status{named}"),
+        format!("exec{named} shop/cart -- curl -s http://web.shop/"),
+        format!("exec{named} outside/stranger -- curl -s http://web-pods.shop:8080/"),
+        format!("add{named} shop/extra --node 2"),
+        format!("policy{named} FILE.yaml"),
+        format!("down{named}"),
+    ]
+    .map(|verb| format!("  {command} {verb}"))
+    .join("\n")
+}
 
 pub(crate) fn up(topology: &Topology) -> Result<()> {
     interrupt::take_down_on_signal(&state::Dir::of(&topology.name)?)?;
@@ -95,7 +106,7 @@ pub(crate) fn up(topology: &Topology) -> Result<()> {
     populate(&lab)?;
     let name = lab.name().to_owned();
     lab.keep()?;
-    say(&format!("lab {name} is up. Try:\n{TRY}"))
+    say(&format!("lab {name} is up. Try:\n{}", to_try(&name)))
 }
 
 pub(crate) fn down(name: &str, all: bool) -> Result<()> {

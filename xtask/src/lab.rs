@@ -16,5 +16,8 @@ pub fn run(args: &[String]) -> anyhow::Result<ExitCode> {
         packages::ensure()?;
     }
     let binary = cargo::build()?.join("culvert-lab");
-    Err(Command::new(&binary).args(args).exec()).with_context(|| format!("start {}", binary.display()))
+    // What the lab tells a person to try must work where it is printed.
+    let mut lab = Command::new(&binary);
+    Err(lab.args(args).env("CULVERT_LAB_COMMAND", "cargo xtask lab").exec())
+        .with_context(|| format!("start {}", binary.display()))
 }

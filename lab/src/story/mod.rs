@@ -107,8 +107,9 @@ fn acts(teller: &mut Teller, lab: Lab, options: &Story) -> Result<()> {
 
 fn end(teller: &mut Teller, lab: Lab, options: &Story) -> Result<()> {
     if options.keep {
+        let try_this = verbs::to_try(lab.name());
         lab.keep()?;
-        teller.say(&format!("\nThe lab stays up. Try:\n{}", verbs::TRY));
+        teller.say(&format!("\nThe lab stays up. Try:\n{try_this}"));
     } else {
         teller.step("taken down", |_| {
             lab.down()?;
