@@ -94,6 +94,7 @@ fn refusals_by_reason_are_the_same_number_in_metrics_and_logs_and_at_both_ends()
         expect(&[
             ("outbound PolicyDenied", 10),
             ("inbound PolicyDenied", 4),
+            ("inbound ConnectFailed", 2),
             ("outbound ReservedPort", 2),
             ("outbound ConnectFailed", 4),
         ]),

@@ -150,22 +150,20 @@ async fn endpoint(
         mesh = here.proxy.mesh();
         judged = authorize::outbound(&mesh, identified, target);
     }
-    let authorized = match judged {
-        Ok(authorized) => authorized,
-        Err(denied) => {
-            let refusal = Refusal::from(denied);
-            if let route::Way::Short(pod) = target.way() {
-                Record::of_far_end(record, pod).refused(&refusal);
-            }
-            return Err(Failed::for_good(refusal));
+    // A pair of this node is seen from both its ends, also when nothing comes of it.
+    let told = |record: &Record, refusal: Refusal| {
+        if let route::Way::Short(pod) = target.way() {
+            Record::of_far_end(record, pod).refused(&refusal);
         }
+        refusal
     };
+    let authorized = judged.map_err(|denied| Failed::for_good(told(record, denied.into())))?;
     record.authorized(&authorized);
-    let room = called_room(&authorized).map_err(Failed::for_good)?;
+    let room = called_room(&authorized).map_err(|refusal| Failed::for_good(told(record, refusal)))?;
     let load = here.proxy.loads.enter(target.address());
     let reached = connect::open(&here.dialer, &authorized, asking)
         .await
-        .map_err(|error| Failed { try_another: error.try_another(), refusal: Refusal::from(error) })?;
+        .map_err(|error| Failed { try_another: error.try_another(), refusal: told(record, error.into()) })?;
     let far_end = room.map(|(pod, room)| {
         let ticket = live::enter(pod, connection);
         if let Some(permit) = authorized.permit() {

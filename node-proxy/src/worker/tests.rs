@@ -111,6 +111,23 @@ async fn a_denied_caller_is_reset_before_the_application_sees_it_and_both_ends_n
 }
 
 #[tokio::test]
+async fn a_called_pod_of_this_node_where_nobody_listens_is_told_of_at_both_ends() {
+    let world = World::new();
+    let (node, web, _cart) = same_node(&world, "127.77.16.1", "127.77.16.2");
+    let (listener, address) = app("127.77.16.2").await;
+    drop(listener);
+    let mut client = node.calls(&web, address).await;
+    is_reset(&mut client).await;
+    let (one, two) = (node.line().await, node.line().await);
+    assert_eq!((one.direction, two.direction), (Direction::Inbound, Direction::Outbound));
+    assert_eq!((one.id, one.reason), (two.id, two.reason));
+    assert_eq!(one.reason, Some(Reason::ConnectFailed));
+    for direction in [Direction::Inbound, Direction::Outbound] {
+        assert_eq!(node.here.proxy.sinks.metrics.refusals(direction, Reason::ConnectFailed), 1);
+    }
+}
+
+#[tokio::test]
 async fn a_new_policy_resets_the_live_connection_it_denies_and_no_other() {
     let world = World::new();
     let (node, web, cart) = same_node(&world, "127.77.3.1", "127.77.3.2");
@@ -203,8 +220,13 @@ async fn a_second_endpoint_serves_when_the_first_cannot_be_reached() {
         let mut client = node.calls(&web, "127.77.6.100:80".parse().expect("address")).await;
         let (mut server, _) = accept(&listener).await;
         converse(&mut client, &mut server).await;
-        let line = node.line().await;
-        assert_eq!(line.service, Some(key("cart")));
+        let mut line = node.line().await;
+        if line.reason == Some(Reason::ConnectFailed) {
+            // The called end of the one that was tried first.
+            assert_eq!(line.direction, Direction::Inbound);
+            line = node.line().await;
+        }
+        assert_eq!((line.service, line.reason), (Some(key("cart")), None));
         assert_eq!(line.endpoint, Some(address));
         node.line().await;
     }
