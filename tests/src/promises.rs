@@ -12,5 +12,6 @@ mod policy;
 mod probes;
 mod same_node;
 mod support;
+mod tables;
 mod talk;
 mod without_control_plane;
