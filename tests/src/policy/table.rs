@@ -130,7 +130,7 @@ fn every_kind_of_condition_and_every_scope_lets_exactly_those_through_that_it_na
         cast.wait_only(&keys).with_context(|| text.clone())?;
         cast.check(&text, &keys, case.reach)?;
     }
-    support::figure("policy_cases", cases.len(), "cases", "4 callers, 5 destinations, 2 families each");
+    support::figure("policy_cases", cases.len(), "cases", "4 callers, 6 destinations, 2 families each");
     Ok(())
 }
 
