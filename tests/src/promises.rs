@@ -11,6 +11,7 @@ mod plaintext;
 mod policy;
 mod probes;
 mod same_node;
+mod source_port;
 mod support;
 mod tables;
 mod talk;
