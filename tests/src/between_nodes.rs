@@ -35,19 +35,13 @@ fn reaches_encrypted(name: &str, families: Families) -> Result<()> {
     let lab = support::lab(Config::default().name(name).families(families).with_mesh())?;
     let shop = Shop::open(&lab)?;
     let capture = lab.capture(&[MARKER.as_bytes()])?;
-    let mut moved = 0;
-    for (how, bulk, whoami) in shop.ways()? {
-        let report = talk::client(&shop.a, &["bulk", &bulk, "--marker", MARKER]).with_context(|| how.clone())?;
+    let (ways, mut moved) = (shop.ways()?, 0);
+    for (how, bulk, _) in &ways {
+        let report = talk::client(&shop.a, &["bulk", bulk, "--marker", MARKER]).with_context(|| how.clone())?;
         moved += 2 * BULK_BYTES;
-        figure(
-            &format!("bulk_20MB_{}_{families:?}", how.replace(' ', "_")),
-            &report["seconds"],
-            "s",
-            "10 MB each way at once",
-        );
-        shop.sees_callers_address(&whoami).with_context(|| how.clone())?;
+        let name = format!("bulk_20MB_{}_{families:?}", how.replace(' ', "_"));
+        figure(&name, &report["seconds"], "s", "10 MB each way at once");
     }
-    shop.both_endpoints_are_used()?;
     let seen = Seen::between(&capture, &shop.a, &[&shop.b, &shop.c])?;
     ensure!(seen.beside == 0, "{} bytes passed the fabric beside the tunnel", seen.beside);
     ensure!(seen.markers == 0, "the marker was seen {} times", seen.markers);
@@ -58,6 +52,10 @@ fn reaches_encrypted(name: &str, families: Families) -> Result<()> {
         "",
         "all on port 15008",
     );
+    for (how, _, whoami) in &ways {
+        shop.sees_callers_address(whoami).with_context(|| how.clone())?;
+    }
+    shop.both_endpoints_are_used()?;
     control_run(&lab, &capture)
 }
 
