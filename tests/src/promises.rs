@@ -7,6 +7,7 @@ mod both_ends;
 mod deny_first;
 mod doubt;
 mod live_policy;
+mod marks;
 mod plaintext;
 mod policy;
 mod probes;
