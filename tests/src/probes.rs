@@ -14,7 +14,7 @@ use crate::support::{at, family, figure, mesh, strict};
 const NODE_PORT: u16 = 30080;
 
 /// One connection that speaks and reads what the server tells of it.
-fn ask<'a>(to: &'a str) -> [&'a str; 8] {
+fn ask(to: &str) -> [&str; 8] {
     ["connect", to, "--send", "x", "--expect", "0", "--timeout", "1500"]
 }
 
