@@ -131,7 +131,7 @@ pub struct RunArgs {
     #[arg(long, env = "CULVERT_ON_ENROLL", value_enum, default_value_t = OnEnroll::Keep)]
     pub on_enroll: OnEnroll,
     /// How long captured connections of a pod that opted out may go on before the last rules are removed; not less than the
-    /// worker's own drain deadline.
+    /// worker's `--opt-out-seconds`.
     #[arg(long, env = "CULVERT_LINGER_SECONDS", default_value_t = 600)]
     pub linger_seconds: u64,
     /// Form of log lines.

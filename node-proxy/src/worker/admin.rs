@@ -59,6 +59,7 @@ fn config(proxy: &Proxy) -> Value {
         "cluster_ranges": settings.ranges.iter().map(ToString::to_string).collect::<Vec<_>>(),
         "threads": settings.threads,
         "drain_seconds": settings.drain.as_secs(),
+        "opt_out_seconds": settings.opt_out.as_secs(),
         "generation": published.generation,
         "origin": origin,
         "services": mesh.services().map(|service| json!({

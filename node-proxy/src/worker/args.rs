@@ -71,9 +71,13 @@ pub struct Args {
     /// How the access log is written to standard output.
     #[arg(long, env = "CULVERT_ACCESS_LOG", value_enum, default_value_t)]
     pub access_log: AccessLogFormat,
-    /// How long open connections may live on after SIGTERM or opt-out.
+    /// How long open connections may live on after SIGTERM.
     #[arg(long, env = "CULVERT_DRAIN_SECONDS", default_value_t = 30)]
     pub drain_seconds: u32,
+    /// How long captured connections of a running pod that opted out may live on. Longer than a drain: nothing waits for their end.
+    /// pod-watcher keeps what they need for `--linger-seconds`, which must not be less.
+    #[arg(long, env = "CULVERT_OPT_OUT_SECONDS", default_value_t = 600)]
+    pub opt_out_seconds: u32,
     /// How this process logs.
     #[arg(long, env = "CULVERT_LOG_FORMAT", default_value = "text")]
     pub log_format: mesh_daemon::logs::Format,
@@ -103,8 +107,10 @@ pub struct Settings {
     pub ranges: ClusterRanges,
     /// How many threads move bytes.
     pub threads: u8,
-    /// How long open connections may live on.
+    /// How long open connections may live on when the worker stops.
     pub drain: Duration,
+    /// How long those of a pod that opted out may.
+    pub opt_out: Duration,
 }
 
 impl Args {
@@ -129,6 +135,7 @@ impl Args {
             // The keeper gives one sock_diag socket per thread, sixteen at most on one message.
             threads: self.threads.unwrap_or(cores.min(16) as u8).clamp(1, 16),
             drain: Duration::from_secs(u64::from(self.drain_seconds)),
+            opt_out: Duration::from_secs(u64::from(self.opt_out_seconds)),
         })
     }
 }

@@ -154,7 +154,7 @@ impl Control {
             tracing::error!(pod = %pod.name(), "listeners are not closed in time");
         }
         self.want_certificates();
-        let deadline = if drain { self.proxy.settings.drain } else { Duration::ZERO };
+        let deadline = if drain { self.proxy.settings.opt_out } else { Duration::ZERO };
         tracing::info!(pod = %pod.name(), uid = %pod.uid(), slot, drain, open = pod.live().len(), "pod no longer served");
         let (proxy, threads) = (self.proxy.clone(), self.threads.clone());
         let end = async move {

@@ -99,6 +99,7 @@ impl World {
             ranges: ClusterRanges::new(["127.77.0.0/16".parse().expect("network")]),
             threads: 1,
             drain: Duration::from_secs(1),
+            opt_out: Duration::from_secs(1),
         };
         let proxy = Arc::new(Proxy {
             settings,
