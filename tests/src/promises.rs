@@ -8,6 +8,7 @@ mod deny_first;
 mod doubt;
 mod live_policy;
 mod marks;
+mod opt_in;
 mod plaintext;
 mod policy;
 mod probes;
