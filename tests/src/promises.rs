@@ -4,6 +4,7 @@
 mod architecture;
 mod between_nodes;
 mod both_ends;
+mod cni;
 mod deny_first;
 mod doubt;
 mod live_policy;
