@@ -6,6 +6,7 @@
 
 pub mod capture;
 pub mod diag;
+pub mod memory;
 mod netlink;
 pub mod netns;
 pub mod procfs;

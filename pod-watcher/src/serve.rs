@@ -88,7 +88,7 @@ pub async fn run(args: RunArgs) -> anyhow::Result<()> {
     loaded.release();
 
     let (inputs, queue) = Inputs::new();
-    let look = Arc::new(Notify::new());
+    let (look, wanted) = (Arc::new(Notify::new()), Arc::new(Notify::new()));
     let (adoption, wait) = oneshot::channel();
     let parts = Parts {
         scope,
@@ -101,6 +101,7 @@ pub async fn run(args: RunArgs) -> anyhow::Result<()> {
         group: group.handle(),
         inputs: inputs.clone(),
         look: look.clone(),
+        wanted: wanted.clone(),
         adopted,
         adoption,
     };
@@ -122,7 +123,7 @@ pub async fn run(args: RunArgs) -> anyhow::Result<()> {
         group.spawn("cni socket", cni::serve(cni, inputs.clone(), group.handle(), stop.clone()));
         group.spawn("keeper socket", keepers::serve(proxy, inputs.clone(), group.handle(), stop.clone()));
         group.spawn("admin socket", mesh_daemon::admin::serve(people, admin::handler(inputs.clone()), stop.clone()));
-        group.spawn("source", until(stop.clone(), watch::source(source, records, inputs.clone())));
+        group.spawn("source", until(stop.clone(), watch::source(source, records, wanted, inputs.clone())));
         group.spawn("markers", until(stop.clone(), watch::markers(state_dir, inputs.clone())));
         group.spawn("node facts", until(stop.clone(), watch::node_facts(node, inputs.clone())));
         sockets.release();

@@ -21,6 +21,8 @@ use crate::{facts, state_dir};
 const RELOAD: Duration = Duration::from_secs(30);
 /// Gone pods are to be let go of within ten seconds: two scans must both miss them.
 const SCAN: Duration = Duration::from_secs(3);
+/// Memory is given back after each of so many looks: the last of a gone pod's is freed some seconds after its processes have ended.
+const TRIMS: u32 = 4;
 /// Addresses of a node change rarely, and are read at each ADD as well; a probe from a new one is judged as a stranger's until then.
 const FACTS: Duration = Duration::from_secs(5);
 
@@ -60,8 +62,9 @@ impl Source {
     }
 }
 
-/// Tells the node whenever the source says something else.
-pub async fn source(mut source: Source, mut last: Records, inputs: Inputs) {
+/// Tells the node whenever the source says something else. An ADD that waits for its pod's record has the source read at once:
+/// while many pods come, changes that go on would put a reading off.
+pub async fn source(mut source: Source, mut last: Records, wanted: Arc<Notify>, inputs: Inputs) {
     loop {
         let watch = watch(&source.dir);
         let loaded = tokio::task::spawn_blocking(move || {
@@ -76,7 +79,11 @@ pub async fn source(mut source: Source, mut last: Records, inputs: Inputs) {
             last.clone_from(&records);
             inputs.send(Input::Records(records)).await;
         }
-        changed(watch, RELOAD).await;
+        // Either may be dropped: the reading that follows serves both.
+        tokio::select! {
+            () = changed(watch, RELOAD) => {}
+            () = wanted.notified() => {}
+        }
     }
 }
 
@@ -137,13 +144,24 @@ impl Scan {
     }
 }
 
-/// Tells the node every three seconds and when asked to look.
+/// Tells the node every three seconds and when asked to look. After pods have gone, memory that they took is given back.
 pub async fn processes(look: Arc<Notify>, inputs: Inputs) {
+    let (mut seen, mut trims) = (0, 0);
     loop {
         // Either may be dropped: the look that follows serves both.
         let _ = tokio::time::timeout(SCAN, look.notified()).await;
         match tokio::task::spawn_blocking(Scan::now).await {
-            Ok(Ok(scan)) => inputs.send(Input::Scan(scan)).await,
+            Ok(Ok(scan)) => {
+                if scan.processes.len() < seen {
+                    trims = TRIMS;
+                }
+                seen = scan.processes.len();
+                inputs.send(Input::Scan(scan)).await;
+                if trims > 0 {
+                    trims -= 1;
+                    let _ = tokio::task::spawn_blocking(mesh_net::memory::give_back).await; // it cannot panic
+                }
+            }
             Ok(Err(error)) => tracing::warn!(%error, "processes cannot be listed"),
             Err(error) => tracing::error!(%error, "listing processes ended badly"),
         }

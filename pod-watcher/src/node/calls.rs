@@ -87,6 +87,7 @@ impl Node {
                 tracing::debug!(%pod, "ADD waits for the pod's record");
                 self.waiting.push(Waiting { request, attachment, netns });
                 self.timers.arm(RECORD, Due::Waiting(request));
+                self.wanted.notify_one();
             }
         }
     }

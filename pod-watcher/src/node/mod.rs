@@ -127,6 +127,8 @@ pub struct Parts {
     pub inputs: Inputs,
     /// Asks for a look at the processes.
     pub look: Arc<Notify>,
+    /// Asks for a reading of the source.
+    pub wanted: Arc<Notify>,
     /// Released when every pod that was there before us has been read back.
     pub adopted: Latch,
     /// The same, for whoever opens the sockets.
@@ -156,6 +158,7 @@ pub struct Node {
     group: tasks::Handle,
     inputs: Inputs,
     look: Arc<Notify>,
+    wanted: Arc<Notify>,
     /// Until the first scan has been worked off: pods whose rules are being read.
     adopting: Option<Adopting>,
     pods: BTreeMap<PodUid, Entry>,
@@ -180,8 +183,21 @@ struct Adopting {
 impl Node {
     /// Knows what the parts say, and nothing of the kernel yet.
     pub fn new(parts: Parts) -> Self {
-        let Parts { scope, kernel, linger, records, facts, status, metrics, group, inputs, look, adopted, adoption } =
-            parts;
+        let Parts {
+            scope,
+            kernel,
+            linger,
+            records,
+            facts,
+            status,
+            metrics,
+            group,
+            inputs,
+            look,
+            wanted,
+            adopted,
+            adoption,
+        } = parts;
         Self {
             scope,
             kernel,
@@ -193,6 +209,7 @@ impl Node {
             group,
             inputs,
             look,
+            wanted,
             adopting: Some(Adopting { scanned: false, reading: BTreeSet::new(), adopted, adoption }),
             pods: BTreeMap::new(),
             keepers: BTreeMap::new(),
