@@ -20,7 +20,7 @@ fn supervisor(dir: &Path) -> Process {
     std::os::unix::fs::chown(&state, Some(common::WORKER), Some(common::WORKER)).expect("chown");
     let child = Command::new("setpriv")
         .args(["--reuid=65532", "--regid=65532", "--clear-groups", "--bounding-set=-all", "--inh-caps=-all", "--"])
-        .arg(env!("CARGO_BIN_EXE_node-proxy"))
+        .arg(common::reachable_binary(dir))
         .args(["worker", "--node-name", "node-1", "--threads", "2"])
         .args(["--metrics-address", "127.0.0.1:0", "--ready-address", "127.0.0.1:0"])
         .arg("--keeper-socket")

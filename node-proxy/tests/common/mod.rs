@@ -36,6 +36,16 @@ pub fn shared_dir() -> tempfile::TempDir {
     dir
 }
 
+/// The binary at a place that the worker's user can reach: a checkout or a cache below root's home is closed to it.
+pub fn reachable_binary(dir: &Path) -> PathBuf {
+    let (built, place) = (Path::new(env!("CARGO_BIN_EXE_node-proxy")), dir.join("node-proxy"));
+    if !place.exists() && std::fs::hard_link(built, &place).is_err() {
+        // Another file system.
+        std::fs::copy(built, &place).expect("copy of the binary");
+    }
+    place
+}
+
 /// A process that is ended with the test.
 #[derive(Debug)]
 pub struct Process(pub Child);

@@ -216,7 +216,7 @@ fn worker(dir: &tempfile::TempDir) -> Process {
     let log = std::fs::File::create(dir.path().join("access.log")).expect("log");
     let child = Command::new("setpriv")
         .args(["--reuid=65532", "--regid=65532", "--clear-groups", "--bounding-set=-all", "--inh-caps=-all", "--"])
-        .arg(env!("CARGO_BIN_EXE_node-proxy"))
+        .arg(crate::common::reachable_binary(dir.path()))
         .args(["worker", "--node-name", "node-1", "--threads", "2", "--access-log", "json", "--drain-seconds", "2"])
         .args(["--cluster-range", "198.18.0.0/15,fd77::/16"])
         .args(["--metrics-address", "127.0.0.1:0", "--ready-address", "127.0.0.1:0"])
