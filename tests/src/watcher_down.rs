@@ -64,8 +64,7 @@ fn with_pod_watcher_dead_only_pods_of_the_mesh_are_refused_and_after_its_return_
     ensure!(error.details.contains("tries again") && error.details.contains("culvert-system"), "what to do: {text}");
     let deadline = Duration::from_secs(TIMEOUT);
     ensure!(error.after <= deadline + Duration::from_millis(500), "refused only after {:?}", error.after);
-    // A pod that opts in by its own label in a plain namespace: the namespace's standing lets it pass, which its return makes good.
-    // The traffic of those that run never noticed.
+    // Those that run never noticed.
     reaches(&cart, &web)?;
     reaches(&web, &cart)?;
     reaches(&stranger, &cart)?;
