@@ -4,6 +4,7 @@ use std::io::{Read, Write};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener, TcpStream};
 use std::os::fd::OwnedFd;
 use std::process::Command;
+use std::time::{Duration, Instant};
 
 use mesh_model::Mark;
 use mesh_net::diag::Diag;
@@ -48,6 +49,22 @@ fn listener(pod: &Netns, port: u16) -> TcpListener {
     let listener = TcpListener::from(fd);
     listener.set_nonblocking(false).expect("blocking");
     listener
+}
+
+/// The same, once a child that another test is starting has let go of its copy of an earlier listener: between fork and exec
+/// it holds every descriptor of this process. The wait is far below the 60 s of TIME-WAIT, so that cannot be what ends.
+fn listener_once_free(pod: &Netns, port: u16) -> TcpListener {
+    let begun = Instant::now();
+    loop {
+        match inside(pod, || socket::listen(port, 16)) {
+            Err(ListenError::InUse { .. }) if begun.elapsed() < Duration::from_secs(10) => std::thread::yield_now(),
+            other => {
+                let listener = TcpListener::from(other.expect("listen"));
+                listener.set_nonblocking(false).expect("blocking");
+                return listener;
+            }
+        }
+    }
 }
 
 #[test]
@@ -142,7 +159,7 @@ fn a_port_that_an_app_has_is_told_apart_whichever_address_it_took() {
 fn a_listener_opens_over_time_wait_of_an_earlier_one() {
     let pod = pod(&[]);
     for _ in 0..3 {
-        let listener = listener(&pod, 15008);
+        let listener = listener_once_free(&pod, 15008);
         let near = inside(&pod, || TcpStream::connect("127.0.0.1:15008")).expect("connect");
         let (far, _) = listener.accept().expect("accept");
         // The server side closes first: its end stays in TIME-WAIT.
