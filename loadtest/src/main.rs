@@ -1,0 +1,3 @@
+//! `culvert-loadtest`: see `cargo xtask bench`.
+
+fn main() {}
