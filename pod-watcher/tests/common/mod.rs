@@ -5,6 +5,7 @@
 pub mod keeper;
 pub mod pod;
 
+use std::collections::BTreeMap;
 use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
@@ -197,7 +198,7 @@ impl Node {
         let after_name = stat.rsplit_once(") ").map_or("", |(_, rest)| rest);
         let ticks: u64 = after_name.split(' ').skip(11).take(2).filter_map(|text| text.parse::<u64>().ok()).sum();
         Usage {
-            descriptors: std::fs::read_dir(format!("/proc/{pid}/fd")).expect("procfs").count(),
+            descriptors: descriptors(pid),
             resident_kib: resident.and_then(|text| text.parse().ok()).expect("a number"),
             cpu: Duration::from_millis(ticks * 10),
         }
@@ -208,9 +209,27 @@ impl Node {
     }
 }
 
+/// How many descriptors of each kind: `socket`, `/dev/null`, `anon_inode`, a path.
+fn descriptors(pid: u32) -> BTreeMap<String, usize> {
+    let mut kinds = BTreeMap::new();
+    for fd in std::fs::read_dir(format!("/proc/{pid}/fd")).expect("procfs").flatten() {
+        // One that was closed since is none.
+        let Ok(target) = std::fs::read_link(fd.path()) else { continue };
+        let target = target.to_string_lossy().into_owned();
+        // Opened once, for the first random mark, and kept: a static binary's way to the kernel's generator.
+        if target == "/dev/urandom" {
+            continue;
+        }
+        let kind = if target.starts_with("socket:") { "socket" } else { target.split('[').next().unwrap_or_default() };
+        *kinds.entry(kind.to_owned()).or_default() += 1;
+    }
+    kinds
+}
+
 /// What a process uses.
+#[derive(Debug)]
 pub struct Usage {
-    pub descriptors: usize,
+    pub descriptors: BTreeMap<String, usize>,
     pub resident_kib: u64,
     pub cpu: Duration,
 }
