@@ -8,7 +8,7 @@ use std::io;
 use std::net::SocketAddr;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use mesh_model::{ClientAddr, OrigDst, Reason};
 use mesh_net::socket;
@@ -17,7 +17,7 @@ use tokio::io::unix::AsyncFd;
 use tokio::net::TcpStream;
 use tokio::sync::{OwnedSemaphorePermit, mpsc};
 
-use super::connection::{Connection, ConnectionId, Direction};
+use super::connection::{Connection, ConnectionId, Direction, Phase};
 use super::pods::Pod;
 use super::record::{Record, Refusal};
 use super::threads::{Busy, Peers, Thread};
@@ -57,6 +57,7 @@ pub struct Arrived {
     pod: Arc<Pod>,
     port: Port,
     place: Place,
+    at: Instant,
 }
 
 /// Its place in the budgets; given up when dropped.
@@ -89,7 +90,7 @@ impl Arrived {
 
     /// Puts it on this thread. `None` when the kernel will not have it.
     pub fn take(self) -> Option<Accepted> {
-        let Arrived { socket, peer, pod, port, place } = self;
+        let Arrived { socket, peer, pod, port, place, at } = self;
         let destination = match port {
             Port::Outbound | Port::Inbound => socket::original_dst(&socket),
             // Not redirected: where a tunnel leads is said by its requests.
@@ -99,7 +100,8 @@ impl Arrived {
             .inspect_err(|error| tracing::warn!(%error, %peer, "an accepted socket cannot be served"))
             .ok()?;
         let client = ClientAddr::new(peer);
-        let connection = Connection::new(ConnectionId::random(), port.direction(), client, destination);
+        let connection = Connection::new(ConnectionId::random(), port.direction(), client, destination).since(at);
+        connection.reached(Phase::Served);
         Some(Accepted { stream, pod, connection: Arc::new(connection), place })
     }
 }
@@ -207,7 +209,7 @@ async fn accept_all(here: Arc<Thread>, peers: Arc<Peers>, pod: Arc<Pod>, port: P
         match pod.room() {
             Some(room) => {
                 let place = Place { _worker: permit, _pod: room, busy: None };
-                peers.hand(&here, Arrived { socket, peer, pod: pod.clone(), port, place });
+                peers.hand(&here, Arrived { socket, peer, pod: pod.clone(), port, place, at: Instant::now() });
             }
             None => refuse(&here, &pod, port, &socket, peer),
         }

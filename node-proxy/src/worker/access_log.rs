@@ -13,7 +13,7 @@ use mesh_model::{Identity, PodName, Reason, ServiceKey};
 use prometheus::IntCounter;
 
 use super::args::AccessLogFormat;
-use super::connection::{ConnectionId, Direction};
+use super::connection::{ConnectionId, Direction, Phase};
 
 /// Lines that may wait: about two seconds of 4,000 connections per second.
 const QUEUE: usize = 8192;
@@ -59,6 +59,8 @@ pub struct Line {
     pub sent: u64,
     /// Bytes to the client.
     pub received: u64,
+    /// Microseconds from accept to each phase, in the order of [`Phase::ALL`]; `None`: not reached.
+    pub phases: [Option<u64>; Phase::ALL.len()],
     /// From accept to end.
     pub duration: Duration,
 }
@@ -92,6 +94,9 @@ impl Line {
         text("cause", self.cause.clone());
         fields.push(("sent", Value::Number(self.sent)));
         fields.push(("received", Value::Number(self.received)));
+        for (phase, at) in Phase::ALL.into_iter().zip(self.phases) {
+            fields.extend(at.map(|micros| (phase.key(), Value::Number(micros))));
+        }
         fields.push(("duration_us", Value::Number(self.duration.as_micros().try_into().unwrap_or(u64::MAX))));
         fields
     }
@@ -257,6 +262,7 @@ mod tests {
             cause: Some("far end: \"no\"\nreally".into()),
             sent: 10,
             received: 20,
+            phases: [Some(10), Some(20), None, None],
             duration: Duration::from_micros(1500),
         }
     }
@@ -272,7 +278,7 @@ mod tests {
              source_identity=spiffe://cluster.local/ns/shop/sa/web source_pod=shop/web-0 \
              destination_identity=spiffe://cluster.local/ns/shop/sa/cart workload=shop/cart-1 \
              service=shop/cart.shop.svc.cluster.local route=tunnel security=mutual_tls policy=shop/only-web \
-             reason=PolicyDenied cause=\"far end: \\\"no\\\"\\nreally\" sent=10 received=20 duration_us=1500\n"
+             reason=PolicyDenied cause=\"far end: \\\"no\\\"\\nreally\" sent=10 received=20 served_us=10 judged_us=20 duration_us=1500\n"
         );
         let mut json = String::new();
         line().render(AccessLogFormat::Json, &mut json);

@@ -86,6 +86,56 @@ pub struct CutCause {
     pub policy: Option<PolicyKey>,
 }
 
+/// A step on a connection's way to its first byte.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Phase {
+    /// Its thread took it up: until then it waited in a queue of ours.
+    Served,
+    /// Policy said yes.
+    Judged,
+    /// The far end is reached.
+    Connected,
+    /// The first byte was passed, either way.
+    FirstByte,
+}
+
+impl Phase {
+    /// All of them, in the order in which they are reached.
+    pub const ALL: [Phase; 4] = [Phase::Served, Phase::Judged, Phase::Connected, Phase::FirstByte];
+
+    /// The key in the access log: microseconds since accept.
+    pub const fn key(self) -> &'static str {
+        match self {
+            Phase::Served => "served_us",
+            Phase::Judged => "judged_us",
+            Phase::Connected => "connected_us",
+            Phase::FirstByte => "first_byte_us",
+        }
+    }
+}
+
+/// When each phase was reached: microseconds since accept, 0 = not reached. Relaxed: each is written by the connection's own thread,
+/// and whoever reads them elsewhere (admin) wants a figure, not an order.
+#[derive(Debug, Default)]
+pub struct Phases([AtomicU64; Phase::ALL.len()]);
+
+impl Phases {
+    /// Microseconds from accept to this phase; `None`: not reached.
+    pub fn at(&self, phase: Phase) -> Option<u64> {
+        Some(self.0[phase as usize].load(Ordering::Relaxed)).filter(|micros| *micros != 0)
+    }
+
+    /// The first time stays: a second endpoint that is tried was judged by the same rules.
+    fn stamp(&self, phase: Phase, since: Instant) {
+        let slot = &self.0[phase as usize];
+        if slot.load(Ordering::Relaxed) == 0 {
+            let micros = u64::try_from(since.elapsed().as_micros()).unwrap_or(u64::MAX);
+            // Reached within the first microsecond is still reached.
+            slot.store(micros.max(1), Ordering::Relaxed);
+        }
+    }
+}
+
 /// The switch: set once from any thread, seen by the task that moves the bytes.
 #[derive(Debug, Default)]
 struct Cut {
@@ -108,6 +158,7 @@ pub struct Connection {
     pub started: SystemTime,
     /// The same, for durations.
     pub accepted: Instant,
+    phases: Phases,
     permit: OnceLock<Permit>,
     // One per end that counts it: two when both ends are pods of this node.
     series: OnceLock<Vec<Arc<Series>>>,
@@ -126,12 +177,30 @@ impl Connection {
             destination,
             started: SystemTime::now(),
             accepted: Instant::now(),
+            phases: Phases::default(),
             permit: OnceLock::new(),
             series: OnceLock::new(),
             to_destination: AtomicU64::new(0),
             to_client: AtomicU64::new(0),
             cut: Cut::default(),
         }
+    }
+
+    /// The same, accepted earlier: it waited for its thread since.
+    pub fn since(mut self, accepted: Instant) -> Self {
+        self.started = self.started.checked_sub(accepted.elapsed()).unwrap_or(self.started);
+        self.accepted = accepted;
+        self
+    }
+
+    /// It has come this far.
+    pub fn reached(&self, phase: Phase) {
+        self.phases.stamp(phase, self.accepted);
+    }
+
+    /// When it reached which phase.
+    pub fn phases(&self) -> &Phases {
+        &self.phases
     }
 
     /// Ends the connection: both ends are reset. The first cause stays.
@@ -179,7 +248,9 @@ impl Connection {
 
     /// Bytes moved from the client to the destination.
     pub fn sent(&self, bytes: usize) {
-        self.to_destination.fetch_add(bytes as u64, Ordering::Relaxed);
+        if self.to_destination.fetch_add(bytes as u64, Ordering::Relaxed) == 0 {
+            self.reached(Phase::FirstByte);
+        }
         for series in self.series() {
             series.sent.inc_by(bytes as u64);
         }
@@ -187,7 +258,9 @@ impl Connection {
 
     /// Bytes moved from the destination to the client.
     pub fn received(&self, bytes: usize) {
-        self.to_client.fetch_add(bytes as u64, Ordering::Relaxed);
+        if self.to_client.fetch_add(bytes as u64, Ordering::Relaxed) == 0 {
+            self.reached(Phase::FirstByte);
+        }
         for series in self.series() {
             series.received.inc_by(bytes as u64);
         }
@@ -217,6 +290,23 @@ mod tests {
         for header in ["", "00", "00-1-1-00", &zero, upper, future, "00-4bf92f3577b34da6a3ce929d0e0e4736"] {
             assert_eq!(ConnectionId::of_traceparent(header), None, "{header:?}");
         }
+    }
+
+    #[test]
+    fn phases_count_from_accept_and_the_first_time_stays() {
+        let client = ClientAddr::new(([127, 0, 0, 1], 1).into());
+        let early = Instant::now().checked_sub(std::time::Duration::from_millis(20)).expect("the machine is up");
+        let connection = Connection::new(ConnectionId::random(), Direction::Inbound, client, None).since(early);
+        assert!(Phase::ALL.iter().all(|phase| connection.phases().at(*phase).is_none()));
+        connection.reached(Phase::Served);
+        let served = connection.phases().at(Phase::Served).expect("reached");
+        assert!(served >= 20_000, "{served}");
+        connection.reached(Phase::Served);
+        connection.received(1);
+        connection.sent(1);
+        assert_eq!(connection.phases().at(Phase::Served), Some(served));
+        assert!(connection.phases().at(Phase::FirstByte).is_some_and(|first| first >= served));
+        assert_eq!(connection.phases().at(Phase::Judged), None);
     }
 
     #[tokio::test]

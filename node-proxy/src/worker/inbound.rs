@@ -13,7 +13,7 @@ use mesh_model::{ClientAddr, Mesh, OrigDst, Reason, ServiceKey};
 use super::accept::Accepted;
 use super::authorize::{self, Authorized};
 use super::connect::{self, Asking, CERTIFICATE, Reached};
-use super::connection::{Connection, ConnectionId, Direction};
+use super::connection::{Connection, ConnectionId, Direction, Phase};
 use super::copy;
 use super::end::{self, End};
 use super::identify;
@@ -83,8 +83,10 @@ async fn reach(
     record: &mut Record,
 ) -> Result<Reached, Refusal> {
     record.authorized(authorized);
+    connection.reached(Phase::Judged);
     let asking = Asking { id: connection.id, service_host: None, baggage: String::new() };
     let reached = connect::open(&here.dialer, authorized, asking).await?;
+    connection.reached(Phase::Connected);
     if let Some(permit) = authorized.permit() {
         ticket.judged(permit, Judged::Here, mesh, || here.proxy.mesh());
     }
@@ -143,6 +145,7 @@ async fn serve_request(here: Arc<Thread>, pod: Arc<Pod>, mut request: Incoming) 
     let client = client_of(request.peer.ip(), request.forwarded.as_deref());
     let id = id.unwrap_or_else(ConnectionId::random);
     let connection = Arc::new(Connection::new(id, Direction::Tunnel, client, authority));
+    connection.reached(Phase::Served);
     let mut record = Record::new(&here.proxy.sinks, &connection, &pod);
     record.source(request.peer_identity.clone());
     record.route("tunnel", Security::MutualTls);

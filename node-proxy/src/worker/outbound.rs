@@ -13,7 +13,7 @@ use tokio::sync::OwnedSemaphorePermit;
 use super::accept::Accepted;
 use super::authorize::{self, Authorized, To};
 use super::connect::{self, Asking, Reached};
-use super::connection::Connection;
+use super::connection::{Connection, Phase};
 use super::copy;
 use super::end::{self, End};
 use super::identify::{self, Identified};
@@ -91,7 +91,9 @@ async fn set_up(
     };
     let asking = Asking { id: connection.id, service_host: None, baggage: baggage(&here.proxy, pod) };
     let (service, targets) = match routed {
-        Routed::Outside(destination) => return outside(here, &identified, destination, asking, record).await,
+        Routed::Outside(destination) => {
+            return outside(here, &identified, destination, asking, connection, record).await;
+        }
         Routed::Inside { service, targets } => (service, targets),
     };
     if let Some(service) = &service {
@@ -159,11 +161,13 @@ async fn endpoint(
     };
     let authorized = judged.map_err(|denied| Failed::for_good(told(record, denied.into())))?;
     record.authorized(&authorized);
+    connection.reached(Phase::Judged);
     let room = called_room(&authorized).map_err(|refusal| Failed::for_good(told(record, refusal)))?;
     let load = here.proxy.loads.enter(target.address());
     let reached = connect::open(&here.dialer, &authorized, asking)
         .await
         .map_err(|error| Failed { try_another: error.try_another(), refusal: told(record, error.into()) })?;
+    connection.reached(Phase::Connected);
     let far_end = room.map(|(pod, room)| {
         let ticket = live::enter(pod, connection);
         if let Some(permit) = authorized.permit() {
@@ -189,12 +193,15 @@ async fn outside(
     identified: &Identified,
     destination: OrigDst,
     asking: Asking,
+    connection: &Connection,
     record: &mut Record,
 ) -> Result<Open, Refusal> {
     record.route("passthrough", Security::Plain);
     let authorized = authorize::outside(identified, destination);
+    connection.reached(Phase::Judged);
     let load = here.proxy.loads.enter(destination.addr());
     let reached = connect::open(&here.dialer, &authorized, asking).await?;
+    connection.reached(Phase::Connected);
     Ok(Open { reached, load, far_end: None })
 }
 

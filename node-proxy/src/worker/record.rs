@@ -9,7 +9,7 @@ use prometheus::IntGauge;
 use super::access_log::{AccessLog, Line};
 use super::authorize::{Authorized, Grounds};
 use super::connect::ConnectError;
-use super::connection::{Connection, CutCause, Direction};
+use super::connection::{Connection, CutCause, Direction, Phase};
 use super::copy::Ended;
 use super::identify::Unidentified;
 use super::metrics::{Labels, Metrics, Reporter, Security, Series};
@@ -267,6 +267,7 @@ impl Record {
             cause,
             sent,
             received,
+            phases: Phase::ALL.map(|phase| self.connection.phases().at(phase)),
             duration: self.connection.accepted.elapsed(),
         });
     }
