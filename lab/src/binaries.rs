@@ -1,6 +1,7 @@
 //! Where the programs are that the lab starts: ours beside this one, the rest from Debian packages.
 
 use std::path::{Path, PathBuf};
+use std::sync::OnceLock;
 
 use anyhow::{Context, Result, bail, ensure};
 
@@ -16,8 +17,19 @@ pub const MESH: [&str; 4] = ["control-plane", "pod-watcher", "node-proxy", "culv
 pub const PACKAGES: [(&str, &str); 3] =
     [("iproute2", "ip"), ("containernetworking-plugins", "/usr/lib/cni/bridge"), ("nftables", "nft")];
 
-/// The directory of our binaries: `CULVERT_BIN_DIR`, or where this program is (one up for a test binary in `deps`).
+static CHOSEN: OnceLock<PathBuf> = OnceLock::new();
+
+/// Takes our binaries from `dir`, for the rest of this process.
+pub fn use_dir(dir: &Path) -> Result<()> {
+    let dir = dir.canonicalize().with_context(|| format!("find {}", dir.display()))?;
+    CHOSEN.set(dir).ok().context("the directory of binaries was chosen before")
+}
+
+/// The directory of our binaries: the one of [`use_dir`], else `CULVERT_BIN_DIR`, or where this program is (one up for a test binary in `deps`).
 pub fn dir() -> Result<PathBuf> {
+    if let Some(dir) = CHOSEN.get() {
+        return Ok(dir.clone());
+    }
     if let Some(dir) = std::env::var_os("CULVERT_BIN_DIR") {
         return Ok(dir.into());
     }

@@ -22,7 +22,11 @@ const INTERRUPTED: i32 = 130;
 
 /// From now on SIGINT, SIGTERM and SIGHUP take the lab in `dir` down and end this process.
 pub fn take_down_on_signal(dir: &Dir) -> Result<()> {
-    let dir = dir.clone();
+    take_all_down_on_signal(vec![dir.clone()])
+}
+
+/// The same for several labs that one process makes.
+pub fn take_all_down_on_signal(dirs: Vec<Dir>) -> Result<()> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     let guard = runtime.enter();
     let (mut int, mut term, mut hup) =
@@ -34,9 +38,11 @@ pub fn take_down_on_signal(dir: &Dir) -> Result<()> {
             tokio::select! { _ = int.recv() => {}, _ = term.recv() => {}, _ = hup.recv() => {} }
         });
         *STOPPING.write().unwrap_or_else(PoisonError::into_inner) = true;
-        eprintln!("\nculvert-lab: taking lab {} down", dir.name());
-        if let Err(error) = dir.down() {
-            eprintln!("culvert-lab: not everything went: {error:#} (culvert-lab down {})", dir.name());
+        for dir in dirs.iter().filter(|dir| dir.exists()) {
+            eprintln!("\nculvert-lab: taking lab {} down", dir.name());
+            if let Err(error) = dir.down() {
+                eprintln!("culvert-lab: not everything went: {error:#} (culvert-lab down {})", dir.name());
+            }
         }
         std::process::exit(INTERRUPTED)
     })?;

@@ -35,6 +35,8 @@ pub struct MeshConfig {
     pub excluded: Vec<String>,
     /// Seconds the plugin waits for an answer.
     pub cni_timeout: u64,
+    /// The worker's access log on its standard output: `text`, `json` or `off`.
+    pub access_log: String,
     /// The worker's threads; its own choice when absent.
     pub threads: Option<usize>,
     /// Memory limit of the worker, bytes.
@@ -62,6 +64,7 @@ impl Default for MeshConfig {
             trust_domain: "cluster.local".into(),
             excluded: vec!["kube-system".into(), ROOT_NAMESPACE.into()],
             cni_timeout: 15,
+            access_log: "json".into(),
             threads: None,
             worker_memory: None,
             keeper_memory: Some(64 << 20),
@@ -108,7 +111,7 @@ impl MeshConfig {
         args.extend(strings(&["--state-dir", "/var/lib/culvert/node-proxy", "--node-name", node]));
         args.extend(strings(&["--cluster-id", "Kubernetes", "--trust-domain", &self.trust_domain]));
         args.extend(strings(&["--metrics-address", "[::]:15020", "--ready-address", "[::]:15021"]));
-        args.extend(strings(&["--admin-socket", "/run/node-proxy/admin.sock", "--access-log", "json"]));
+        args.extend(strings(&["--admin-socket", "/run/node-proxy/admin.sock", "--access-log", &self.access_log]));
         for range in plan::CLUSTER_RANGES {
             args.extend(strings(&["--cluster-range", range]));
         }

@@ -1,0 +1,76 @@
+//! A data plane under test: a lab of its own with the same two nodes, pods and links as every other plane, and what carries
+//! its bytes. All planes of a run stand at once, so that they can be measured turn by turn.
+
+mod mesh;
+mod none;
+mod pods;
+
+use std::net::SocketAddr;
+
+use anyhow::{Result, bail};
+use lab::{Lab, Pid, PodHandle};
+
+use crate::path::{Family, Place, Side};
+
+pub use pods::{NAMESPACE, Pods};
+
+/// Port of the server that gives back what it gets.
+pub const ECHO: u16 = 7100;
+/// Port of the server that takes everything and, at the end of its input, says how many bytes that was (8, big endian).
+pub const SINK: u16 = 7101;
+/// Port of the server that sends until the peer goes.
+pub const SOURCE: u16 = 7102;
+/// The ports of every server pod.
+pub const PORTS: [u16; 3] = [ECHO, SINK, SOURCE];
+
+/// One plane that stands. Dropping it takes its lab down.
+pub trait Plane: Send + Sync {
+    /// `none`, `mesh`, ...: the `plane` column.
+    fn name(&self) -> &str;
+
+    /// What a reader must know of it: version, configuration, arguments; name and text in the order to print.
+    fn about(&self) -> Vec<(String, String)>;
+
+    /// Its lab: node 1 has client, neighbour and the near server, node 2 the far server.
+    fn lab(&self) -> &Lab;
+
+    /// Its pods.
+    fn pods(&self) -> &Pods;
+
+    /// Where a client connects to reach a server's port.
+    fn target(&self, place: Place, family: Family, port: u16) -> Result<SocketAddr> {
+        self.pods().address(place, family, port)
+    }
+
+    /// The processes that move the bytes of connections to `place`, counted at this side. A process that is both sides' (one
+    /// node's proxy, same-node) is the client's and not named again for the server.
+    fn proxies(&self, place: Place, side: Side) -> Result<Vec<Pid>>;
+
+    /// Every process of the plane on a node, by role: what its pods cost there.
+    fn processes(&self, node: usize) -> Result<Vec<(String, Pid)>>;
+
+    /// Makes another client pod on node 1, under a service account of its own named like the pod.
+    fn add_client(&self, name: &str) -> Result<PodHandle> {
+        pods::client(self.lab(), name)
+    }
+
+    /// Takes its lab down and says whether everything went.
+    fn down(self: Box<Self>) -> Result<()>;
+}
+
+/// Planes by name, in the order they are listed.
+pub const KNOWN: [(&str, &str); 3] = [
+    ("none", "the same pods and links, nothing between them"),
+    ("mesh", "the mesh, as its DaemonSets start it"),
+    ("mesh-quiet", "the mesh without access log and without metrics per connection"),
+];
+
+/// Makes the plane `name` in a lab named `lab`.
+pub fn up(name: &str, lab: &str) -> Result<Box<dyn Plane>> {
+    Ok(match name {
+        "none" => Box::new(none::up(lab)?),
+        "mesh" => Box::new(mesh::up(lab, false)?),
+        "mesh-quiet" => Box::new(mesh::up(lab, true)?),
+        _ => bail!("no plane {name}: {}", KNOWN.map(|(known, _)| known).join(", ")),
+    })
+}
