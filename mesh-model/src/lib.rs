@@ -11,6 +11,7 @@ pub mod policy;
 pub mod ranges;
 pub mod reason;
 pub mod service;
+pub mod telemetry;
 pub mod workload;
 
 pub use addr::{ClientAddr, OrigDst};
@@ -20,4 +21,5 @@ pub use pod::{Mark, PodName, PodUid};
 pub use ranges::ClusterRanges;
 pub use reason::Reason;
 pub use service::{BadServiceKey, Service, ServiceKey, ServicePort};
+pub use telemetry::Telemetry;
 pub use workload::{Health, NetworkPolicy, Tunnel, Workload, WorkloadUid};

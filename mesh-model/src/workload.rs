@@ -3,9 +3,10 @@
 use std::collections::BTreeMap;
 use std::fmt;
 use std::net::IpAddr;
+use std::sync::Arc;
 
 use crate::policy::PolicyKey;
-use crate::{BadIdentity, Identity, PodName, PodUid, ServiceKey, TrustDomain};
+use crate::{BadIdentity, Identity, PodName, PodUid, ServiceKey, Telemetry, TrustDomain};
 
 /// Primary key of a workload, `<cluster>//Pod/<namespace>/<name>` for pods.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -91,6 +92,8 @@ pub struct Workload {
     pub network_policy: NetworkPolicy,
     /// A host-network pod shares its node's address and is never found by address.
     pub host_network: bool,
+    /// What it is called in metrics and logs.
+    pub telemetry: Arc<Telemetry>,
 }
 
 impl Workload {

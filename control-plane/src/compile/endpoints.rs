@@ -9,7 +9,7 @@ use std::net::IpAddr;
 
 use k8s_openapi::api::discovery::v1::{Endpoint, EndpointSlice};
 use mesh_api::manifests::{Key, Objects};
-use mesh_model::{Health, NetworkPolicy, PodName, ServiceKey, Tunnel, Workload, WorkloadUid};
+use mesh_model::{Health, NetworkPolicy, PodName, ServiceKey, Telemetry, Tunnel, Workload, WorkloadUid};
 
 use super::services::{is_tcp, number, service_key};
 use super::workloads::{Compiling, Pods};
@@ -123,6 +123,14 @@ fn other(endpoint: &Endpoint, slice: &Key, ip: IpAddr, config: &CompileConfig, p
         network_policy: NetworkPolicy::Selected,
         // Whoever may write a slice must not thereby say in whose name an address of the cluster answers.
         host_network: true,
+        telemetry: Telemetry {
+            workload_name: name.clone(),
+            canonical_name: name.clone(),
+            canonical_revision: "latest".to_owned(),
+            region: String::new(),
+            zone: endpoint.zone.clone().unwrap_or_default(),
+        }
+        .into(),
     };
     pods.entry(uid.clone()).or_insert(Compiling { workload, labels: BTreeMap::new() });
     uid

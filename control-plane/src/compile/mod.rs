@@ -9,6 +9,7 @@ mod network_policy;
 mod peer_authentication;
 mod selector;
 mod services;
+mod telemetry;
 mod workloads;
 
 use std::fmt;

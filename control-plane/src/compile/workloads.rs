@@ -7,7 +7,7 @@ use mesh_api::manifests::{self, Enrolment, Objects, Pod};
 use mesh_model::{Health, NetworkPolicy, PodName, Tunnel, Workload, WorkloadUid};
 
 use super::selector::Labels;
-use super::{CompileConfig, Problem};
+use super::{CompileConfig, Problem, telemetry};
 
 /// A workload on its way, with what only compiling needs.
 pub(super) struct Compiling {
@@ -44,6 +44,7 @@ pub(super) fn workloads(objects: &Objects, config: &CompileConfig, problems: &mu
             services: BTreeMap::new(),
             network_policy: NetworkPolicy::Selected,
             host_network,
+            telemetry: telemetry::of(pod, node, objects).into(),
         };
         if workload.tunnel == Tunnel::Hbone
             && let Err(error) = workload.identity()

@@ -187,14 +187,14 @@ impl Header {
     /// What the object is called, if its name is one that Kubernetes allows.
     pub(super) fn object(&self, kind: Kind) -> Result<ObjectRef, String> {
         let namespace = match kind {
-            Kind::Namespace => String::new(),
+            kind if kind.is_of_cluster() => String::new(),
             _ => self.namespace.clone().unwrap_or_else(|| "default".to_owned()),
         };
         // These names become keys, file names and log fields.
         if !is_dns_name(&self.name, 253) {
             return Err(format!("metadata.name {:?} is not a name that Kubernetes allows", clip(&self.name)));
         }
-        if kind != Kind::Namespace && !is_dns_name(&namespace, 63) {
+        if !kind.is_of_cluster() && !is_dns_name(&namespace, 63) {
             return Err(format!("metadata.namespace {:?} is not a name that Kubernetes allows", clip(&namespace)));
         }
         Ok(ObjectRef { kind, namespace, name: self.name.clone() })
@@ -236,7 +236,7 @@ pub(super) fn without_nulls(value: Value) -> Value {
 
 /// Writes the namespace into an object that leaves it to the default, so that readers need not know the default.
 pub(super) fn with_namespace(mut value: Value, object: &ObjectRef) -> Value {
-    if object.kind != Kind::Namespace
+    if !object.kind.is_of_cluster()
         && let Some(metadata) = value.get_mut("metadata").and_then(Value::as_object_mut)
     {
         metadata.insert("namespace".to_owned(), Value::String(object.namespace.clone()));

@@ -7,13 +7,15 @@ use std::path::PathBuf;
 use serde_json::Value;
 
 use super::security::{AuthorizationPolicy, PeerAuthentication};
-use super::{EndpointSlice, Namespace, NetworkPolicy, Objects, Pod, Service, ServiceAccount};
+use super::{EndpointSlice, Namespace, NetworkPolicy, Node, Objects, Pod, Service, ServiceAccount};
 
 /// A kind of object that Culvert reads; documents of other kinds are passed over.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Kind {
     /// v1.
     Namespace,
+    /// v1.
+    Node,
     /// v1.
     Pod,
     /// v1.
@@ -35,6 +37,7 @@ impl Kind {
     pub(super) fn of(group: &str, kind: &str) -> Option<Self> {
         Some(match (group, kind) {
             ("", "Namespace") => Self::Namespace,
+            ("", "Node") => Self::Node,
             ("", "Pod") => Self::Pod,
             ("", "ServiceAccount") => Self::ServiceAccount,
             ("", "Service") => Self::Service,
@@ -54,10 +57,16 @@ impl Kind {
         }
     }
 
+    /// Whether its objects are in no namespace.
+    pub(super) const fn is_of_cluster(self) -> bool {
+        matches!(self, Self::Namespace | Self::Node)
+    }
+
     /// The kind as manifests write it.
     pub const fn as_str(self) -> &'static str {
         match self {
             Self::Namespace => "Namespace",
+            Self::Node => "Node",
             Self::Pod => "Pod",
             Self::ServiceAccount => "ServiceAccount",
             Self::Service => "Service",
@@ -74,7 +83,7 @@ impl Kind {
 pub struct ObjectRef {
     /// Its kind.
     pub kind: Kind,
-    /// Its namespace; empty for a Namespace.
+    /// Its namespace; empty for a Namespace and a Node.
     pub namespace: String,
     /// Its name.
     pub name: String,
@@ -84,7 +93,7 @@ impl ObjectRef {
     /// `namespace/name`, or the name alone.
     pub(super) fn full_name(&self) -> String {
         match self.kind {
-            Kind::Namespace => self.name.clone(),
+            kind if kind.is_of_cluster() => self.name.clone(),
             _ => format!("{}/{}", self.namespace, self.name),
         }
     }
@@ -109,6 +118,11 @@ pub(super) fn add(objects: &mut Objects, object: &ObjectRef, value: Value, file:
     match object.kind {
         Kind::Namespace => {
             objects.namespaces.insert(object.name.clone(), typed::<Namespace>(value)?);
+        }
+        Kind::Node => {
+            // Where it is is all that is read; its status is large and full of quantities.
+            let metadata = value.get("metadata").cloned().unwrap_or_default();
+            objects.nodes.insert(object.name.clone(), typed::<Node>(serde_json::json!({ "metadata": metadata }))?);
         }
         Kind::Pod => {
             objects.pods.insert(key, typed::<Pod>(without_quantities(value))?);
@@ -190,6 +204,7 @@ pub(super) fn keep(objects: &mut Objects, last: &Objects, object: &ObjectRef, wh
     let any = which == Keep::Any;
     let kept = match object.kind {
         Kind::Namespace => copy(&last.namespaces, &mut objects.namespaces, &object.name, |_| true),
+        Kind::Node => copy(&last.nodes, &mut objects.nodes, &object.name, |_| true),
         Kind::Pod => copy(&last.pods, &mut objects.pods, &key, |_| true),
         Kind::ServiceAccount => copy(&last.service_accounts, &mut objects.service_accounts, &key, |_| true),
         Kind::Service => copy(&last.services, &mut objects.services, &key, |_| true),

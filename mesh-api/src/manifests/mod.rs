@@ -16,7 +16,7 @@ use std::fmt;
 use std::path::PathBuf;
 
 pub use enrolment::{COMPONENT_LABEL, Enrolment, MESH_LABEL, NotEnrolled, enrolled};
-pub use k8s_openapi::api::core::v1::{Namespace, Pod, Service, ServiceAccount};
+pub use k8s_openapi::api::core::v1::{Namespace, Node, Pod, Service, ServiceAccount};
 pub use k8s_openapi::api::discovery::v1::EndpointSlice;
 pub use k8s_openapi::api::networking::v1::NetworkPolicy;
 pub use kind::{Kind, ObjectRef};
@@ -32,6 +32,8 @@ pub type Key = (String, String);
 pub struct Objects {
     /// Namespaces, by name.
     pub namespaces: BTreeMap<String, Namespace>,
+    /// Nodes, by name: their metadata alone.
+    pub nodes: BTreeMap<String, Node>,
     /// Pods.
     pub pods: BTreeMap<Key, Pod>,
     /// Service accounts.
@@ -66,7 +68,7 @@ pub struct Rejected {
     pub line: usize,
     /// The kind as it is written; empty where it cannot be told.
     pub kind: String,
-    /// `namespace/name`, or the name alone of a Namespace; empty where it cannot be told.
+    /// `namespace/name`, or the name alone of a Namespace or Node; empty where it cannot be told.
     pub name: String,
     /// What is wrong.
     pub error: String,

@@ -4,11 +4,12 @@
 //! is refused as a whole. To serve the part we understand would send traffic past what the record demands.
 
 use std::net::IpAddr;
+use std::sync::Arc;
 
 use mesh_model::policy::PolicyKey;
 use mesh_model::{
-    BadIdentity, Health, Identity, NetworkPolicy, PodName, PodUid, Service, ServiceKey, ServicePort, TrustDomain,
-    Tunnel, Workload, WorkloadUid,
+    BadIdentity, Health, Identity, NetworkPolicy, PodName, PodUid, Service, ServiceKey, ServicePort, Telemetry,
+    TrustDomain, Tunnel, Workload, WorkloadUid,
 };
 use prost::Message;
 
@@ -150,13 +151,13 @@ fn workload(message: wire::Workload) -> Result<Workload, BadField> {
         network: _,
         // What a server does with its own tunnel does not concern a client.
         native_tunnel: _,
-        // Telemetry and weights.
-        canonical_name: _,
-        canonical_revision: _,
-        workload_type: _,
-        workload_name: _,
+        canonical_name,
+        canonical_revision,
+        workload_name,
+        locality,
+        // The key names the cluster too; the kind of what made it is in no metric; weights are not used.
         cluster_id: _,
-        locality: _,
+        workload_type: _,
         capacity: _,
     } = message;
     if waypoint.is_some() {
@@ -169,6 +170,7 @@ fn workload(message: wire::Workload) -> Result<Workload, BadField> {
         return Err(BadField::Unsupported("an application tunnel"));
     }
     let extension = extension(&extensions)?;
+    let locality = locality.unwrap_or_default();
     let workload = Workload {
         uid: WorkloadUid(filled("uid", uid)?),
         pod: PodName { namespace: filled("namespace", namespace)?, name: filled("name", name)? },
@@ -200,6 +202,13 @@ fn workload(message: wire::Workload) -> Result<Workload, BadField> {
             wire::NetworkMode::Standard => false,
             wire::NetworkMode::HostNetwork => true,
         },
+        telemetry: Arc::new(Telemetry {
+            workload_name: clip(&workload_name),
+            canonical_name: clip(&canonical_name),
+            canonical_revision: clip(&canonical_revision),
+            region: clip(&locality.region),
+            zone: clip(&locality.zone),
+        }),
     };
     // It must be able to show an identity, or be none of the mesh's.
     if workload.tunnel == Tunnel::Hbone {

@@ -5,7 +5,7 @@ use std::net::IpAddr;
 use mesh_model::policy::{
     Action, AddressBlock, Match, Policy, Rule, Scope, ServiceAccountMatch, StringMatch, block_parts,
 };
-use mesh_model::{Health, NetworkPolicy, Service, Tunnel, Workload};
+use mesh_model::{Health, NetworkPolicy, Service, Telemetry, Tunnel, Workload};
 use prost::Message;
 
 use super::{POLICY_EXTENSION, WORKLOAD_EXTENSION, culvert, security, workload as wire};
@@ -26,6 +26,7 @@ impl From<&Workload> for wire::Address {
             services,
             network_policy,
             host_network,
+            telemetry,
         } = workload;
         let extension = culvert::Extension {
             network_policy: match network_policy {
@@ -49,7 +50,10 @@ impl From<&Workload> for wire::Address {
             service_account: service_account.clone(),
             node: node.clone(),
             workload_type: wire::WorkloadType::Pod.into(),
-            workload_name: pod.name.clone(),
+            workload_name: telemetry.workload_name.clone(),
+            canonical_name: telemetry.canonical_name.clone(),
+            canonical_revision: telemetry.canonical_revision.clone(),
+            locality: locality(telemetry),
             authorization_policies: policies.iter().map(ToString::to_string).collect(),
             status: match health {
                 Health::Healthy => wire::WorkloadStatus::Healthy,
@@ -68,6 +72,12 @@ impl From<&Workload> for wire::Address {
         };
         Self { r#type: Some(wire::address::Type::Workload(message)) }
     }
+}
+
+fn locality(telemetry: &Telemetry) -> Option<wire::Locality> {
+    let Telemetry { region, zone, .. } = telemetry;
+    let known = !region.is_empty() || !zone.is_empty();
+    known.then(|| wire::Locality { region: region.clone(), zone: zone.clone(), subzone: String::new() })
 }
 
 fn port_list(ports: &[(u16, u16)]) -> wire::PortList {

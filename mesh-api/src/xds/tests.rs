@@ -6,8 +6,8 @@ use mesh_model::policy::{
     Action, Clause, Match, Policy, PolicyKey, Rule, Scope, ServiceAccountMatch, StringMatch, address_block,
 };
 use mesh_model::{
-    Health, Identity, NetworkPolicy, PodName, PodUid, Service, ServiceKey, ServicePort, TrustDomain, Tunnel, Workload,
-    WorkloadUid,
+    Health, Identity, NetworkPolicy, PodName, PodUid, Service, ServiceKey, ServicePort, Telemetry, TrustDomain, Tunnel,
+    Workload, WorkloadUid,
 };
 use proptest::prelude::*;
 use prost::Message;
@@ -44,8 +44,17 @@ fn workload() -> impl Strategy<Value = Workload> {
     let services = prop::collection::btree_map(service_key(), prop::collection::vec((port(), port()), 0..3), 0..3);
     let policies = prop::collection::vec(policy_key(), 0..3);
     let flags = (any::<bool>(), any::<bool>(), any::<bool>(), any::<bool>());
-    (names, prop::collection::vec(ip(), 0..3), services, policies, flags).prop_map(
-        |((pod, pod_uid, service_account, domain, node), addresses, services, policies, flags)| Workload {
+    let telemetry = prop::array::uniform5("[a-z0-9.-]{0,20}").prop_map(
+        |[workload_name, canonical_name, canonical_revision, region, zone]| Telemetry {
+            workload_name,
+            canonical_name,
+            canonical_revision,
+            region,
+            zone,
+        },
+    );
+    (names, prop::collection::vec(ip(), 0..3), services, policies, flags, telemetry).prop_map(
+        |((pod, pod_uid, service_account, domain, node), addresses, services, policies, flags, telemetry)| Workload {
             uid: WorkloadUid::of_pod("Kubernetes", &pod),
             pod,
             pod_uid: pod_uid.map(|text| PodUid::parse(&text).expect("a uid")),
@@ -59,6 +68,7 @@ fn workload() -> impl Strategy<Value = Workload> {
             services,
             network_policy: if flags.2 { NetworkPolicy::Selected } else { NetworkPolicy::Unselected },
             host_network: flags.3,
+            telemetry: telemetry.into(),
         },
     )
 }
@@ -202,6 +212,7 @@ fn any_workload() -> Workload {
         services: Default::default(),
         network_policy: NetworkPolicy::Unselected,
         host_network: false,
+        telemetry: Default::default(),
     }
 }
 

@@ -144,6 +144,7 @@ fn workload() -> impl Strategy<Value = Workload> {
             services,
             network_policy: NetworkPolicy::Selected,
             host_network,
+            telemetry: Default::default(),
         },
     )
 }

@@ -279,6 +279,7 @@ pub fn workload(name: &str, node: &str, address: &str) -> Workload {
         services: BTreeMap::new(),
         network_policy: NetworkPolicy::Unselected,
         host_network: false,
+        telemetry: Default::default(),
     }
 }
 

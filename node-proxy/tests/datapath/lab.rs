@@ -282,5 +282,6 @@ pub fn workload(name: &str, number: u8) -> Workload {
         services: Default::default(),
         network_policy: NetworkPolicy::Unselected,
         host_network: false,
+        telemetry: Default::default(),
     }
 }

@@ -120,6 +120,7 @@ fn workload(policies: Vec<PolicyKey>) -> Workload {
         services: BTreeMap::new(),
         network_policy: NetworkPolicy::Selected,
         host_network: false,
+        telemetry: Default::default(),
     }
 }
 

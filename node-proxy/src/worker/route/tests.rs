@@ -24,6 +24,7 @@ fn workload(name: &str, node: &str, address: &str) -> Workload {
         services: BTreeMap::new(),
         network_policy: NetworkPolicy::Unselected,
         host_network: false,
+        telemetry: Default::default(),
     }
 }
 

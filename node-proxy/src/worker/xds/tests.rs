@@ -32,6 +32,7 @@ fn workload(name: &str, policies: &[&str]) -> Workload {
         services: BTreeMap::new(),
         network_policy: NetworkPolicy::Unselected,
         host_network: false,
+        telemetry: Default::default(),
     }
 }
 
