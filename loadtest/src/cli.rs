@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use clap::{Args, Parser, Subcommand};
 
 use crate::path::Path;
+use crate::report::output::Output;
 
 /// What the mesh costs, measured beside direct TCP and a sidecar in the same run. Needs root.
 #[derive(Debug, Parser)]
@@ -22,6 +23,14 @@ pub enum Verb {
     Run(Run),
     /// Lists scenarios, planes and paths.
     List,
+    /// Prints and writes the reports of an earlier run; the terminal's table is always printed.
+    Report {
+        /// What `--json-full` (or `--json`) wrote.
+        file: PathBuf,
+        /// What to write.
+        #[command(flatten)]
+        output: Output,
+    },
     /// Serves in a server pod.
     #[command(hide = true)]
     Server {
@@ -55,15 +64,9 @@ pub struct Run {
     /// Rounds of each figure of traffic, instead of the scenario's own number.
     #[arg(long)]
     pub rounds: Option<usize>,
-    /// Write the figures as JSON.
-    #[arg(long)]
-    pub json: Option<PathBuf>,
-    /// Write one self-contained page with plots.
-    #[arg(long)]
-    pub html: Option<PathBuf>,
-    /// Compare with the JSON of an earlier run.
-    #[arg(long)]
-    pub baseline: Option<PathBuf>,
+    /// What to write of it.
+    #[command(flatten)]
+    pub output: Output,
     /// Where the mesh's binaries and culvert-lab are; beside this program by default.
     #[arg(long)]
     pub binaries: Option<PathBuf>,
