@@ -151,7 +151,12 @@ fn workers_work() {
 
 fn run(role: &str, what: &str) -> Output {
     let room = tempfile::tempdir().expect("room for files");
-    let mut command = Command::new(std::env::current_exe().expect("this test"));
+    // The image has no name service modules. Those that a machine names would be loaded as code, which the filter refuses, rightly.
+    const PLAIN_NAMES: &str =
+        "if [ -e /etc/nsswitch.conf ]; then echo 'hosts: files dns' > \"$TMPDIR/nsswitch.conf\" &&
+        mount --bind \"$TMPDIR/nsswitch.conf\" /etc/nsswitch.conf || exit 1; fi; exec \"$@\"";
+    let mut command = Command::new("unshare");
+    command.args(["--mount", "sh", "-c", PLAIN_NAMES, "sh"]).arg(std::env::current_exe().expect("this test"));
     // With one test thread the child runs it on its main thread, as the daemons install their filters.
     command.args(["--exact", "seccomp::tests::child", "--nocapture", "--test-threads=1"]).env("TMPDIR", room.path());
     command.env(TRY, format!("{role} {what}")).env(MODE, "trap").output().expect("child runs")
