@@ -1,6 +1,7 @@
 //! A data plane under test: a lab of its own with the same two nodes, pods and links as every other plane, and what carries
 //! its bytes. All planes of a run stand at once, so that they can be measured turn by turn.
 
+mod envoy;
 mod mesh;
 mod none;
 mod pods;
@@ -12,6 +13,7 @@ use lab::{Lab, Pid, PodHandle};
 
 use crate::path::{Family, Place, Side};
 
+pub use envoy::BINARY as ENVOY;
 pub use pods::{NAMESPACE, Pods};
 
 /// Port of the server that gives back what it gets.
@@ -59,10 +61,11 @@ pub trait Plane: Send + Sync {
 }
 
 /// Planes by name, in the order they are listed.
-pub const KNOWN: [(&str, &str); 3] = [
+pub const KNOWN: [(&str, &str); 4] = [
     ("none", "the same pods and links, nothing between them"),
     ("mesh", "the mesh, as its DaemonSets start it"),
     ("mesh-quiet", "the mesh without access log and without metrics per connection"),
+    ("envoy", "a sidecar in each pod: TCP proxy with mutual TLS, access log on"),
 ];
 
 /// Makes the plane `name` in a lab named `lab`.
@@ -71,6 +74,7 @@ pub fn up(name: &str, lab: &str) -> Result<Box<dyn Plane>> {
         "none" => Box::new(none::up(lab)?),
         "mesh" => Box::new(mesh::up(lab, false)?),
         "mesh-quiet" => Box::new(mesh::up(lab, true)?),
+        "envoy" => Box::new(envoy::up(lab)?),
         _ => bail!("no plane {name}: {}", KNOWN.map(|(known, _)| known).join(", ")),
     })
 }
