@@ -1,6 +1,7 @@
 //! `cargo xtask test`: everything by default, or one part.
 
 use std::process::ExitCode;
+use std::time::Instant;
 
 use clap::ValueEnum;
 
@@ -17,6 +18,7 @@ pub enum Part {
 
 /// Runs the tests.
 pub fn run(part: Option<Part>, filter: Option<&str>) -> anyhow::Result<ExitCode> {
+    let begun = Instant::now();
     // Tests that need root fail without it instead of being skipped; better to say so before the build.
     packages::root("the test suite")?;
     packages::ensure()?;
@@ -44,6 +46,6 @@ pub fn run(part: Option<Part>, filter: Option<&str>) -> anyhow::Result<ExitCode>
             cargo::run(&mut command)
         })?;
     }
-    phase::say("all tests passed");
+    phase::say(&format!("all tests passed in {:.0} s, builds included", begun.elapsed().as_secs_f64()));
     Ok(ExitCode::SUCCESS)
 }
