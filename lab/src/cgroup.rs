@@ -98,6 +98,14 @@ pub fn memory_used(lab: &str, path: &str) -> Option<u64> {
     })
 }
 
+/// CPU time of a lab's processes, also of those that have ended, where the unified hierarchy is mounted.
+pub fn cpu_used(lab: &str) -> Option<Duration> {
+    let unified = hierarchies().iter().find(|h| h.version == Version::V2)?;
+    let text = fs::read_to_string(lab_root(unified, lab).join("cpu.stat")).ok()?;
+    let micros = text.lines().find_map(|line| line.strip_prefix("usage_usec "))?;
+    micros.trim().parse().ok().map(Duration::from_micros)
+}
+
 /// Removes a group and those below it, in every hierarchy.
 pub(crate) fn remove(lab: &str, path: &str) -> Result<()> {
     hierarchies().iter().try_for_each(|h| remove_tree(&lab_root(h, lab).join(path)))
