@@ -1,6 +1,6 @@
-//! How a process is asked to stop.
+//! How a process is asked to stop, or to open its files again.
 
-use tokio::signal::unix::{SignalKind, signal};
+use tokio::signal::unix::{Signal, SignalKind, signal};
 
 /// Resolves on SIGTERM (kubelet) or SIGINT (a person). Errors only when the runtime has no signal driver.
 pub async fn stop() -> std::io::Result<&'static str> {
@@ -10,5 +10,21 @@ pub async fn stop() -> std::io::Result<&'static str> {
     tokio::select! {
         _ = term.recv() => Ok("SIGTERM"),
         _ = interrupt.recv() => Ok("SIGINT"),
+    }
+}
+
+/// SIGHUP, again and again: a rotation has moved a log file away. From the first listener on it does not end the process any more.
+#[derive(Debug)]
+pub struct Hangups(Signal);
+
+impl Hangups {
+    /// Errors only when the runtime has no signal driver.
+    pub fn listen() -> std::io::Result<Self> {
+        Ok(Self(signal(SignalKind::hangup())?))
+    }
+
+    /// The next one. Safe to drop half-way: a signal stays pending for the next call.
+    pub async fn next(&mut self) {
+        self.0.recv().await;
     }
 }

@@ -1,4 +1,4 @@
-//! pid 1 of the worker's container: starts the worker, starts it again at once when it dies, passes SIGTERM on, reaps.
+//! pid 1 of the worker's container: starts the worker, starts it again at once when it dies, passes SIGTERM and SIGHUP on, reaps.
 //!
 //! It runs as the worker's user, reads no input and holds nothing: a crash of the worker costs one exec, not a container restart.
 
@@ -79,6 +79,7 @@ impl Worker {
 async fn supervise(worker: &Worker) -> anyhow::Result<Option<ExitStatus>> {
     let mut terminate = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;
+    let mut hangup = signal(SignalKind::hangup())?;
     let mut children = signal(SignalKind::child())?;
     let mut restarts = Restarts::default();
     let begin = Instant::now();
@@ -90,6 +91,10 @@ async fn supervise(worker: &Worker) -> anyhow::Result<Option<ExitStatus>> {
         tokio::select! {
             _ = terminate.recv() => stopping = true,
             _ = interrupt.recv() => stopping = true,
+            _ = hangup.recv() => {
+                // For the worker's access log. Fails only when it has just ended; the next one opens its file anyway.
+                let _ = running.map(|(pid, _)| rustix::process::kill_process(pid, Signal::HUP));
+            }
             _ = children.recv() => {}
             () = until(start_at) => {
                 start_at = None;

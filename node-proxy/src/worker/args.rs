@@ -4,21 +4,11 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use clap::{Parser, ValueEnum};
+use clap::Parser;
 use ipnetwork::IpNetwork;
 use mesh_model::{BadIdentity, ClusterRanges, TrustDomain, TrustDomains};
 
-/// How the access log is written.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
-pub enum AccessLogFormat {
-    /// `key=value` pairs.
-    #[default]
-    Text,
-    /// One JSON object a line.
-    Json,
-    /// Not at all.
-    Off,
-}
+use super::access_log::AccessLogArgs;
 
 /// Flags of `node-proxy worker`; each may also come from the environment.
 #[derive(Clone, Debug, Parser)]
@@ -68,9 +58,9 @@ pub struct Args {
     /// The admin socket.
     #[arg(long, env = "CULVERT_ADMIN_SOCKET", default_value = "/run/node-proxy/admin.sock")]
     pub admin_socket: PathBuf,
-    /// How the access log is written to standard output.
-    #[arg(long, env = "CULVERT_ACCESS_LOG", value_enum, default_value_t)]
-    pub access_log: AccessLogFormat,
+    /// The access log.
+    #[command(flatten)]
+    pub access_log: AccessLogArgs,
     /// How long open connections may live on after SIGTERM.
     #[arg(long, env = "CULVERT_DRAIN_SECONDS", default_value_t = 30)]
     pub drain_seconds: u32,

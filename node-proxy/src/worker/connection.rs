@@ -34,6 +34,11 @@ impl ConnectionId {
         u128::from_str_radix(trace, 16).ok().filter(|id| *id != 0).map(Self)
     }
 
+    /// The number itself.
+    pub const fn bits(self) -> u128 {
+        self.0
+    }
+
     /// The header that carries this id to the far proxy; not sampled, a span id of its own.
     pub fn traceparent(self) -> String {
         format!("00-{self}-{:016x}-00", rand::random::<u64>().max(1))

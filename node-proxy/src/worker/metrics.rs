@@ -101,8 +101,10 @@ pub struct Metrics {
     pub pods: IntGauge,
     /// Accepts that failed for want of descriptors or memory.
     pub accept_errors: IntCounter,
-    /// Access log lines dropped because the writer was behind.
-    pub lines_dropped: IntCounter,
+    /// Access log lines written whole.
+    pub lines_written: IntCounter,
+    /// Access log lines left out or lost, by cause (`access_log::Cause`).
+    pub lines_dropped: IntCounterVec,
     /// Sockets the keeper made for us.
     pub minted: IntCounter,
     /// Mint requests that came back short or not at all.
@@ -161,7 +163,8 @@ impl Metrics {
             ),
             pods: gauge("culvert_pods", "Pods with listeners here."),
             accept_errors: counter("culvert_accept_errors_total", "Accepts that failed for want of descriptors."),
-            lines_dropped: counter("culvert_access_log_dropped_total", "Access log lines dropped: writer behind."),
+            lines_written: counter("culvert_access_log_written_total", "Access log lines written."),
+            lines_dropped: by("culvert_access_log_dropped_total", "Access log lines left out or lost.", &["cause"]),
             minted: counter("culvert_sockets_minted_total", "Sockets the keeper made in pods."),
             mint_failed: counter("culvert_mint_failed_total", "Mint requests that came back short."),
             mint_stock: gauge("culvert_mint_stock", "Minted sockets waiting for a use."),

@@ -73,7 +73,7 @@ struct Open {
 struct FarEnd {
     ticket: Ticket,
     room: OwnedSemaphorePermit,
-    record: Box<Record>,
+    record: Record,
 }
 
 async fn set_up(

@@ -2,11 +2,12 @@
 
 use std::net::SocketAddr;
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use mesh_model::{Identity, PodName, Reason, ServiceKey};
 use prometheus::IntGauge;
 
-use super::access_log::{AccessLog, Line};
+use super::access_log::{AccessLog, Event, Line, Outcome};
 use super::authorize::{Authorized, Grounds};
 use super::connect::ConnectError;
 use super::connection::{Connection, CutCause, Direction, Phase};
@@ -85,134 +86,133 @@ pub struct Sinks {
 #[derive(Debug)]
 pub struct Record {
     connection: Arc<Connection>,
-    direction: Direction,
     sinks: Sinks,
     open: IntGauge,
-    source: Option<Identity>,
-    source_pod: Option<PodName>,
-    target: Option<Identity>,
-    workload: Option<PodName>,
-    service: Option<ServiceKey>,
-    endpoint: Option<SocketAddr>,
-    policy: Option<String>,
-    dry_run: Option<String>,
-    route: &'static str,
     security: Security,
     series: Option<Arc<Series>>,
-    closed: bool,
+    // What is known so far, in the very box that goes to the access log; `None` once closed.
+    line: Option<Box<Line>>,
 }
 
 impl Record {
     /// Of a connection that reached a listener of `pod`.
-    pub fn new(sinks: &Sinks, connection: &Arc<Connection>, pod: &Pod) -> Box<Self> {
-        let mut record = Self::empty(sinks, connection, connection.direction);
+    pub fn new(sinks: &Sinks, connection: &Arc<Connection>, pod: &Pod) -> Self {
+        let mut line = blank(connection, connection.direction);
         let (identity, name) = (Some(pod.identity().clone()), Some(pod.name().clone()));
         match connection.direction {
-            Direction::Outbound => (record.source, record.source_pod) = (identity, name),
-            Direction::Inbound | Direction::Tunnel => (record.target, record.workload) = (identity, name),
+            Direction::Outbound => (line.source, line.source_pod) = (identity, name),
+            Direction::Inbound | Direction::Tunnel => (line.target, line.workload) = (identity, name),
         }
-        record
+        Self::of(sinks, connection, Security::Plain, line)
     }
 
     /// The other end's record of a connection between two pods of this node: it is seen from both ends, as any other.
-    pub fn of_far_end(near: &Record, pod: &Pod) -> Box<Self> {
-        let mut record = Self::empty(&near.sinks, &near.connection, Direction::Inbound);
-        record.source = near.source.clone();
-        record.source_pod = near.source_pod.clone();
-        record.target = Some(pod.identity().clone());
-        record.workload = Some(pod.name().clone());
-        record.service = near.service.clone();
-        record.endpoint = near.endpoint;
-        record.policy = near.policy.clone();
-        record.dry_run = near.dry_run.clone();
-        record.route = near.route;
-        record.security = near.security;
-        record
+    pub fn of_far_end(near: &Record, pod: &Pod) -> Self {
+        let mut line = blank(&near.connection, Direction::Inbound);
+        if let Some(near) = &near.line {
+            line.source = near.source.clone();
+            line.source_pod = near.source_pod.clone();
+            line.service = near.service.clone();
+            line.endpoint = near.endpoint;
+            line.policy = near.policy.clone();
+            line.dry_run = near.dry_run.clone();
+            line.route = near.route;
+        }
+        line.target = Some(pod.identity().clone());
+        line.workload = Some(pod.name().clone());
+        Self::of(&near.sinks, &near.connection, near.security, line)
     }
 
-    fn empty(sinks: &Sinks, connection: &Arc<Connection>, direction: Direction) -> Box<Self> {
-        let open = sinks.metrics.open(direction);
+    fn of(sinks: &Sinks, connection: &Arc<Connection>, security: Security, line: Box<Line>) -> Self {
+        let open = sinks.metrics.open(line.direction);
         open.inc();
-        Box::new(Self {
-            connection: connection.clone(),
-            direction,
-            sinks: sinks.clone(),
-            open,
-            source: None,
-            source_pod: None,
-            target: None,
-            workload: None,
-            service: None,
-            endpoint: None,
-            policy: None,
-            dry_run: None,
-            route: "none",
-            security: Security::Plain,
-            series: None,
-            closed: false,
-        })
+        Self { connection: connection.clone(), sinks: sinks.clone(), open, security, series: None, line: Some(line) }
+    }
+
+    /// Learns something; a record that is closed learns nothing more.
+    fn learn(&mut self, what: impl FnOnce(&mut Line)) {
+        if let Some(line) = &mut self.line {
+            what(line);
+        }
     }
 
     /// The caller has proven who it is.
     pub fn source(&mut self, identity: Identity) {
-        self.source = Some(identity);
+        self.learn(|line| line.source = Some(identity));
         self.security = Security::MutualTls;
     }
 
     /// The service that was called.
     pub fn service(&mut self, key: &ServiceKey) {
-        self.service = Some(key.clone());
+        self.learn(|line| line.service = Some(key.clone()));
     }
 
     /// The endpoint that is tried.
     pub fn endpoint(&mut self, address: SocketAddr, workload: Option<&PodName>, identity: Option<&Identity>) {
-        self.endpoint = Some(address);
-        self.workload = workload.cloned();
-        self.target = identity.cloned();
+        self.learn(|line| {
+            line.endpoint = Some(address);
+            line.workload = workload.cloned();
+            line.target = identity.cloned();
+        });
     }
 
     /// The way it takes.
     pub fn route(&mut self, route: &'static str, security: Security) {
-        self.route = route;
+        self.learn(|line| line.route = route);
         self.security = security;
     }
 
     /// What allowed it.
     pub fn authorized(&mut self, authorized: &Authorized) {
-        self.policy = authorized.policy().map(ToString::to_string);
-        let would_refuse = authorized.would_refuse();
-        if !would_refuse.is_empty() {
-            let names: Vec<String> = would_refuse.iter().map(ToString::to_string).collect();
-            self.dry_run = Some(names.join(","));
-        }
-        if let Grounds::Probe(_) = authorized.grounds() {
-            self.route = "probe";
+        let probe = matches!(authorized.grounds(), Grounds::Probe(_));
+        self.learn(|line| {
+            line.policy = authorized.policy().map(ToString::to_string);
+            let would_refuse = authorized.would_refuse();
+            if !would_refuse.is_empty() {
+                let names: Vec<String> = would_refuse.iter().map(ToString::to_string).collect();
+                line.dry_run = Some(names.join(","));
+            }
+            if probe {
+                line.route = "probe";
+            }
+        });
+        if probe {
             self.sinks.metrics.probes.inc();
         }
     }
 
     /// It was set up: it counts as opened from here on. Returns the series its bytes count into.
     pub fn opened(&mut self) -> Arc<Series> {
+        let line = self.line.as_deref();
+        let direction = line.map_or(self.connection.direction, |line| line.direction);
         let labels = Labels {
-            reporter: if self.direction == Direction::Outbound { Reporter::Source } else { Reporter::Destination },
-            source: self.source.clone(),
-            destination: self.target.clone(),
-            service: self.service.clone(),
+            reporter: if direction == Direction::Outbound { Reporter::Source } else { Reporter::Destination },
+            source: line.and_then(|line| line.source.clone()),
+            destination: line.and_then(|line| line.target.clone()),
+            service: line.and_then(|line| line.service.clone()),
             security: self.security,
         };
         let series = self.sinks.metrics.series(&labels);
         series.opened.inc();
         self.series = Some(series.clone());
+        if self.sinks.access.wants_starts()
+            && let Some(line) = &self.line
+        {
+            let mut line = line.clone();
+            line.security = self.security.as_str();
+            self.finished(&mut line);
+            self.sinks.access.line(line);
+        }
         series
     }
 
     /// It moved bytes and has ended.
-    pub fn ended(mut self: Box<Self>, ended: &Ended) {
+    pub fn ended(mut self, ended: &Ended) {
         self.close_ended(ended);
     }
 
     /// It never moved a byte.
-    pub fn refused(mut self: Box<Self>, refusal: &Refusal) {
+    pub fn refused(mut self, refusal: &Refusal) {
         self.close_refused(refusal);
     }
 
@@ -221,63 +221,88 @@ impl Record {
             Ended::Done | Ended::Idle => None,
             Ended::Reset(side, error) => Some(format!("{side:?}: {error}")),
             Ended::Cut(cause) => {
-                self.policy = cause.policy.as_ref().map(ToString::to_string).or(self.policy.take());
+                if let Some(policy) = &cause.policy {
+                    self.learn(|line| line.policy = Some(policy.to_string()));
+                }
                 None
             }
         };
-        let reason = ended.reason();
-        if let Some(reason) = reason {
-            self.sinks.metrics.ended(self.direction, reason);
+        match ended.reason() {
+            Some(reason) => self.ended_for(reason, cause),
+            None => self.close(Outcome::Ok, None, cause),
         }
-        self.close(reason, cause);
+    }
+
+    fn ended_for(&mut self, reason: Reason, cause: Option<String>) {
+        if let Some(line) = &self.line {
+            self.sinks.metrics.ended(line.direction, reason);
+        }
+        self.close(Outcome::Ended, Some(reason), cause);
     }
 
     fn close_refused(&mut self, refusal: &Refusal) {
-        self.policy = refusal.policy.clone().or(self.policy.take());
-        self.sinks.metrics.refused(self.direction, refusal.reason);
-        self.close(Some(refusal.reason), Some(refusal.cause.clone()));
+        if let Some(policy) = &refusal.policy {
+            self.learn(|line| line.policy = Some(policy.clone()));
+        }
+        if let Some(line) = &self.line {
+            self.sinks.metrics.refused(line.direction, refusal.reason);
+        }
+        self.close(Outcome::Refused, Some(refusal.reason), Some(refusal.cause.clone()));
     }
 
-    fn close(&mut self, reason: Option<Reason>, cause: Option<String>) {
-        if std::mem::replace(&mut self.closed, true) {
-            return;
-        }
+    fn close(&mut self, outcome: Outcome, reason: Option<Reason>, cause: Option<String>) {
+        let Some(mut line) = self.line.take() else { return };
         self.open.dec();
         if let Some(series) = &self.series {
             series.closed.inc();
         }
-        let (sent, received) = self.connection.bytes();
-        self.sinks.access.line(Line {
-            started: self.connection.started,
-            id: self.connection.id,
-            direction: self.direction,
-            client: self.connection.client.addr(),
-            destination: self.connection.destination.map(|destination| destination.addr()),
-            endpoint: self.endpoint,
-            source: self.source.take(),
-            source_pod: self.source_pod.take(),
-            target: self.target.take(),
-            workload: self.workload.take(),
-            service: self.service.take(),
-            route: self.route,
-            security: self.security.as_str(),
-            policy: self.policy.take(),
-            dry_run: self.dry_run.take(),
-            reason,
-            cause,
-            sent,
-            received,
-            phases: Phase::ALL.map(|phase| self.connection.phases().at(phase)),
-            duration: self.connection.accepted.elapsed(),
-        });
+        line.event = Event::End(outcome);
+        line.security = self.security.as_str();
+        (line.reason, line.cause) = (reason, cause);
+        self.finished(&mut line);
+        self.sinks.access.line(line);
+    }
+
+    /// What is only known when a line is made.
+    fn finished(&self, line: &mut Line) {
+        (line.sent, line.received) = self.connection.bytes();
+        line.phases = Phase::ALL.map(|phase| self.connection.phases().at(phase));
+        line.made = Instant::now();
+        line.duration = line.made.saturating_duration_since(self.connection.accepted);
     }
 }
 
 impl Drop for Record {
     fn drop(&mut self) {
-        if !self.closed {
-            self.sinks.metrics.ended(self.direction, Reason::Draining);
-            self.close(Some(Reason::Draining), Some("cut with its task".to_owned()));
-        }
+        self.ended_for(Reason::Draining, Some("cut with its task".to_owned()));
     }
+}
+
+/// What is known of a connection before anything is.
+fn blank(connection: &Connection, direction: Direction) -> Box<Line> {
+    Box::new(Line {
+        event: Event::Start,
+        started: connection.started,
+        made: connection.accepted,
+        id: connection.id,
+        direction,
+        client: connection.client.addr(),
+        destination: connection.destination.map(|destination| destination.addr()),
+        endpoint: None,
+        source: None,
+        source_pod: None,
+        target: None,
+        workload: None,
+        service: None,
+        route: "none",
+        security: Security::Plain.as_str(),
+        policy: None,
+        dry_run: None,
+        reason: None,
+        cause: None,
+        sent: 0,
+        received: 0,
+        phases: [None; Phase::ALL.len()],
+        duration: Duration::ZERO,
+    })
 }

@@ -15,7 +15,7 @@ use mesh_model::Reason;
 use tokio::net::TcpListener;
 use tokio::sync::{Semaphore, watch};
 
-use super::access_log::AccessLog;
+use super::access_log::{self, AccessLog};
 use super::admin;
 use super::args::{Args, Settings};
 use super::certs::{self, CertConfig, Certificates, Keep};
@@ -53,6 +53,9 @@ async fn work(args: Args, settings: Settings, crashes: u32) -> anyhow::Result<()
     let tasks = tasks::Group::new("worker");
     let servers = tasks::Group::new("servers");
     let metrics = Arc::new(Metrics::new());
+    let counters = access_log::Counters::of(&metrics.lines_written, &metrics.lines_dropped);
+    let (access, writer) = AccessLog::start(&args.access_log, counters)?;
+    tasks.spawn("reopen", reopen_on_hangup(access.clone()));
     // Also when all of this fails half-way, this is what ends the servers.
     let (stop, stopping) = drain::pair();
 
@@ -93,8 +96,6 @@ async fn work(args: Args, settings: Settings, crashes: u32) -> anyhow::Result<()
         CertConfig { trust_domains: settings.trust.clone(), control_plane: plane, validity: CertConfig::VALIDITY };
     let certificates = certs::start(cert_config, Some(keep(&link)), &tasks.handle());
     let _ = certificates_later.set(certificates.clone());
-    let (access, writer) = AccessLog::start(args.access_log, std::io::stdout(), metrics.lines_dropped.clone())
-        .context("start the access log's writer")?;
     let mint = Mint::new(Arc::new(link.clone()), tasks.handle(), metrics.clone());
     tasks.spawn("mint stock", mint.clone().shrink());
     let drain_after = settings.drain;
@@ -174,6 +175,19 @@ fn control_plane(args: &Args) -> anyhow::Result<Option<ControlPlane>> {
     };
     let name = args.control_plane_name.as_deref();
     Ok(Some(ControlPlane::new(address, root.clone(), name, token.clone(), &args.cluster_id)?))
+}
+
+/// SIGHUP is how a rotation says that it has moved the access log's file away.
+async fn reopen_on_hangup(access: AccessLog) {
+    let mut hangups = match signals::Hangups::listen() {
+        Ok(hangups) => hangups,
+        Err(error) => return tracing::warn!(%error, "SIGHUP cannot be heard"),
+    };
+    loop {
+        hangups.next().await;
+        tracing::info!("SIGHUP: the access log is opened again");
+        access.reopen();
+    }
 }
 
 /// Gauges of what is kept elsewhere, set before each scrape.

@@ -5,7 +5,6 @@
 use std::collections::BTreeMap;
 use std::net::{IpAddr, SocketAddr};
 use std::os::fd::OwnedFd;
-use std::sync::mpsc::Receiver;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, SystemTime};
 
@@ -21,7 +20,7 @@ use tokio::net::{TcpListener, TcpSocket, TcpStream};
 use tokio::sync::{Semaphore, watch};
 
 use super::accept::{Accepted, Place, Port};
-use super::access_log::{AccessLog, Line};
+use super::access_log::{AccessLog, Captured, Line};
 use super::args::Settings;
 use super::certs::{self, CertConfig, SignError, Signer};
 use super::connect::Dialer;
@@ -48,7 +47,7 @@ pub struct World {
 /// One node.
 pub struct Node {
     pub here: Arc<Thread>,
-    pub lines: Receiver<Box<Line>>,
+    pub lines: Captured,
     pub tasks: tasks::Group,
 }
 
@@ -185,7 +184,7 @@ impl Node {
 
     /// The next access line.
     pub async fn line(&self) -> Line {
-        eventually(|| self.lines.try_recv().ok()).await.as_ref().clone()
+        eventually(|| self.lines.try_recv()).await.as_ref().clone()
     }
 }
 
