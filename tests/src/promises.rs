@@ -1,6 +1,7 @@
 //! One test binary, one module per promise. The lab modules run the real binaries in real nodes and need root; without it they
 //! fail, they are never skipped.
 
+mod access_log;
 mod architecture;
 mod between_nodes;
 mod both_ends;
