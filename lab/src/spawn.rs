@@ -286,7 +286,7 @@ fn command(lab: &Dir, at: &Place, program: &Program) -> Result<Command> {
     };
     let mut command = Command::new(binaries::lab()?);
     command.arg("spawn-as").arg(serde_json::to_string(&spec)?).env_clear();
-    for name in ["RUST_BACKTRACE", "CULVERT_LOG", "TERM", "LLVM_PROFILE_FILE"] {
+    for name in ["RUST_BACKTRACE", "CULVERT_LOG", "CULVERT_TESTING_DELAY_US", "TERM", "LLVM_PROFILE_FILE"] {
         command.envs(std::env::var_os(name).map(|value| (name, value)));
     }
     command.env("PATH", SYSTEM_PATH).env("HOME", "/root").env("CULVERT_LAB", lab.name()).envs(&program.env);

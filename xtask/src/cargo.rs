@@ -36,12 +36,33 @@ pub fn build() -> anyhow::Result<PathBuf> {
     })
 }
 
+/// The same, optimised as the release profile says; `features` of node-proxy, if any.
+pub fn build_release(features: &[&str]) -> anyhow::Result<PathBuf> {
+    let what = if features.is_empty() { "build --release" } else { "build --release for testing" };
+    crate::phase::run(what, || {
+        let mut command = cargo(["build", "--workspace", "--bins", "--exclude", "xtask", "--locked", "--release"]);
+        features.iter().for_each(|feature| {
+            command.args(["--features", &format!("node-proxy/{feature}")]);
+        });
+        run(&mut command)?;
+        directory("release")
+    })
+}
+
 /// The directory of the built binaries.
 pub fn binaries() -> anyhow::Result<PathBuf> {
+    directory("debug")
+}
+
+fn directory(profile: &str) -> anyhow::Result<PathBuf> {
+    Ok(target()?.join(TARGET).join(profile))
+}
+
+/// cargo's target directory.
+pub fn target() -> anyhow::Result<PathBuf> {
     let output =
         cargo(["metadata", "--format-version=1", "--no-deps", "--offline"]).output().context("cargo metadata")?;
     ensure!(output.status.success(), "cargo metadata: {}", String::from_utf8_lossy(&output.stderr));
     let metadata: serde_json::Value = serde_json::from_slice(&output.stdout).context("cargo metadata")?;
-    let target = metadata["target_directory"].as_str().context("cargo metadata names no target directory")?;
-    Ok(Path::new(target).join(TARGET).join("debug"))
+    Ok(metadata["target_directory"].as_str().context("cargo metadata names no target directory")?.into())
 }

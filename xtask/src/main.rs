@@ -1,8 +1,9 @@
-//! The project's commands: `cargo xtask lab` and `cargo xtask test` are all a newcomer needs.
+//! The project's commands: `cargo xtask lab` and `cargo xtask test` are all a newcomer needs; `cargo xtask bench` measures.
 //!
 //! Each installs what it needs (Debian packages, test tools) and says so before it does. Downloads and tools are kept outside
 //! the checkout, keyed by version, see [`cache`].
 
+mod bench;
 mod cache;
 mod cargo;
 mod lab;
@@ -42,6 +43,16 @@ enum Verb {
         #[arg(long)]
         filter: Option<String>,
     },
+    /// What the mesh costs, beside direct TCP and Envoy sidecars, in one run (needs root).
+    ///
+    /// Arguments are passed on to `culvert-loadtest run`: `cargo xtask bench --help` shows them all. Its own: `--write-docs`
+    /// makes docs/performance.md anew, `--self-test` shows that a slower mesh is found.
+    #[command(disable_help_flag = true)]
+    Bench {
+        /// Arguments of the load test.
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+        args: Vec<String>,
+    },
     /// Licences, sources and bans of all dependencies, by cargo-deny.
     Deny,
     /// Where downloads and tools are kept.
@@ -52,6 +63,7 @@ fn main() -> ExitCode {
     let result = match Args::parse().verb {
         Verb::Lab { args } => lab::run(&args),
         Verb::Test { part, filter } => test::run(part, filter.as_deref()),
+        Verb::Bench { args } => bench::run(args),
         Verb::Deny => tools::deny(),
         Verb::Cache => cache::show(),
     };

