@@ -8,6 +8,7 @@ pub mod dir;
 pub mod drain;
 pub mod http;
 pub mod logs;
+pub mod process;
 pub mod ready;
 pub mod signals;
 pub mod tasks;
