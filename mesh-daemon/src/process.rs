@@ -70,10 +70,13 @@ fn boot_seconds() -> f64 {
     line.and_then(|text| text.trim().parse().ok()).unwrap_or(0.0)
 }
 
+/// A gauge and what of the usage it shows.
+type Reading = (Gauge, fn(&Usage) -> f64);
+
 /// Reads [`Usage`] when it is gathered.
 struct Process {
     cpu: prometheus::Counter,
-    gauges: [(Gauge, fn(&Usage) -> f64); 6],
+    gauges: [Reading; 6],
 }
 
 impl Process {

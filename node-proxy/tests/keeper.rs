@@ -258,6 +258,56 @@ fn an_add_that_carries_no_pods_namespace_is_refused() {
 }
 
 #[test]
+fn what_the_keeper_counts_reaches_a_pod_watcher_that_takes_it_and_no_other() {
+    let dir = shared_dir();
+    let listener = watcher_socket(dir.path());
+    let keeper = keeper(dir.path(), common::WORKER);
+    // An older pod-watcher: it is served, and `Watcher` fails on counts that it did not ask for.
+    let mut older = Watcher::accept(&listener);
+    let end = older.snapshot_end();
+    let worker = Worker::connect(dir.path());
+    worker.greeted();
+    worker.snapshot_end();
+    older.done(end);
+    drop(older);
+
+    let hello = mesh_api::link::Hello::of("pod-watcher").with(mesh_api::link::proxy::STATS);
+    let mut watcher = Watcher::greet(&listener, hello);
+    let first = watcher.next_stats();
+    assert_eq!((first.workers, first.worker_up, first.pods, first.minted), (1, true, 0, 0));
+    let pod = pod_netns();
+    let add = watcher.add("a", &pod);
+    let (slot, _, _listeners) = worker.pod();
+    watcher.done(add);
+    let own = Netns::current().expect("netns");
+    watcher.add("b", &own);
+    assert!(watcher.answer().1.is_some());
+    for count in [3, 64] {
+        let mint = FromWorker::Mint { request: 1, slot, family: Family::V6, purpose: Purpose::TowardsApp, count };
+        worker.send(mint);
+        let (answer, fds) = worker.next();
+        assert!(matches!(answer, ToWorker::Minted { .. }) && fds.len() == usize::from(count), "{answer:?}");
+    }
+    // Of a pod that is not there.
+    let nobody =
+        FromWorker::Mint { request: 2, slot: slot + 99, family: Family::V4, purpose: Purpose::TowardsPeer, count: 1 };
+    worker.send(nobody);
+    let (answer, _) = worker.next();
+    assert!(matches!(answer, ToWorker::Minted { short: Some(_), .. }), "{answer:?}");
+    drop(worker);
+
+    let stats = watcher.next_stats();
+    assert_eq!((stats.mint_requests, stats.minted, stats.mint_short.values().sum::<u64>()), (3, 67, 1));
+    assert_eq!((stats.listeners_opened, stats.listeners_handed, stats.pods), (3, 3, 1));
+    assert_eq!((stats.workers, stats.workers_lost, stats.worker_up), (1, 1, false));
+    assert_eq!(stats.refused.get("Conflict"), Some(&1));
+    assert_eq!(stats.start_millis, first.start_millis);
+    assert!(stats.resident_bytes > 1 << 20 && stats.cpu_micros > 0 && stats.max_fds >= stats.open_fds, "{stats:?}");
+    let open = std::fs::read_dir(format!("/proc/{}/fd", keeper.0.id())).expect("the keeper lives").count() as u64;
+    assert!(stats.open_fds.abs_diff(open) <= 1, "{open} open, told {}", stats.open_fds);
+}
+
+#[test]
 fn only_one_worker_of_the_right_user_is_served_and_a_bad_one_harms_nobody() {
     let dir = shared_dir();
     let listener = watcher_socket(dir.path());

@@ -11,7 +11,10 @@ use mesh_model::Reason;
 use mesh_net::Netns;
 use mesh_net::seqpacket::{AsyncConn, AsyncListener};
 use tokio::sync::{Semaphore, oneshot};
+use tokio::time::Instant;
 
+use crate::metrics::Metrics;
+use crate::metrics::labels::Link;
 use crate::node::{Input, Inputs};
 
 /// Calls at a time; more wait in the listen backlog. kubelet starts pods in parallel, a full node has 250.
@@ -24,6 +27,8 @@ const ANSWER: Duration = Duration::from_secs(14);
 /// A request with what came with it.
 #[derive(Debug)]
 pub struct Call {
+    /// When it was read.
+    pub since: Instant,
     /// The request.
     pub request: ToWatcher,
     /// The pod's netns, of ADD and CHECK.
@@ -33,7 +38,13 @@ pub struct Call {
 }
 
 /// Accepts until the drain is asked for.
-pub async fn serve(listener: AsyncListener, inputs: Inputs, group: tasks::Handle, stop: drain::Watch) {
+pub async fn serve(
+    listener: AsyncListener,
+    inputs: Inputs,
+    metrics: Metrics,
+    group: tasks::Handle,
+    stop: drain::Watch,
+) {
     let calls = Arc::new(Semaphore::new(CALLS));
     loop {
         let Ok(permit) = calls.clone().acquire_owned().await else { return };
@@ -44,10 +55,11 @@ pub async fn serve(listener: AsyncListener, inputs: Inputs, group: tasks::Handle
         };
         match accepted {
             Ok(conn) => {
-                let inputs = inputs.clone();
+                let (inputs, metrics) = (inputs.clone(), metrics.clone());
                 group.spawn("cni call", async move {
                     let _permit = permit;
                     if let Err(error) = converse(conn, &inputs).await {
+                        metrics.link_error(Link::Cni);
                         tracing::warn!(error, "CNI call");
                     }
                 });
@@ -107,7 +119,7 @@ async fn receive(conn: &AsyncConn) -> Result<(ToWatcher, Vec<OwnedFd>), String> 
 
 async fn ask(inputs: &Inputs, request: ToWatcher, netns: Option<Netns>) -> FromWatcher {
     let (reply, answer) = oneshot::channel();
-    inputs.send(Input::Cni(Call { request, netns, reply })).await;
+    inputs.send(Input::Cni(Call { since: Instant::now(), request, netns, reply })).await;
     match tokio::time::timeout(ANSWER, answer).await {
         Ok(Ok(answer)) => answer,
         Ok(Err(_)) => {

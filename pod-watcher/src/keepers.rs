@@ -4,7 +4,7 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
 use std::time::Duration;
 
-use mesh_api::link::proxy::{FromKeeper, Refused, ToKeeper};
+use mesh_api::link::proxy::{FromKeeper, KeeperStats, Refused, STATS, ToKeeper};
 use mesh_api::link::{self, Hello};
 use mesh_daemon::{drain, tasks};
 use mesh_net::diag::Diag;
@@ -12,6 +12,8 @@ use mesh_net::seqpacket::{AsyncConn, AsyncListener};
 use tokio::sync::mpsc;
 
 use crate::enrol::KeeperId;
+use crate::metrics::Metrics;
+use crate::metrics::labels::Link;
 use crate::node::{Input, Inputs};
 
 /// Messages that wait for a keeper: a snapshot of 250 pods and its deltas. A keeper that leaves more unread is cut off and starts
@@ -47,7 +49,13 @@ impl KeeperHandle {
 }
 
 /// Accepts until the drain is asked for.
-pub async fn serve(listener: AsyncListener, inputs: Inputs, group: tasks::Handle, stop: drain::Watch) {
+pub async fn serve(
+    listener: AsyncListener,
+    inputs: Inputs,
+    metrics: Metrics,
+    group: tasks::Handle,
+    stop: drain::Watch,
+) {
     let mut next: KeeperId = 0;
     loop {
         let accepted = tokio::select! {
@@ -58,9 +66,12 @@ pub async fn serve(listener: AsyncListener, inputs: Inputs, group: tasks::Handle
         match accepted {
             Ok(conn) => {
                 next += 1;
-                let (inputs, stop, keeper) = (inputs.clone(), stop.clone(), next);
+                let (inputs, metrics, stop, keeper) = (inputs.clone(), metrics.clone(), stop.clone(), next);
                 group.spawn("keeper", async move {
-                    if let Err(error) = converse(conn, keeper, &inputs, stop).await {
+                    let ended = converse(conn, keeper, &inputs, &metrics, stop).await;
+                    metrics.of_keepers.gone(keeper);
+                    if let Err(error) = ended {
+                        metrics.link_error(Link::Keeper);
                         tracing::warn!(keeper, error, "keeper link");
                     }
                 });
@@ -73,14 +84,20 @@ pub async fn serve(listener: AsyncListener, inputs: Inputs, group: tasks::Handle
     }
 }
 
-async fn converse(conn: AsyncConn, keeper: KeeperId, inputs: &Inputs, stop: drain::Watch) -> Result<(), String> {
+async fn converse(
+    conn: AsyncConn,
+    keeper: KeeperId,
+    inputs: &Inputs,
+    metrics: &Metrics,
+    stop: drain::Watch,
+) -> Result<(), String> {
     let peer = conn.peer().map_err(|error| format!("credentials: {error}"))?;
     // Keepers are root in their pod; nobody else is handed a netns.
     if peer.uid != 0 {
         return Err(format!("uid {} is not root", peer.uid));
     }
     let hello = tokio::time::timeout(PATIENCE, async {
-        send(&conn, &ToKeeper::Hello(Hello::of("pod-watcher")), &[]).await?;
+        send(&conn, &ToKeeper::Hello(Hello::of("pod-watcher").with(STATS)), &[]).await?;
         receive(&conn).await?.ok_or_else(|| "closed before it greeted".to_owned())
     });
     match hello.await.map_err(|_| "did not greet in time".to_owned())?? {
@@ -97,7 +114,7 @@ async fn converse(conn: AsyncConn, keeper: KeeperId, inputs: &Inputs, stop: drai
         biased;
         () = stop.asked() => Ok(()),
         ended = write(&conn, waiting) => ended,
-        ended = read(&conn, keeper, inputs, &back) => ended,
+        ended = read(&conn, keeper, inputs, &back, |stats| metrics.of_keepers.report(keeper, peer.pid, stats)) => ended,
     };
     inputs.send(Input::KeeperDown { keeper }).await;
     ended
@@ -116,6 +133,7 @@ async fn read(
     keeper: KeeperId,
     inputs: &Inputs,
     queue: &mpsc::WeakSender<Outgoing>,
+    stats: impl Fn(KeeperStats),
 ) -> Result<(), String> {
     loop {
         match receive(conn).await? {
@@ -129,6 +147,7 @@ async fn read(
                         .map_err(|_| "does not keep up".to_owned())?;
                 }
             }
+            Some(FromKeeper::Stats(said)) => stats(said),
             Some(FromKeeper::Hello(_)) => return Err("greeted twice".to_owned()),
         }
     }

@@ -11,12 +11,13 @@ use std::time::Duration;
 use mesh_api::link::worker::LISTENERS;
 use mesh_daemon::tasks;
 use mesh_model::Reason;
-use mesh_net::capture::{self, Found, Mode, Monitor, Session, Spec};
+use mesh_net::capture::{self, Drift, Found, Mode, Monitor, Session, Spec};
 use mesh_net::diag::Diag;
 use mesh_net::{Netns, NetnsId};
 use tokio::sync::{mpsc, oneshot};
 
 use crate::enrol::Failure;
+use crate::metrics::labels::DriftKind;
 
 /// Behind the notifications, for what they do not tell.
 const AUDIT: Duration = Duration::from_secs(3);
@@ -87,12 +88,23 @@ pub enum Done {
         /// Jobs done before it: whoever has sent more since knows that this is old.
         jobs: u64,
         /// What differs; empty is fine.
-        drift: Vec<String>,
+        drift: Vec<Difference>,
         /// Whether all listeners are there.
         listeners: bool,
-        /// Who is known to have changed something.
+        /// Who is known to have changed something. `None`: nobody said so, it was time to look.
         by: Option<String>,
+        /// What each rule counted: (packets, bytes).
+        counts: BTreeMap<String, (u64, u64)>,
     },
+}
+
+/// One thing that an audit found.
+#[derive(Debug)]
+pub struct Difference {
+    /// For counting.
+    pub kind: DriftKind,
+    /// For people.
+    pub text: String,
 }
 
 /// The node's end. Dropping it ends the task and lets go of the namespace.
@@ -287,12 +299,16 @@ impl Inside {
     }
 
     fn audit(&mut self, jobs: u64, by: Option<String>) -> Done {
-        let drift = match self.session().and_then(|session| session.read()) {
-            Ok(Some(found)) => found.drift.iter().map(ToString::to_string).collect(),
-            Ok(None) => vec!["table inet culvert is gone".to_owned()],
-            Err(error) => vec![chain(&error)],
+        let one = |kind, text| vec![Difference { kind, text }];
+        let (drift, counts) = match self.session().and_then(|session| session.read()) {
+            Ok(Some(Found { spec: _, drift, counts })) => {
+                let of = |drift: &Drift| Difference { kind: drift.into(), text: drift.to_string() };
+                (drift.iter().map(of).collect(), counts)
+            }
+            Ok(None) => (one(DriftKind::Table, "table inet culvert is gone".to_owned()), BTreeMap::new()),
+            Err(error) => (one(DriftKind::Unreadable, chain(&error)), BTreeMap::new()),
         };
-        Done::Audited { jobs, drift, listeners: self.listeners(), by }
+        Done::Audited { jobs, drift, listeners: self.listeners(), by, counts }
     }
 
     /// Audits make sense while redirect is what should be there.

@@ -73,9 +73,11 @@ pub async fn run(args: RunArgs) -> anyhow::Result<()> {
         .await
         .with_context(|| format!("listen on --metrics-address {metrics_address}"))?;
 
+    let shown = metrics.clone();
+    let routes = http::Routes::new().metrics(registry).refresh(Arc::new(move || shown.refresh()));
     let group = tasks::Group::new("pod-watcher");
     let (trigger, stop) = drain::pair();
-    group.spawn("metrics", http::serve(listener, http::Routes::new().metrics(registry).ready(readiness), stop.clone()));
+    group.spawn("metrics", http::serve(listener, routes.ready(readiness), stop.clone()));
 
     let scope = Scope { node: node.clone(), excluded: exclude_namespaces, own: own_namespace };
     let mut source = watch::Source::new(dir, scope.clone(), state_dir.clone(), metrics.clone());
@@ -87,17 +89,19 @@ pub async fn run(args: RunArgs) -> anyhow::Result<()> {
     tracing::info!(node, pods = records.pods.len(), namespaces = records.namespaces.len(), "source read");
     loaded.release();
 
+    let kernel = kernel(table_mode)?;
+    metrics.table_mode(kernel.mode);
     let (inputs, queue) = Inputs::new();
     let (look, wanted) = (Arc::new(Notify::new()), Arc::new(Notify::new()));
     let (adoption, wait) = oneshot::channel();
     let parts = Parts {
         scope,
-        kernel: kernel(table_mode)?,
+        kernel,
         linger: Duration::from_secs(linger_seconds),
         records: records.clone(),
         facts: facts::read(&node).context("addresses of the node")?,
         status,
-        metrics,
+        metrics: metrics.clone(),
         group: group.handle(),
         inputs: inputs.clone(),
         look: look.clone(),
@@ -120,8 +124,8 @@ pub async fn run(args: RunArgs) -> anyhow::Result<()> {
             .with_context(|| format!("listen on --proxy-socket {}", proxy_socket.display()))?;
         let people = mesh_daemon::admin::bind(&admin_socket)
             .with_context(|| format!("listen on --admin-socket {}", admin_socket.display()))?;
-        group.spawn("cni socket", cni::serve(cni, inputs.clone(), group.handle(), stop.clone()));
-        group.spawn("keeper socket", keepers::serve(proxy, inputs.clone(), group.handle(), stop.clone()));
+        group.spawn("cni socket", cni::serve(cni, inputs.clone(), metrics.clone(), group.handle(), stop.clone()));
+        group.spawn("keeper socket", keepers::serve(proxy, inputs.clone(), metrics, group.handle(), stop.clone()));
         group.spawn("admin socket", mesh_daemon::admin::serve(people, admin::handler(inputs.clone()), stop.clone()));
         group.spawn("source", until(stop.clone(), watch::source(source, records, wanted, inputs.clone())));
         group.spawn("markers", until(stop.clone(), watch::markers(state_dir, inputs.clone())));

@@ -47,7 +47,7 @@ impl Source {
     pub fn load(&mut self) -> Records {
         let (objects, rejected) = manifests::load_dir(&self.dir, &self.objects);
         self.objects = objects;
-        self.metrics.rejected_manifests.set(i64::try_from(rejected.len()).unwrap_or(i64::MAX));
+        self.metrics.manifests_read(&rejected);
         let texts: BTreeSet<String> = rejected.iter().map(ToString::to_string).collect();
         for text in texts.difference(&self.told) {
             tracing::warn!(manifest = text, "manifest refused; the last good version of its object stays");

@@ -55,10 +55,13 @@ fn refused(pod: &PodHandle, stranger: &PodHandle) -> Result<()> {
     Ok(())
 }
 
+/// The sum over all series of a counter.
 fn metric(lab: &Lab, name: &str) -> Result<u64> {
     let text = lab.mesh().watcher_metrics(1)?;
-    let line = text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' '));
-    Ok(line.with_context(|| format!("no metric {name} in\n{text}"))?.trim().parse()?)
+    let series = text.lines().filter_map(|line| line.strip_prefix(name)?.strip_prefix('{')?.rsplit_once("} "));
+    let values: Vec<u64> = series.map(|(_, value)| value.trim().parse()).collect::<Result<_, _>>()?;
+    ensure!(!values.is_empty(), "no metric {name} in\n{text}");
+    Ok(values.iter().sum())
 }
 
 fn events(lab: &Lab, pod: &PodHandle, reason: &str) -> Result<Vec<Value>> {

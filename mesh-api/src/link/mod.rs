@@ -46,6 +46,17 @@ impl Hello {
         Self { component: component.to_owned(), oldest: OLDEST_VERSION, newest: VERSION, capabilities: Vec::new() }
     }
 
+    /// The same with a named ability.
+    pub fn with(mut self, capability: &str) -> Self {
+        self.capabilities.push(capability.to_owned());
+        self
+    }
+
+    /// Whether the sender has a named ability.
+    pub fn can(&self, capability: &str) -> bool {
+        self.capabilities.iter().any(|known| known == capability)
+    }
+
     /// The newest version both sides speak.
     pub fn agree(&self) -> Result<u32, LinkError> {
         let version = self.newest.min(VERSION);

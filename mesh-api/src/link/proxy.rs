@@ -2,6 +2,11 @@
 //!
 //! Order: Hello both ways; `Node`; one `Add` per enrolled pod; `SnapshotEnd`; then deltas. After `SnapshotEnd` the keeper lets go of
 //! every pod that was not named since the Hello. Each message with an id is acknowledged exactly once, in any order.
+//!
+//! The keeper has no network, so what it counts travels here: to a pod-watcher whose Hello names [`STATS`] it sends
+//! [`FromKeeper::Stats`] now and then. Others never see one, and a keeper that knows nothing of it is one whose counts are missing.
+
+use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
@@ -9,6 +14,9 @@ use super::{Hello, NodeFacts, PodFacts};
 
 /// Where pod-watcher listens.
 pub const SOCKET: &str = "/run/culvert/proxy.sock";
+
+/// pod-watcher's ability to take [`FromKeeper::Stats`].
+pub const STATS: &str = "keeper-stats";
 
 /// pod-watcher's packets.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -69,6 +77,50 @@ pub enum FromKeeper {
         /// How many more it would like.
         count: u8,
     },
+    /// What it has counted; only to a pod-watcher that asked for it by [`STATS`].
+    Stats(KeeperStats),
+}
+
+/// What a keeper counts since its start, and what it holds and uses now. Every field may be missing, for later ones.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct KeeperStats {
+    /// Requests for sockets that the worker made.
+    pub mint_requests: u64,
+    /// Sockets made in pods' namespaces and handed to a worker.
+    pub minted: u64,
+    /// Requests of the worker that got fewer sockets than were asked for, by [`mesh_model::Reason`].
+    pub mint_short: BTreeMap<String, u64>,
+    /// Requests of pod-watcher that were refused, by [`mesh_model::Reason`].
+    pub refused: BTreeMap<String, u64>,
+    /// Listening sockets opened in pods' namespaces.
+    pub listeners_opened: u64,
+    /// Listening sockets handed to workers; each new worker gets all of them.
+    pub listeners_handed: u64,
+    /// Workers that have greeted us.
+    pub workers: u64,
+    /// Workers that went away.
+    pub workers_lost: u64,
+    /// Whether a worker is there.
+    pub worker_up: bool,
+    /// Pods held.
+    pub pods: u64,
+    /// Spare sock_diag sockets.
+    pub spare_diag: u64,
+    /// Whether certificates are kept for a successor of the worker.
+    pub certificates_kept: bool,
+    /// User and system CPU time, in microseconds.
+    pub cpu_micros: u64,
+    /// Resident memory, in bytes.
+    pub resident_bytes: u64,
+    /// Open descriptors.
+    pub open_fds: u64,
+    /// Most descriptors it may open.
+    pub max_fds: u64,
+    /// When it started, in milliseconds since the epoch: tells a new keeper's counts from an old one's.
+    pub start_millis: u64,
+    /// Its build.
+    pub version: String,
 }
 
 /// Why a pod cannot be served.

@@ -62,6 +62,35 @@ impl Kind {
         matches!(self, Self::Namespace | Self::Node)
     }
 
+    /// Every kind, in the order of their declaration.
+    pub const ALL: [Self; 9] = [
+        Self::Namespace,
+        Self::Node,
+        Self::Pod,
+        Self::ServiceAccount,
+        Self::Service,
+        Self::EndpointSlice,
+        Self::NetworkPolicy,
+        Self::AuthorizationPolicy,
+        Self::PeerAuthentication,
+    ];
+
+    /// Label values for metrics: the kinds, and `other` for what a refused document calls itself.
+    pub const LABELS: [&str; 10] = {
+        let mut labels = ["other"; 10];
+        let mut at = 0;
+        while at < Self::ALL.len() {
+            labels[at] = Self::ALL[at].as_str();
+            at += 1;
+        }
+        labels
+    };
+
+    /// The label of a kind as a document writes it, which may be anything.
+    pub fn label(kind: &str) -> &'static str {
+        Self::ALL.iter().map(|known| known.as_str()).find(|known| *known == kind).unwrap_or("other")
+    }
+
     /// The kind as manifests write it.
     pub const fn as_str(self) -> &'static str {
         match self {

@@ -53,6 +53,20 @@ pub struct Objects {
 }
 
 impl Objects {
+    /// How many there are of a kind.
+    pub fn count(&self, kind: Kind) -> usize {
+        match kind {
+            Kind::Namespace => self.namespaces.len(),
+            Kind::Pod => self.pods.len(),
+            Kind::ServiceAccount => self.service_accounts.len(),
+            Kind::Service => self.services.len(),
+            Kind::EndpointSlice => self.endpoint_slices.len(),
+            Kind::NetworkPolicy => self.network_policies.len(),
+            Kind::AuthorizationPolicy => self.authorization_policies.len(),
+            Kind::PeerAuthentication => self.peer_authentications.len(),
+        }
+    }
+
     /// The file that an object was read from.
     pub fn file_of(&self, object: &ObjectRef) -> Option<&PathBuf> {
         self.files.get(object)

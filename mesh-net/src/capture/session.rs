@@ -44,6 +44,8 @@ pub struct Found {
     pub spec: Option<Spec>,
     /// What differs from that.
     pub drift: Vec<Drift>,
+    /// What each rule counted, as [`Session::counters`] says.
+    pub counts: BTreeMap<String, (u64, u64)>,
 }
 
 impl Session {
@@ -129,11 +131,11 @@ impl Session {
             self.spec = seen.as_ref().and_then(drift::learn);
         }
         let Some(spec) = self.spec else {
-            return Ok(seen.map(|_| Found { spec: None, drift: vec![Drift::Unrecognised] }));
+            return Ok(seen.map(|seen| Found { spec: None, drift: vec![Drift::Unrecognised], counts: counts(&seen) }));
         };
         let mut drift = drift::compare(seen.as_ref(), &rules::prescribe(&spec), self.mode, self.netfilter.port());
         drift.extend(routes::drift(&mut self.route)?);
-        Ok(Some(Found { spec: Some(spec), drift }))
+        Ok(Some(Found { spec: Some(spec), drift, counts: seen.as_ref().map(counts).unwrap_or_default() }))
     }
 
     /// Removes the table, then rules and routes. Fine if they are gone already. Captured connections end with it: their address
@@ -157,9 +159,12 @@ impl Session {
     /// What each rule counted, by its name: (packets, bytes). The nat chains see the first packet of a connection only, so
     /// `capture-in`, `capture-out` and the rules beside them count connections.
     pub fn counters(&mut self) -> Result<BTreeMap<String, (u64, u64)>, Error> {
-        let counts = table::read(&mut self.netfilter)?.map(|seen| seen.counts()).unwrap_or_default();
-        Ok(counts.into_iter().map(|(name, count)| (name, (count.packets, count.bytes))).collect())
+        Ok(table::read(&mut self.netfilter)?.as_ref().map(counts).unwrap_or_default())
     }
+}
+
+fn counts(seen: &table::Seen) -> BTreeMap<String, (u64, u64)> {
+    seen.counts().into_iter().map(|(name, count)| (name, (count.packets, count.bytes))).collect()
 }
 
 /// The kernel refuses flags that it does not know.

@@ -158,6 +158,11 @@ impl Hands {
         self.spare_diag.extend(sockets);
     }
 
+    /// How many are put aside.
+    pub fn spare_diag(&self) -> usize {
+        self.spare_diag.len()
+    }
+
     /// Takes up to `count` of them.
     pub fn take_diag(&mut self, count: u8) -> Vec<OwnedFd> {
         self.spare_diag.split_off(self.spare_diag.len().saturating_sub(usize::from(count)))

@@ -1,9 +1,11 @@
 //! The keeper: holds what needs capabilities (pods' namespaces, their listeners, sockets made there) and hands it to whichever worker
 //! is alive. It outlives workers, reads nothing from a network, and believes the worker nothing.
 //!
-//! Top down: [`serve`] is the loop, [`watcher`] and [`worker`] its two links, [`state`] what it decides, [`hands`] what it holds.
+//! Top down: [`serve`] is the loop, [`watcher`] and [`worker`] its two links, [`state`] what it decides, [`hands`] what it holds,
+//! [`counts`] what it tells of itself.
 
 mod bucket;
+mod counts;
 mod hands;
 mod outbox;
 mod privileges;

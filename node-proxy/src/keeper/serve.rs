@@ -5,11 +5,12 @@ use std::os::fd::OwnedFd;
 use std::time::Duration;
 
 use mesh_api::link::proxy::{FromKeeper, Refused, ToKeeper};
-use mesh_api::link::worker::{FromWorker, ToWorker};
+use mesh_api::link::worker::{FromWorker, LISTENERS, ToWorker};
 use mesh_model::Reason;
 use mesh_net::Netns;
 use tokio::time::Instant;
 
+use super::counts::{Counts, Holding};
 use super::hands::Hands;
 use super::outbox::Carried;
 use super::state::{Action, Event, Fds, State};
@@ -26,14 +27,13 @@ pub struct Keeper {
     started: Instant,
     /// The netns of the `Add` that is being stepped, and the pod's name for messages.
     arriving: Option<(Netns, String)>,
-    minted: u64,
-    short: u64,
+    counts: Counts,
 }
 
 impl Keeper {
     /// Holds nothing yet.
     pub fn new(state: State, hands: Hands, watcher: WatcherLink, worker: WorkerLink) -> Self {
-        Self { state, hands, watcher, worker, started: Instant::now(), arriving: None, minted: 0, short: 0 }
+        Self { state, hands, watcher, worker, started: Instant::now(), arriving: None, counts: Counts::new() }
     }
 
     /// Serves until `stop` resolves and then until the worker has gone: it drains, and needs us for that. A worker that is away
@@ -43,6 +43,7 @@ impl Keeper {
         let mut leaving = false;
         while !leaving || self.worker.is_up() {
             let deadline = self.state.next_deadline().map(|due| self.started + due);
+            let report = self.watcher.takes_stats().then(|| self.counts.due());
             // Every branch may be dropped half-way: both links' `next` are cancel-safe, a timer and a signal lose nothing.
             tokio::select! {
                 signal = &mut stop, if !leaving => {
@@ -52,14 +53,28 @@ impl Keeper {
                 heard = self.watcher.next() => self.on_watcher(heard),
                 heard = self.worker.next() => self.on_worker(heard),
                 () = until(deadline) => self.step(Event::Tick),
+                () = until(report) => self.report(),
             }
         }
         tracing::info!("keeper ends");
     }
 
+    fn report(&mut self) {
+        let holding = Holding {
+            pods: self.state.len(),
+            spare_diag: self.hands.spare_diag(),
+            certificates: self.hands.certificates().is_some(),
+        };
+        let stats = self.counts.report(holding);
+        self.watcher.send(&FromKeeper::Stats(stats));
+    }
+
     fn on_watcher(&mut self, heard: watcher::Heard) {
         let (message, fds) = match heard {
-            watcher::Heard::Up => return self.step(Event::WatcherUp),
+            watcher::Heard::Up => {
+                self.counts.soon();
+                return self.step(Event::WatcherUp);
+            }
             watcher::Heard::Down => return self.step(Event::WatcherDown),
             watcher::Heard::Message(message, fds) => (message, fds),
         };
@@ -84,6 +99,7 @@ impl Keeper {
                     }
                     Err(why) => {
                         let reason = Reason::Malformed.as_str().to_owned();
+                        self.counts.refused(&reason);
                         let refused = Some(Refused { reason, message: format!("pod {name}: {why}") });
                         self.watcher.send(&FromKeeper::Ack { id, refused });
                     }
@@ -105,15 +121,17 @@ impl Keeper {
         match heard {
             worker::Heard::Up { threads } => {
                 tracing::info!(threads, pods = self.state.len(), "worker is up");
+                self.counts.so_far.workers += 1;
                 self.step(Event::WorkerUp { threads });
             }
             worker::Heard::Down => {
                 tracing::info!(
                     pods = self.state.len(),
-                    minted = self.minted,
-                    short = self.short,
+                    minted = self.counts.so_far.minted,
+                    short = self.counts.so_far.mint_short.values().sum::<u64>(),
                     "worker is gone; holding on"
                 );
+                self.counts.so_far.workers_lost += 1;
                 self.step(Event::WorkerDown);
             }
             worker::Heard::Keep(memfd) => {
@@ -150,7 +168,10 @@ impl Keeper {
                 let (netns, name) = self.arriving.take()?;
                 let refused = self.hands.open(slot, netns, &name).err();
                 match &refused {
-                    None => tracing::info!(pod = name, slot, "listeners open"),
+                    None => {
+                        self.counts.so_far.listeners_opened += LISTENERS.len() as u64;
+                        tracing::info!(pod = name, slot, "listeners open");
+                    }
                     Some(refused) => {
                         tracing::warn!(pod = name, reason = refused.reason, message = refused.message, "pod refused")
                     }
@@ -163,19 +184,24 @@ impl Keeper {
             }
             Action::ToWatcher(message) => {
                 if let FromKeeper::Ack { id, refused: Some(Refused { reason, message }) } = &message {
+                    self.counts.refused(reason);
                     tracing::warn!(id, reason, message, "pod-watcher's request refused");
                 }
                 self.watcher.send(&message);
             }
             Action::ToWorker(message, fds) => {
-                if let ToWorker::Minted { .. } = message {
-                    self.short += 1;
+                if let ToWorker::Minted { short: Some(reason), .. } = &message {
+                    self.counts.mint_refused(reason);
                 }
                 let carried = match fds {
                     Fds::None => Carried::Nothing,
                     Fds::Diag(count) => Carried::Own(self.hands.take_diag(count)),
                     // The state sends listeners of open slots only; without them the worker would refuse the message.
-                    Fds::Listeners(slot) => Carried::Listeners(self.hands.held(slot)?),
+                    Fds::Listeners(slot) => {
+                        let held = self.hands.held(slot)?;
+                        self.counts.so_far.listeners_handed += held.listeners.len() as u64;
+                        Carried::Listeners(held)
+                    }
                 };
                 self.worker.send(&message, carried);
             }
@@ -186,9 +212,8 @@ impl Keeper {
             }
             Action::Mint { request, slot, family, purpose, mark, count, asked } => {
                 let (sockets, failed) = self.hands.mint(slot, family, purpose, mark, count);
-                self.minted += sockets.len() as u64;
                 let short = failed.or((count < asked).then_some(Reason::Overloaded));
-                self.short += u64::from(short.is_some());
+                self.counts.minted(sockets.len(), short);
                 let message = ToWorker::Minted { request, short: short.map(|reason| reason.as_str().to_owned()) };
                 self.worker.send(&message, Carried::Own(sockets));
             }

@@ -5,7 +5,7 @@ use std::os::fd::OwnedFd;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use mesh_api::link::proxy::{FromKeeper, ToKeeper};
+use mesh_api::link::proxy::{FromKeeper, STATS, ToKeeper};
 use mesh_api::link::{self, Hello, LinkError};
 use mesh_net::seqpacket::{AsyncConn, Packet};
 use tokio::time::Instant;
@@ -43,7 +43,7 @@ pub struct WatcherLink {
 enum Link {
     Down { dial_at: Instant },
     Greeting { conn: AsyncConn, outbox: Outbox, until: Instant },
-    Up { conn: AsyncConn, outbox: Outbox, since: Instant },
+    Up { conn: AsyncConn, outbox: Outbox, since: Instant, stats: bool },
 }
 
 #[derive(Debug, thiserror::Error)]
@@ -71,6 +71,11 @@ impl WatcherLink {
         if let Link::Up { outbox, .. } = &mut self.link {
             outbox.push(link::encode(message), Carried::Nothing);
         }
+    }
+
+    /// Whether somebody listens who takes our counts.
+    pub fn takes_stats(&self) -> bool {
+        matches!(self.link, Link::Up { stats: true, .. })
     }
 
     /// The next thing that happens on the link. Cancel-safe: each await is, and the state is changed only after one.
@@ -111,12 +116,12 @@ impl WatcherLink {
                 }) else {
                     return Err(Broken::Protocol("first message is not a greeting"));
                 };
-                let version = hello.agree()?;
+                let (version, stats) = (hello.agree()?, hello.can(STATS));
                 tracing::info!(watcher = hello.component, version, "pod-watcher link is up");
                 self.complained = false;
                 let now = Link::Down { dial_at: *until };
                 if let Link::Greeting { conn, outbox, .. } = std::mem::replace(&mut self.link, now) {
-                    self.link = Link::Up { conn, outbox, since: Instant::now() };
+                    self.link = Link::Up { conn, outbox, since: Instant::now(), stats };
                 }
                 Ok(Some(Heard::Up))
             }

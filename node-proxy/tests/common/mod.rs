@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command};
 use std::time::{Duration, Instant};
 
-use mesh_api::link::proxy::{FromKeeper, ToKeeper};
+use mesh_api::link::proxy::{FromKeeper, KeeperStats, STATS, ToKeeper};
 use mesh_api::link::worker::{FromWorker, ToWorker};
 use mesh_api::link::{self, Hello, NodeFacts, PodFacts};
 use mesh_net::Netns;
@@ -151,6 +151,7 @@ pub struct Watcher {
     pub conn: Conn,
     next: u64,
     pub wanted: u64,
+    takes_stats: bool,
 }
 
 /// Where keepers dial.
@@ -163,12 +164,18 @@ pub fn watcher_socket(dir: &Path) -> Listener {
 impl Watcher {
     /// Takes the keeper's call, greets, and says what the node is.
     pub fn accept(listener: &Listener) -> Self {
+        Self::greet(listener, Hello::of("pod-watcher"))
+    }
+
+    /// The same with a greeting of one's own.
+    pub fn greet(listener: &Listener, hello: Hello) -> Self {
         let conn = listener.accept().expect("the keeper dials");
         conn.set_deadline(PATIENCE).expect("deadline");
-        let hello = conn.recv().expect("recv").expect("open");
-        assert!(matches!(link::decode("proxy", &hello.bytes).expect("message"), FromKeeper::Hello(_)));
-        let watcher = Self { conn, next: 0, wanted: 0 };
-        watcher.send(&ToKeeper::Hello(Hello::of("pod-watcher")), &[]);
+        let heard = conn.recv().expect("recv").expect("open");
+        assert!(matches!(link::decode("proxy", &heard.bytes).expect("message"), FromKeeper::Hello(_)));
+        let takes_stats = hello.can(STATS);
+        let watcher = Self { conn, next: 0, wanted: 0, takes_stats };
+        watcher.send(&ToKeeper::Hello(hello), &[]);
         let addresses = vec!["198.18.1.1".parse().expect("address")];
         watcher.send(&ToKeeper::Node(NodeFacts { name: "node-1".to_owned(), addresses }), &[]);
         watcher
@@ -209,6 +216,17 @@ impl Watcher {
                     self.send(&ToKeeper::Diag, &fds);
                 }
                 FromKeeper::Hello(_) => panic!("second greeting"),
+                FromKeeper::Stats(_) => assert!(self.takes_stats, "counts for a pod-watcher that did not ask for them"),
+            }
+        }
+    }
+
+    /// The next counts; nothing else is waited for.
+    pub fn next_stats(&mut self) -> KeeperStats {
+        loop {
+            let packet = self.conn.recv().expect("recv").expect("open");
+            if let FromKeeper::Stats(stats) = link::decode("proxy", &packet.bytes).expect("message") {
+                return stats;
             }
         }
     }

@@ -20,7 +20,5 @@ mod step;
 mod tests;
 
 pub use event::{Action, Delivered, Event, Failure, InForce, KeeperId, Observed, RequestId, Stage, Timer};
-#[cfg(test)]
-pub use pod::Guard;
-pub use pod::{Phase, Pod, Want};
+pub use pod::{Guard, Phase, Pod, Want};
 pub use step::step;

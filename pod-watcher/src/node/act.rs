@@ -10,7 +10,7 @@ use mesh_net::capture::{self, Spec};
 use super::timers::Due;
 use super::{Node, Unanswered};
 use crate::enrol::{Action, Delivered, Failure, KeeperId, Observed, Phase, RequestId, Stage, Timer};
-use crate::metrics::Outcome;
+use crate::metrics::labels::Outcome;
 use crate::sandbox::Job;
 use crate::status::EventType;
 
@@ -160,16 +160,19 @@ impl Node {
                 (EventType::Warning, failure.reason.to_string(), format!("{}; {}", failure.message, failure.next))
             }
             Observed::Drift => {
-                self.metrics.drifts.inc();
+                self.metrics.drift(entry.drifted.0, entry.drifted.1);
                 (EventType::Warning, "RulesChanged".to_owned(), entry.drift.clone())
             }
             Observed::Repaired => {
-                self.metrics.repairs.inc();
+                self.metrics.repair(entry.drifted.0, entry.drifted.1);
                 (EventType::Normal, "RulesRepaired".to_owned(), format!("written again after: {}", entry.drift))
             }
-            Observed::RepairFailed(failure) => (EventType::Warning, "RepairFailed".to_owned(), failure.message),
+            Observed::RepairFailed(failure) => {
+                self.metrics.repair_failures.inc();
+                (EventType::Warning, "RepairFailed".to_owned(), failure.message)
+            }
             Observed::OptedOut => {
-                self.metrics.enrolment(Outcome::OptedOut);
+                self.metrics.opt_outs.inc();
                 (
                     EventType::Normal,
                     "OptedOut".to_owned(),
@@ -202,6 +205,7 @@ impl Node {
         };
         if over {
             self.pods.remove(uid);
+            self.metrics.passed.gone(uid);
             self.status.remove(uid);
             return;
         }

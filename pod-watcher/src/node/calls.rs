@@ -44,14 +44,15 @@ pub struct Waiting {
 
 impl Node {
     pub(super) fn call(&mut self, call: Call) {
-        let Call { request, netns, reply } = call;
-        let reply = Reply { since: Instant::now(), to: reply };
+        let Call { since, request, netns, reply } = call;
+        let reply = Reply { since, to: reply };
         match (request, netns) {
             (ToWatcher::Add(attachment), Some(netns)) => self.add(attachment, netns, reply),
             (ToWatcher::Check(attachment), Some(netns)) => reply.send(self.check(&attachment, &netns)),
             (ToWatcher::Del(attachment), _) => {
                 self.del(&attachment);
                 reply.send(FromWatcher::Done { enrolled: false });
+                self.metrics.del_seconds.observe(since.elapsed().as_secs_f64());
             }
             (ToWatcher::Gc { valid }, _) => {
                 self.gc(&valid);
@@ -151,6 +152,7 @@ impl Node {
                 entry.addresses.push(*address);
             }
         }
+        entry.stage_since = self.replies.get(&request).map_or_else(Instant::now, |reply| reply.since);
         self.step(uid, Event::CniAdd { request, fresh });
         // Where the machine had nothing to release.
         if let Some(entry) = self.pods.get_mut(uid) {

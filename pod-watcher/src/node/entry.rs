@@ -11,6 +11,7 @@ use rand::TryRngCore;
 use tokio::time::Instant;
 
 use crate::enrol::{KeeperId, Pod, Want};
+use crate::metrics::labels::{Cause, DriftKind};
 use crate::sandbox::Sandbox;
 use crate::source::PodRecord;
 use crate::status::Condition;
@@ -47,6 +48,10 @@ pub struct Entry {
     pub condition: Option<Condition>,
     /// What an audit found, for the event that the machine asks for.
     pub drift: String,
+    /// The same, for counting.
+    pub drifted: (DriftKind, Cause),
+    /// When the stage of its enrolment began that is going on.
+    pub stage_since: Instant,
     /// Whether a process of it was ever seen.
     pub seen_alive: bool,
     /// Scans in a row that saw none.
@@ -115,6 +120,8 @@ impl Entry {
             said: ("Pending".to_owned(), "enrolment has begun".to_owned()),
             condition: None,
             drift: String::new(),
+            drifted: (DriftKind::Table, Cause::Timer),
+            stage_since: Instant::now(),
             seen_alive: false,
             missed: 0,
             deleted: false,

@@ -16,6 +16,7 @@ use super::{Input, Node, Unanswered};
 use crate::enrol::{Delivered, Event, Failure, InForce, KeeperId, Phase, Stage, Want};
 use crate::facts;
 use crate::keepers::{self, KeeperHandle};
+use crate::metrics::labels::Cause;
 use crate::sandbox::{Done, Job, Sandbox};
 use crate::source::Records;
 use crate::watch::Scan;
@@ -144,8 +145,10 @@ impl Node {
                 self.step(uid, Event::ListenersSeen { epoch, all });
             }
             Done::Read(found) => self.read_back(uid, found),
-            Done::Audited { jobs, drift, listeners, by } => {
-                self.metrics.audits.inc();
+            Done::Audited { jobs, drift, listeners, by, counts } => {
+                let cause = if by.is_some() { Cause::Notification } else { Cause::Timer };
+                self.metrics.audit(cause);
+                self.metrics.passed.read(uid, &entry.record.name, &counts);
                 // Jobs sent since will change what it saw.
                 if !sandbox.is_current(jobs) {
                     return;
@@ -155,11 +158,13 @@ impl Node {
                 if entry.machine.phase() == Phase::Captured {
                     self.step(uid, Event::ListenersSeen { epoch, all: listeners });
                 }
-                if !drift.is_empty()
+                if let Some(kind) = drift.iter().map(|one| one.kind).min()
                     && let Some(entry) = self.pods.get_mut(uid)
                 {
                     let by = by.map(|by| format!(" (changed by {by})")).unwrap_or_default();
-                    entry.drift = format!("{}{by}", drift.join(", "));
+                    let texts: Vec<&str> = drift.iter().map(|one| one.text.as_str()).collect();
+                    entry.drift = format!("{}{by}", texts.join(", "));
+                    entry.drifted = (kind, cause);
                     self.step(uid, Event::RulesDrift { epoch });
                 }
             }

@@ -278,8 +278,10 @@ impl Node {
     fn step(&mut self, uid: &PodUid, event: Event) {
         let Some(entry) = self.pods.get_mut(uid) else { return };
         tracing::debug!(pod = %entry.record.name, ?event, phase = ?entry.machine.phase(), "event");
+        let before = entry.machine.phase();
         let (machine, actions) = enrol::step(entry.machine.clone(), event);
         entry.machine = machine;
+        self.passed_stage(uid, before);
         for action in actions {
             self.act(uid, action);
         }

@@ -1,12 +1,15 @@
-//! What people see: conditions, gauges, the admin socket's answers.
+//! What people see: conditions, gauges, stages' times, the admin socket's answers.
 
+use mesh_model::PodUid;
 use mesh_net::capture;
 use serde_json::{Value, json};
 use tokio::sync::oneshot;
+use tokio::time::Instant;
 
 use super::Node;
 use super::entry::Entry;
-use crate::enrol::Phase;
+use crate::enrol::{Guard, Phase};
+use crate::metrics::labels::{AddStage, PodState};
 use crate::sandbox::Job;
 use crate::status::{Condition, Seen};
 
@@ -33,12 +36,40 @@ fn rules(stage: Option<capture::Stage>) -> &'static str {
 }
 
 impl Node {
-    pub(super) fn gauge(&self) {
-        let count = |yes: &dyn Fn(&Entry) -> bool| {
-            i64::try_from(self.pods.values().filter(|entry| yes(entry)).count()).unwrap_or(i64::MAX)
+    /// An event took a pod's enrolment on: how long did the stage take that is over?
+    pub(super) fn passed_stage(&mut self, uid: &PodUid, before: Phase) {
+        let Some(entry) = self.pods.get_mut(uid) else { return };
+        let now = entry.machine.phase();
+        if now == before {
+            return;
+        }
+        let stage = match (before, now) {
+            (Phase::Denying, Phase::Offered(Guard::Deny)) => Some(AddStage::Deny),
+            (Phase::Offered(Guard::Deny), Phase::Listening(_)) => Some(AddStage::Ack),
+            (Phase::Listening(Guard::Deny), Phase::Swapping(_)) => Some(AddStage::Listeners),
+            (Phase::Swapping(Guard::Deny), Phase::Captured) => Some(AddStage::Swap),
+            _ => None,
         };
-        self.metrics.captured.set(count(&|entry| entry.machine.phase() == Phase::Captured));
-        self.metrics.served.set(count(&|entry| entry.machine.is_served()));
+        if let Some(stage) = stage {
+            self.metrics.add_stage(stage, entry.stage_since.elapsed());
+        }
+        if matches!((before, now), (Phase::Swapping(Guard::Open), Phase::Captured)) {
+            self.metrics.opt_ins.inc();
+        }
+        // The first stage begins with the request, which sets this itself.
+        if now != Phase::Denying {
+            entry.stage_since = Instant::now();
+        }
+    }
+
+    pub(super) fn gauge(&self) {
+        self.metrics.pods(self.pods.values().map(|entry| match entry.rules {
+            None => PodState::Plain,
+            Some(capture::Stage::Deny) => PodState::Denied,
+            Some(capture::Stage::Redirect) if entry.machine.is_served() => PodState::Served,
+            Some(capture::Stage::Redirect) => PodState::Unserved,
+            Some(capture::Stage::Drain) => PodState::Draining,
+        }));
         self.metrics.keepers.set(i64::try_from(self.keepers.len()).unwrap_or(i64::MAX));
     }
 
