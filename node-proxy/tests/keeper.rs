@@ -302,7 +302,7 @@ fn what_the_keeper_counts_reaches_a_pod_watcher_that_takes_it_and_no_other() {
     assert_eq!((stats.workers, stats.workers_lost, stats.worker_up), (1, 1, false));
     assert_eq!(stats.refused.get("Conflict"), Some(&1));
     assert_eq!(stats.start_millis, first.start_millis);
-    assert!(stats.resident_bytes > 1 << 20 && stats.cpu_micros > 0 && stats.max_fds >= stats.open_fds, "{stats:?}");
+    assert!(stats.resident_bytes > 1 << 20 && stats.max_fds >= stats.open_fds, "{stats:?}");
     let open = std::fs::read_dir(format!("/proc/{}/fd", keeper.0.id())).expect("the keeper lives").count() as u64;
     assert!(stats.open_fds.abs_diff(open) <= 1, "{open} open, told {}", stats.open_fds);
 }

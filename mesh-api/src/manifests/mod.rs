@@ -57,6 +57,7 @@ impl Objects {
     pub fn count(&self, kind: Kind) -> usize {
         match kind {
             Kind::Namespace => self.namespaces.len(),
+            Kind::Node => self.nodes.len(),
             Kind::Pod => self.pods.len(),
             Kind::ServiceAccount => self.service_accounts.len(),
             Kind::Service => self.services.len(),

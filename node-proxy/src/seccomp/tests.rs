@@ -85,8 +85,18 @@ fn attempt(what: &str, netns: &mesh_net::Netns) -> String {
     }
 }
 
+/// What a role uses itself, read through its filter.
+fn uses_something() {
+    let usage = mesh_daemon::process::Usage::now();
+    assert!(
+        usage.resident_bytes > 0 && usage.open_fds > 2 && usage.max_fds > 2 && usage.start_seconds > 0.0,
+        "{usage:?}"
+    );
+}
+
 /// The whole of what the keeper does with the kernel.
 fn keepers_work(netns: &mesh_net::Netns) {
+    uses_something();
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("runtime");
     runtime.block_on(async {
         let dir = std::env::temp_dir().join(format!("culvert-seccomp-{}", std::process::id()));
@@ -114,6 +124,7 @@ fn keepers_work(netns: &mesh_net::Netns) {
 
 /// Much of what the worker does; the lab runs the rest.
 fn workers_work() {
+    uses_something();
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("runtime");
     runtime.block_on(async {
         let dir = std::env::temp_dir().join(format!("culvert-seccomp-{}", std::process::id()));
