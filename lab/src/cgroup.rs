@@ -98,6 +98,20 @@ pub fn memory_used(lab: &str, path: &str) -> Option<u64> {
     })
 }
 
+/// Bytes of kernel memory charged to a group of a lab and those below it, where a memory controller counts them.
+pub fn kernel_memory(lab: &str, path: &str) -> Option<u64> {
+    hierarchies().iter().find_map(|h| {
+        let group = lab_root(h, lab).join(path);
+        match h.version {
+            Version::MemoryV1 => fs::read_to_string(group.join("memory.kmem.usage_in_bytes")).ok()?.trim().parse().ok(),
+            Version::V2 => {
+                let stat = fs::read_to_string(group.join("memory.stat")).ok()?;
+                stat.lines().find_map(|line| line.strip_prefix("kernel "))?.trim().parse().ok()
+            }
+        }
+    })
+}
+
 /// CPU time of a lab's processes, also of those that have ended, where the unified hierarchy is mounted.
 pub fn cpu_used(lab: &str) -> Option<Duration> {
     let unified = hierarchies().iter().find(|h| h.version == Version::V2)?;

@@ -109,6 +109,11 @@ impl PodHandle {
         cgroup::memory_used(self.lab.dir.name(), &group)
     }
 
+    /// Its cgroup, below the lab's.
+    pub fn cgroup(&self) -> String {
+        self.with(|s| s.record.cgroup())
+    }
+
     pub(crate) fn place(&self) -> Result<Place> {
         let (record, key) = (self.record(), self.key());
         let node = self.lab.node(record.node)?;

@@ -93,11 +93,11 @@ impl Mesh {
         self.directories(node)?;
         let manifests = lab.dir().join("manifests");
         let argv = self.config.watcher(node.name(), &manifests.to_string_lossy());
-        let watcher = Program::new(format!("pod-watcher-{index}"), &[]).args(argv).as_user(User::root().with_caps(&[
-            "SYS_ADMIN",
-            "NET_ADMIN",
-            "SYS_PTRACE",
-        ]));
+        let mut watcher = Program::new(format!("pod-watcher-{index}"), &[])
+            .args(argv)
+            .as_user(User::root().with_caps(&["SYS_ADMIN", "NET_ADMIN", "SYS_PTRACE"]));
+        // Of its own, so that what the kernel holds for it is told from what other programs of the node left there.
+        watcher.cgroup = Some(format!("{}/system/pod-watcher", node.name()));
         let watcher = node.spawn(watcher)?;
         self.wait_for_file(&watcher, &node.init().root(CNI_SOCKET))?;
 

@@ -3,3 +3,4 @@
 pub mod cores;
 pub mod cpu;
 pub mod load;
+pub mod memory;

@@ -1,12 +1,16 @@
 //! The planes `mesh` and `mesh-quiet`: Culvert as its DaemonSets start it, and the same with its telemetry off.
 
 use std::process::Command;
+use std::time::Duration;
 
 use anyhow::{Context, Result};
-use lab::{Config, Lab, MeshConfig, Pid, binaries};
+use lab::{Config, Lab, MeshConfig, Pid, binaries, wait};
 
-use super::{Plane, Pods};
+use super::{NAMESPACE, Plane, Pods, Room};
 use crate::path::{Place, Side};
+
+/// Longest until a fresh worker has its node's pods: tens of milliseconds, unless the machine is busy.
+const FRESH: Duration = Duration::from_secs(20);
 
 struct Mesh {
     name: &'static str,
@@ -74,6 +78,36 @@ impl Plane for Mesh {
             ("keeper".into(), mesh.keeper(node).id()),
             ("pod-watcher".into(), mesh.watcher(node).id()),
         ])
+    }
+
+    fn fresh(&self) -> Result<()> {
+        let mesh = self.lab.mesh();
+        for node in [1, 2] {
+            mesh.watcher(node).restart()?;
+            mesh.worker(node).restart()?;
+        }
+        for node in [1, 2] {
+            mesh.wait_ready(node)?;
+            let pods = self
+                .lab
+                .pods()
+                .into_iter()
+                .filter(|pod| pod.node() == node && pod.key().starts_with(NAMESPACE))
+                .count();
+            wait::until_true(&format!("the worker of node {node} to have its pods"), FRESH, || {
+                let has = mesh.admin(node, &["pods"]).unwrap_or_default().as_array().map_or(0, Vec::len);
+                has >= pods && mesh.watcher_admin(node, &["pods"]).is_ok()
+            })?;
+        }
+        Ok(())
+    }
+
+    /// As the worker of node 1 says; the one of node 2 has the same limits. A pod may take half, and some are in use or just closed.
+    fn room(&self) -> Result<Room> {
+        let stats = self.lab.mesh().admin(1, &["stats"])?;
+        let left = stats["places_left"].as_u64().context("places_left in the worker's stats")?;
+        let left = usize::try_from(left)?.saturating_sub(100);
+        Ok(Room { all: left, each: left / 2 })
     }
 
     fn down(self: Box<Self>) -> Result<()> {

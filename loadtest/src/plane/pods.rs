@@ -21,38 +21,56 @@ pub struct Pods {
     pub client: PodHandle,
     /// Opens connections of its own meanwhile. Node 1.
     pub neighbour: PodHandle,
-    near: (PodHandle, Process),
-    far: (PodHandle, Process),
+    near: Server,
+    far: Server,
+}
+
+/// A server pod and the server in it.
+pub struct Server {
+    /// The pod.
+    pub pod: PodHandle,
+    /// `culvert-loadtest server`
+    pub process: Process,
+}
+
+impl Server {
+    /// Makes one; returns when it listens.
+    pub fn make(lab: &Lab, name: &str, node: usize) -> Result<Server> {
+        let pod = lab.add_pod(Pod::new(NAMESPACE, name).node(node).service_account(name).app(App::None))?;
+        let process = serve(&pod)?;
+        Ok(Server { pod, process })
+    }
+
+    /// Its own address.
+    pub fn address(&self, family: Family, port: u16) -> Result<SocketAddr> {
+        let ip = self.pod.ips().into_iter().find(|ip| family.is(ip)).context("pods have both families")?;
+        Ok(SocketAddr::new(ip, port))
+    }
 }
 
 impl Pods {
     /// Makes them, with `culvert-loadtest server` in the server pods.
     pub fn make(lab: &Lab) -> Result<Pods> {
         lab.namespace(NAMESPACE, &[("culvert.io/mesh", "enabled")])?;
-        let server = |name: &str, node: usize| -> Result<(PodHandle, Process)> {
-            let pod = lab.add_pod(Pod::new(NAMESPACE, name).node(node).service_account(name).app(App::None))?;
-            let process = serve(&pod)?;
-            Ok((pod, process))
-        };
         Ok(Pods {
             client: client(lab, "client")?,
             neighbour: client(lab, "neighbour")?,
-            near: server("near", 1)?,
-            far: server("far", 2)?,
+            near: Server::make(lab, "near", 1)?,
+            far: Server::make(lab, "far", 2)?,
         })
     }
 
     /// The server pod of a place.
     pub fn server(&self, place: Place) -> &PodHandle {
-        &self.of(place).0
+        &self.of(place).pod
     }
 
     /// The server process of a place.
     pub fn server_process(&self, place: Place) -> &Process {
-        &self.of(place).1
+        &self.of(place).process
     }
 
-    fn of(&self, place: Place) -> &(PodHandle, Process) {
+    fn of(&self, place: Place) -> &Server {
         match place {
             Place::SameNode => &self.near,
             Place::CrossNode => &self.far,
@@ -61,8 +79,7 @@ impl Pods {
 
     /// A server pod's own address.
     pub fn address(&self, place: Place, family: Family, port: u16) -> Result<SocketAddr> {
-        let ip = self.server(place).ips().into_iter().find(|ip| family.is(ip)).context("pods have both families")?;
-        Ok(SocketAddr::new(ip, port))
+        self.of(place).address(family, port)
     }
 }
 

@@ -1,6 +1,6 @@
 //! One scenario: path by path, round by round, plane by plane; what was disturbed is repeated, what takes too long is cut off.
 
-use std::cell::Cell;
+use std::cell::{Cell, RefCell};
 use std::time::Instant;
 
 use anyhow::Result;
@@ -24,11 +24,14 @@ pub(super) struct Taken {
     pub(super) complete: bool,
 }
 
+/// What there is to say of a scenario's samples.
 #[derive(Default)]
-struct Disturbed {
+struct Samples {
     repeated: usize,
     kept: usize,
     most: f64,
+    /// What the samples themselves had to say.
+    said: Vec<String>,
 }
 
 /// Runs it.
@@ -48,7 +51,7 @@ pub(super) fn run(
     let paths = plan::paths(options, scenario);
     let whole: usize = paths.iter().map(|path| plan::rounds(options, scenario, *path) * planes.len()).sum();
     let deadline = (Instant::now() + plan.longest(number)).min(end);
-    let (mut notes, mut disturbed, mut done) = (Vec::new(), Disturbed::default(), 0);
+    let (mut notes, mut samples, mut done) = (Vec::new(), Samples::default(), 0);
     let mut lost: Vec<(Path, &str)> = Vec::new();
     for path in &paths {
         let column = scenario.path_name(*path);
@@ -66,9 +69,9 @@ pub(super) fn run(
                         "{}: cut off by its deadline, {left} of {whole} samples not taken",
                         scenario.name
                     ));
-                    return Ok(disturbed.finish(scenario, notes, false));
+                    return Ok(samples.finish(scenario, notes, false));
                 }
-                match take(options, scenario, plane, *path, labs, deadline, &mut disturbed) {
+                match take(options, scenario, plane, *path, labs, deadline, &mut samples) {
                     Ok(sample) => figures.add(&scenario.name, &column, plane.name(), sample),
                     Err(error) => {
                         let note = format!("{} {column} {}: failed: {error:#}", scenario.name, plane.name());
@@ -80,7 +83,7 @@ pub(super) fn run(
             }
         }
     }
-    Ok(disturbed.finish(scenario, notes, lost.is_empty()))
+    Ok(samples.finish(scenario, notes, lost.is_empty()))
 }
 
 /// Takes one sample; again if the machine did something else meanwhile and there is time. The least disturbed one counts.
@@ -91,13 +94,28 @@ fn take(
     path: Path,
     labs: &[String],
     deadline: Instant,
-    disturbed: &mut Disturbed,
+    samples: &mut Samples,
 ) -> Result<Vec<Figure>> {
     let mut best: Option<(f64, Vec<Figure>)> = None;
     for attempt in 0..=AGAIN {
-        let cx = Context { plane, path, quick: options.quick, deadline, labs, foreign: Cell::new(None) };
+        let cx = Context {
+            plane,
+            path,
+            quick: options.quick,
+            deadline,
+            labs,
+            notes: RefCell::default(),
+            foreign: Cell::new(None),
+        };
         let (mark, begun) = (Mark::now(labs)?, Instant::now());
-        let sample = match ((scenario.sample)(&cx), best.take()) {
+        let sampled = (scenario.sample)(&cx);
+        for note in cx.notes.take() {
+            let note = format!("{} {} {}: {note}", scenario.name, scenario.path_name(path), plane.name());
+            if !samples.said.contains(&note) {
+                samples.said.push(note);
+            }
+        }
+        let sample = match (sampled, best.take()) {
             (Ok(sample), before) => {
                 let foreign = match cx.foreign.get() {
                     Some(foreign) => foreign,
@@ -113,20 +131,21 @@ fn take(
         let time = scenario.rounds.of(options.quick) > 1 && Instant::now() + begun.elapsed() * 2 < deadline;
         if calm || attempt == AGAIN || !time {
             if !calm {
-                disturbed.kept += 1;
-                disturbed.most = disturbed.most.max(sample.0);
+                samples.kept += 1;
+                samples.most = samples.most.max(sample.0);
             }
             return Ok(sample.1);
         }
-        disturbed.repeated += 1;
+        samples.repeated += 1;
         best = Some(sample);
     }
     unreachable!("the last attempt returns")
 }
 
-impl Disturbed {
+impl Samples {
     fn finish(self, scenario: &Scenario, mut notes: Vec<String>, complete: bool) -> Taken {
-        let Disturbed { repeated, kept, most } = self;
+        let Samples { repeated, kept, most, said } = self;
+        notes.extend(said);
         let name = &scenario.name;
         if kept > 0 {
             let most = most * 100.0;

@@ -1,11 +1,12 @@
 //! What a scenario is given: a plane, a path, its time, and clients that it can start in pods.
 
-use std::cell::Cell;
+use std::cell::{Cell, RefCell};
+use std::net::SocketAddr;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, ensure};
-use lab::{PodHandle, Process, User};
+use lab::{PodHandle, Process, User, wait};
 
 use crate::measure::load::Mark;
 use crate::path::{Path, Side};
@@ -26,6 +27,8 @@ pub struct Context<'a> {
     /// When the scenario must be over.
     pub deadline: Instant,
     pub(crate) labs: &'a [String],
+    /// What a reader of this sample's figures must know.
+    pub(crate) notes: RefCell<Vec<String>>,
     /// The largest share of a core that other load took, as far as the sample looked.
     pub(crate) foreign: Cell<Option<f64>>,
 }
@@ -43,6 +46,11 @@ impl Context<'_> {
         let left = self.deadline.saturating_duration_since(Instant::now());
         ensure!(!left.is_zero(), "the scenario's time is over");
         Ok(left)
+    }
+
+    /// Something a reader of this sample's figures must know.
+    pub fn note(&self, text: String) {
+        self.notes.borrow_mut().push(text);
     }
 
     /// This one, or the small one of `--quick`.
@@ -64,11 +72,16 @@ impl Context<'_> {
 
     /// Starts a client in a pod towards a port of this path; returns when its connections stand.
     pub fn client(&self, pod: &PodHandle, port: u16, work: Work) -> Result<Client> {
+        let to = self.plane.target(self.path.place, self.path.family, port)?;
+        self.client_to(pod, to, work)
+    }
+
+    /// The same towards any address.
+    pub fn client_to(&self, pod: &PodHandle, to: SocketAddr, work: Work) -> Result<Client> {
         let lasts = match &work {
             Work::Exchange { lasts, .. } | Work::Connect { lasts, .. } | Work::Bulk { lasts, .. } => *lasts,
-            Work::Hold { .. } => Duration::ZERO,
+            Work::Hold { .. } | Work::First { .. } => Duration::ZERO,
         };
-        let to = self.plane.target(self.path.place, self.path.family, port)?;
         let id = NEXT.fetch_add(1, Ordering::Relaxed);
         let spec = Spec { id, core: self.path.layout.core(Side::Client), to, work };
         let program = pod.program("bench", &["culvert-loadtest", "client"]).args([serde_json::to_string(&spec)?]);
@@ -77,6 +90,21 @@ impl Context<'_> {
         let stands = client.process.wait_stdout(READY, self.left()?.min(Duration::from_secs(40)));
         stands.with_context(|| format!("{:?} to {to}", client.spec.work))?;
         Ok(client)
+    }
+
+    /// Waits until the mesh of this plane, if there is one, has a certificate for each pod of node 1: `more` and the bench's own.
+    pub fn wait_for_certificates(&self, more: usize) -> Result<()> {
+        let lab = self.plane.lab();
+        if !lab.has_mesh() {
+            return Ok(());
+        }
+        let has = |one: &serde_json::Value| one["wanted"] == true && one["serial"].is_string();
+        wait::until_true("a certificate for each pod", self.left()?.min(Duration::from_secs(20)), || {
+            let answer = lab.mesh().admin(1, &["certificates"]).unwrap_or_default();
+            let all = answer.as_array().map_or(0, Vec::len);
+            let there = answer.as_array().map_or(0, |answer| answer.iter().filter(|one| has(one)).count());
+            there >= more && there == all
+        })
     }
 
     /// Looks at the machine while `work` is done: other load in that time is what counts for this sample.

@@ -4,7 +4,15 @@ mod bulk;
 mod connect;
 mod context;
 mod exchange;
+mod held;
+mod identities;
+mod idle;
+mod pods;
+mod policy;
+mod short;
+mod start;
 mod traffic;
+mod workloads;
 
 use std::time::Duration;
 
@@ -51,7 +59,9 @@ pub enum Paths {
 pub enum Planes {
     /// All.
     All,
-    /// Those with the mesh's control plane and node processes.
+    /// One of each kind: no variants of another one.
+    Kinds,
+    /// Those with the mesh's control plane and node processes, without variants.
     Mesh,
 }
 
@@ -118,13 +128,22 @@ impl Scenario {
 
     /// Whether a plane can be asked.
     pub fn suits(&self, plane: &dyn Plane) -> bool {
-        self.planes == Planes::All || plane.lab().has_mesh()
+        let variant = plane.name().contains('-');
+        match self.planes {
+            Planes::All => true,
+            Planes::Kinds => !variant,
+            Planes::Mesh => plane.lab().has_mesh() && !variant,
+        }
     }
 }
 
 /// All, in the order they are run.
 pub fn all() -> Vec<Scenario> {
-    [exchange::all(), connect::all(), bulk::all()].into_iter().flatten().collect()
+    let traffic = [exchange::all(), connect::all(), bulk::all()];
+    let pace = [identities::all(), start::all(), policy::all(), pods::all(), workloads::all()];
+    // Last: they leave the most behind in the kernel (connections in TIME-WAIT, tracked flows).
+    let many = [idle::all(), short::all()];
+    traffic.into_iter().chain(pace).chain(many).flatten().collect()
 }
 
 #[cfg(test)]

@@ -26,6 +26,19 @@ pub(super) struct Plan {
     pub(super) block: Option<u64>,
 }
 
+/// The very first one, which may have to wait for a tunnel to be set up.
+pub(super) fn first(to: SocketAddr, size: usize) -> Result<Report> {
+    let (mut buffer, mut times) = (vec![0x55; size], Times::new()?);
+    ready()?;
+    let start = Instant::now();
+    let mut stream = dial(to)?;
+    stream.write_all(&buffer).context("send")?;
+    stream.read_exact(&mut buffer).context("receive")?;
+    times.add(start.elapsed());
+    let seconds = start.elapsed().as_secs_f64();
+    Ok(Report { done: 1, bytes: size as u64, seconds, latency: times.latency(), ..Report::default() })
+}
+
 /// One at a time, blocking.
 pub(super) fn one(to: SocketAddr, size: usize, lasts: Duration) -> Result<Report> {
     let mut buffer = vec![0x55; size];

@@ -82,7 +82,7 @@ fn ended(stream: &mut TcpStream) -> bool {
 }
 
 /// `CLOCK_MONOTONIC` in nanoseconds: the same for every process of the machine.
-pub(crate) fn now() -> u64 {
+pub fn now() -> u64 {
     let now = clock_gettime(ClockId::Monotonic);
     now.tv_sec.unsigned_abs() * 1_000_000_000 + now.tv_nsec.unsigned_abs()
 }

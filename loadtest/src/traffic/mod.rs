@@ -12,13 +12,15 @@ mod server;
 
 use std::io::{BufRead, Write};
 use std::net::{SocketAddr, TcpStream};
+use std::num::NonZeroU64;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
-use rustix::thread::{CpuSet, sched_setaffinity};
+use rustix::thread::{CpuSet, sched_setaffinity, set_current_timer_slack};
 use serde::{Deserialize, Serialize};
 
+pub use hold::now;
 pub use latency::Latency;
 pub use server::serve;
 
@@ -73,6 +75,11 @@ pub enum Work {
         /// For how long.
         lasts: Duration,
     },
+    /// One exchange on one connection that nothing has gone before.
+    First {
+        /// Bytes each way.
+        size: usize,
+    },
     /// Opens connections, sees one byte come back on each, and then holds them open in silence until told to end or until all
     /// have been cut.
     Hold {
@@ -126,6 +133,8 @@ pub fn client(spec: &str) -> Result<()> {
     let mut cores = CpuSet::new();
     cores.set(spec.core);
     sched_setaffinity(None, &cores).with_context(|| format!("stay on core {}", spec.core))?;
+    // By default the kernel may wake a thread 50 us after its timer was due.
+    set_current_timer_slack(NonZeroU64::new(1)).context("ask for exact timers")?;
     let mut report = match &spec.work {
         Work::Exchange { size, connections: 1, lasts, rate: None } => exchange::one(spec.to, *size, *lasts)?,
         Work::Exchange { size, connections, lasts, rate } => {
@@ -146,6 +155,7 @@ pub fn client(spec: &str) -> Result<()> {
             connect::many(spec.to, &plan)?
         }
         Work::Bulk { streams, down, lasts } => bulk::run(spec.to, *streams, *down, *lasts)?,
+        Work::First { size } => connect::first(spec.to, *size)?,
         Work::Hold { connections } => hold::run(spec.to, *connections)?,
     };
     report.id = spec.id;

@@ -19,7 +19,7 @@ use std::time::Duration;
 use anyhow::{Context, Result, ensure};
 use lab::{Config, Lab, Pid, PodHandle, Process, User};
 
-use super::{ECHO, Plane, Pods, pods};
+use super::{ECHO, Plane, Pods, Room, pods};
 use crate::path::{Family, Place, Side};
 use trust::Authority;
 
@@ -187,6 +187,27 @@ impl Plane for Envoy {
         let pod = pods::client(&self.lab, name)?;
         self.attach(&pod)?;
         Ok(pod)
+    }
+
+    fn remove_client(&self, pod: &PodHandle) -> Result<()> {
+        let sidecar = self.sidecar(pod)?;
+        self.sidecars.lock().unwrap_or_else(PoisonError::into_inner).remove(&pod.record().pod.name);
+        sidecar.process.kill()?;
+        self.lab.remove_pod(pod)
+    }
+
+    fn fresh(&self) -> Result<()> {
+        let all: Vec<Sidecar> =
+            self.sidecars.lock().unwrap_or_else(PoisonError::into_inner).values().cloned().collect();
+        for sidecar in &all {
+            sidecar.process.restart()?; // the pod's rules stay
+        }
+        all.iter().try_for_each(|sidecar| sidecar.process.wait_log("starting workers", SERVES))
+    }
+
+    /// Two descriptors for each in every sidecar, of the 20,000 this machine may grant it.
+    fn room(&self) -> Result<Room> {
+        Ok(Room { all: 9_000, each: 9_000 })
     }
 
     fn down(self: Box<Self>) -> Result<()> {
