@@ -113,8 +113,10 @@ async fn answer(stream: UnixStream, handler: Handler) -> io::Result<()> {
 #[derive(Debug, thiserror::Error)]
 pub enum AskError {
     /// The process is not there, or does not talk to us.
-    #[error("no answer on {path}: {source}; is the process running, and are you its user or root?")]
+    #[error("no answer on {path}: {source}; {}", hint(source, who))]
     Unreachable {
+        /// Whose socket it is.
+        who: &'static str,
         /// The socket.
         path: String,
         /// Why.
@@ -125,9 +127,32 @@ pub enum AskError {
     Refused(String),
 }
 
-/// Asks the process behind the socket.
-pub async fn ask(path: &Path, request: &Request) -> Result<serde_json::Value, AskError> {
-    let unreachable = |source| AskError::Unreachable { path: path.display().to_string(), source };
+impl AskError {
+    /// The exit status of a verb that ended so. 2 is for a command line that cannot be read.
+    pub fn exit_code(&self) -> u8 {
+        match self {
+            AskError::Refused(_) => 1,
+            AskError::Unreachable { .. } => 3,
+        }
+    }
+}
+
+/// What to look at next.
+fn hint(error: &io::Error, who: &str) -> String {
+    match error.kind() {
+        io::ErrorKind::NotFound => {
+            format!("{who} makes this socket when it has started: does it run on this node, in this container?")
+        }
+        io::ErrorKind::ConnectionRefused => format!("the socket is left from {who} that has ended: did it crash?"),
+        io::ErrorKind::PermissionDenied => format!("only root and the user of {who} are answered"),
+        io::ErrorKind::TimedOut => format!("{who} took the question and is too busy to answer: look at its log"),
+        _ => format!("is {who} running, and are you its user or root?"),
+    }
+}
+
+/// Asks the process behind the socket; `who` names it for the person, with its article: `the node-proxy worker`.
+pub async fn ask(who: &'static str, path: &Path, request: &Request) -> Result<serde_json::Value, AskError> {
+    let unreachable = |source| AskError::Unreachable { who, path: path.display().to_string(), source };
     let answer = tokio::time::timeout(PATIENCE, async {
         let mut stream = UnixStream::connect(path).await?;
         let mut line = serde_json::to_vec(request).map_err(io::Error::other)?;
@@ -166,10 +191,17 @@ mod tests {
         });
         let server = tokio::spawn(serve(listener, handler, stop));
         let ask = |verb: &str| Request { verb: verb.to_owned(), args: vec!["a".to_owned()] };
-        assert_eq!(super::ask(&path, &ask("echo")).await.expect("answer"), serde_json::json!(["a"]));
-        let refused = super::ask(&path, &ask("nonsense")).await.expect_err("refusal");
-        assert_eq!(refused.to_string(), "unknown verb nonsense");
+        assert_eq!(super::ask("the test", &path, &ask("echo")).await.expect("answer"), serde_json::json!(["a"]));
+        let refused = super::ask("the test", &path, &ask("nonsense")).await.expect_err("refusal");
+        assert_eq!((refused.to_string().as_str(), refused.exit_code()), ("unknown verb nonsense", 1));
         trigger.ask();
         server.await.expect("server ends");
+        // The socket stays behind; then somebody removes it.
+        let left = super::ask("the test", &path, &ask("echo")).await.expect_err("nobody there");
+        assert!(left.to_string().contains("left from the test that has ended"), "{left}");
+        std::fs::remove_file(&path).expect("remove");
+        let gone = super::ask("the test", &path, &ask("echo")).await.expect_err("nothing there");
+        assert!(gone.to_string().contains("the test makes this socket when it has started"), "{gone}");
+        assert_eq!(gone.exit_code(), 3);
     }
 }

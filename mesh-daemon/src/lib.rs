@@ -11,4 +11,5 @@ pub mod logs;
 pub mod process;
 pub mod ready;
 pub mod signals;
+pub mod table;
 pub mod tasks;

@@ -66,6 +66,12 @@ pub enum LevelError {
     NotStarted,
 }
 
+/// The filter of the running process, in the syntax of [`FILTER_VARIABLE`].
+pub fn level() -> Result<String, LevelError> {
+    let filter = FILTER.get().ok_or(LevelError::NotStarted)?;
+    filter.with_current(ToString::to_string).map_err(|_| LevelError::NotStarted)
+}
+
 /// Replaces the filter of the running process.
 pub fn set_level(filter: &str) -> Result<(), LevelError> {
     let parsed = EnvFilter::try_new(filter)

@@ -1,13 +1,13 @@
 //! `node-proxy`: one binary, three roles. `keeper` holds what needs capabilities, `worker` moves bytes and holds keys, `admin` asks a
 //! running worker. The roles share no memory and trust each other as little as they can.
 
+mod admin;
 mod harden;
 mod keeper;
 mod seccomp;
 mod supervisor;
 mod worker;
 
-use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
@@ -31,7 +31,7 @@ enum Role {
     /// Supervise and run the worker (uid 65532, no capabilities).
     Worker(Box<WorkerArgs>),
     /// Ask the running worker.
-    Admin(AdminArgs),
+    Admin(admin::Args),
 }
 
 #[derive(clap::Args)]
@@ -43,31 +43,22 @@ struct WorkerArgs {
     worker: worker::Args,
 }
 
-#[derive(clap::Args)]
-struct AdminArgs {
-    /// The worker's admin socket.
-    #[arg(long, env = "CULVERT_ADMIN_SOCKET", default_value = "/run/node-proxy/admin.sock")]
-    admin_socket: PathBuf,
-    /// What to ask, for example `connections`.
-    verb: String,
-    /// Arguments of the verb.
-    args: Vec<String>,
-}
-
 fn main() -> ExitCode {
     let ended = match Cli::parse().role {
         Role::Keeper(args) => keeper::run(args),
         Role::Worker(args) if args.child => be_the_worker(args.worker),
         Role::Worker(args) => supervisor::run(args.worker.log_format),
-        Role::Admin(args) => ask(args),
+        Role::Admin(args) => return admin::run(&args).unwrap_or_else(|error| failed(&error)),
     };
     match ended {
         Ok(()) => ExitCode::SUCCESS,
-        Err(error) => {
-            eprintln!("node-proxy: {error:#}");
-            ExitCode::FAILURE
-        }
+        Err(error) => failed(&error),
     }
+}
+
+fn failed(error: &anyhow::Error) -> ExitCode {
+    eprintln!("node-proxy: {error:#}");
+    ExitCode::FAILURE
 }
 
 /// Hardens this process, then becomes the worker. No thread exists yet: the filters hold for all that come.
@@ -75,16 +66,4 @@ fn be_the_worker(args: worker::Args) -> anyhow::Result<()> {
     supervisor::harden_child()?;
     seccomp::install(seccomp::Role::Worker)?;
     worker::run(args, supervisor::quick_crashes())
-}
-
-fn ask(args: AdminArgs) -> anyhow::Result<()> {
-    let AdminArgs { admin_socket, verb, args } = args;
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-    let request = mesh_daemon::admin::Request { verb, args };
-    let answer = runtime.block_on(mesh_daemon::admin::ask(&admin_socket, &request))?;
-    #[allow(clippy::print_stdout)] // The answer is what the person asked for.
-    {
-        println!("{}", serde_json::to_string_pretty(&answer)?);
-    }
-    Ok(())
 }

@@ -1,10 +1,12 @@
 //! `pod-watcher admin`: asks a running pod-watcher over its unix socket and prints for people or programs.
 
 use std::io::Write;
+use std::process::ExitCode;
 use std::sync::Arc;
 
 use mesh_daemon::admin::{Handler, Request, ask};
-use serde_json::Value;
+use mesh_daemon::table::{self, Column, column};
+use serde_json::{Value, json};
 use tokio::sync::oneshot;
 
 use crate::args::{AdminArgs, AdminVerb, Output};
@@ -23,51 +25,49 @@ pub fn handler(inputs: Inputs) -> Handler {
 }
 
 /// The person's side.
-pub async fn run(args: &AdminArgs) -> anyhow::Result<()> {
+pub async fn run(args: &AdminArgs) -> anyhow::Result<ExitCode> {
     let request = match &args.verb {
         AdminVerb::Pods => Request { verb: "pods".to_owned(), args: Vec::new() },
         AdminVerb::Rules { pod } => Request { verb: "rules".to_owned(), args: vec![pod.clone()] },
     };
-    let answer = ask(&args.admin_socket, &request).await?;
+    let answer = match ask("pod-watcher", &args.admin_socket, &request).await {
+        Ok(answer) => answer,
+        Err(error) => {
+            eprintln!("pod-watcher: {error}");
+            return Ok(ExitCode::from(error.exit_code()));
+        }
+    };
     let text = match (args.output, &args.verb) {
         (Output::Json, _) => format!("{}\n", serde_json::to_string_pretty(&answer)?),
         (Output::Table, AdminVerb::Pods) => pods(&answer),
         (Output::Table, AdminVerb::Rules { .. }) => rules(&answer),
     };
     std::io::stdout().lock().write_all(text.as_bytes())?;
-    Ok(())
+    Ok(ExitCode::SUCCESS)
 }
 
+const PODS: [Column; 6] = [
+    column("POD", "pod"),
+    column("RULES", "rules"),
+    column("SERVED", "served"),
+    column("PHASE", "phase"),
+    column("ADDRESSES", "addresses"),
+    column("REASON", "reason"),
+];
+const RULES: [Column; 3] = [column("RULE", "rule"), column("PACKETS", "packets"), column("BYTES", "bytes")];
+
 fn pods(answer: &Value) -> String {
-    let mut rows = vec![["POD", "RULES", "SERVED", "PHASE", "ADDRESSES", "REASON"].map(str::to_owned)];
-    for pod in answer["pods"].as_array().into_iter().flatten() {
-        let text = |key: &str| pod[key].as_str().unwrap_or_default().to_owned();
-        let addresses: Vec<&str> =
-            pod["addresses"].as_array().into_iter().flatten().filter_map(Value::as_str).collect();
-        let served = if pod["served"] == true { "yes" } else { "no" };
-        rows.push([text("pod"), text("rules"), served.to_owned(), text("phase"), addresses.join(" "), text("reason")]);
-    }
+    let rows = answer["pods"].as_array().map_or(&[][..], Vec::as_slice);
     let keepers = answer["keepers"].as_array().map_or(0, Vec::len);
-    format!("{}\nnode {}, {keepers} keeper(s) connected\n", columns(&rows), answer["node"].as_str().unwrap_or("?"))
+    let node = answer["node"].as_str().unwrap_or("?");
+    format!("{}\nnode {node}, {keepers} keeper(s) connected\n", table::render(&PODS, rows))
 }
 
 fn rules(answer: &Value) -> String {
-    let mut rows = vec![["RULE", "PACKETS", "BYTES"].map(str::to_owned)];
-    for (name, count) in answer["counters"].as_object().into_iter().flatten() {
-        rows.push([name.clone(), count[0].to_string(), count[1].to_string()]);
-    }
-    format!("{}\n{}", answer["rules"].as_str().unwrap_or_default(), columns(&rows))
-}
-
-/// Left-aligned, two spaces between.
-fn columns<const N: usize>(rows: &[[String; N]]) -> String {
-    let widths: Vec<usize> =
-        (0..N).map(|at| rows.iter().map(|row| row[at].chars().count()).max().unwrap_or(0)).collect();
-    let line = |row: &[String; N]| {
-        let cells: Vec<String> = row.iter().zip(&widths).map(|(cell, width)| format!("{cell:width$}")).collect();
-        format!("{}\n", cells.join("  ").trim_end())
-    };
-    rows.iter().map(line).collect()
+    let counters = answer["counters"].as_object().into_iter().flatten();
+    let rows: Vec<Value> =
+        counters.map(|(rule, count)| json!({ "rule": rule, "packets": count[0], "bytes": count[1] })).collect();
+    format!("{}\n{}", answer["rules"].as_str().unwrap_or_default(), table::render(&RULES, &rows))
 }
 
 #[cfg(test)]
@@ -75,13 +75,19 @@ mod tests {
     use super::*;
 
     #[test]
-    fn pods_are_printed_in_columns() {
-        let answer = serde_json::json!({
+    fn pods_and_rules_are_printed_in_columns() {
+        let answer = json!({
             "node": "n1", "keepers": [{"keeper": 1}],
             "pods": [{"pod": "shop/cart", "rules": "redirect", "served": true, "phase": "Captured", "addresses": ["198.18.1.2", "fd77::2"], "reason": "Enrolled"}],
         });
-        let want = "POD        RULES     SERVED  PHASE     ADDRESSES           REASON\n\
-                    shop/cart  redirect  yes     Captured  198.18.1.2 fd77::2  Enrolled\n\nnode n1, 1 keeper(s) connected\n";
-        assert_eq!(pods(&answer), want);
+        let text = pods(&answer);
+        let words = |text: &str, line: usize| -> Vec<String> {
+            text.lines().nth(line).unwrap_or_default().split_whitespace().map(str::to_owned).collect()
+        };
+        assert_eq!(words(&text, 0), ["POD", "RULES", "SERVED", "PHASE", "ADDRESSES", "REASON"]);
+        assert_eq!(words(&text, 1), ["shop/cart", "redirect", "yes", "Captured", "198.18.1.2", "fd77::2", "Enrolled"]);
+        assert!(text.ends_with("\nnode n1, 1 keeper(s) connected\n"));
+        let text = rules(&json!({ "rules": "table inet culvert {}\n", "counters": { "escape": [3, 180] } }));
+        assert_eq!(words(&text, 3), ["escape", "3", "180"], "{text}");
     }
 }

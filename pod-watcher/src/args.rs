@@ -24,14 +24,22 @@ pub enum Command {
     Admin(AdminArgs),
 }
 
+const EXAMPLES: &str = "Examples:
+  pod-watcher admin pods                     every pod that is or was enrolled
+  pod-watcher admin rules shop/cart          the rules in its namespace, read back, with counters
+  pod-watcher admin pods -o json | jq .      for programs
+
+Exit status: 0 answered, 1 pod-watcher refused, 2 the command line is wrong, 3 no answer.";
+
 /// `pod-watcher admin`.
 #[derive(Debug, clap::Args)]
+#[command(after_help = EXAMPLES)]
 pub struct AdminArgs {
     /// Its admin socket.
-    #[arg(long, env = "CULVERT_ADMIN_SOCKET", default_value = "/run/culvert/watcher-admin.sock")]
+    #[arg(long, global = true, env = "CULVERT_ADMIN_SOCKET", default_value = "/run/culvert/watcher-admin.sock")]
     pub admin_socket: PathBuf,
     /// How to print.
-    #[arg(short, long, value_enum, default_value_t = Output::Table)]
+    #[arg(short, long, global = true, value_enum, default_value_t = Output::Table)]
     pub output: Output,
     /// What to show.
     #[command(subcommand)]

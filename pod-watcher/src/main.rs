@@ -37,10 +37,10 @@ fn main() -> ExitCode {
     let cli = Cli::parse();
     let done = match cli.command {
         Some(Command::Admin(args)) => runtime().and_then(|runtime| runtime.block_on(admin::run(&args))),
-        None => daemon(cli.run),
+        None => daemon(cli.run).map(|()| ExitCode::SUCCESS),
     };
     match done {
-        Ok(()) => ExitCode::SUCCESS,
+        Ok(code) => code,
         Err(error) => {
             eprintln!("pod-watcher: {error:#}");
             ExitCode::FAILURE

@@ -2,6 +2,7 @@
 //! fail, they are never skipped.
 
 mod access_log;
+mod admin_redacted;
 mod architecture;
 mod between_nodes;
 mod both_ends;

@@ -14,7 +14,7 @@ use super::threads::{Proxy, Threads};
 use super::xds::Origin;
 
 /// The verbs, for the answer to an unknown one.
-const VERBS: &str = "config, pods, workloads, connections, certificates, tunnels, stats, log-level FILTER";
+const VERBS: &str = "config, pods, workloads, connections, certificates, tunnels, stats, log-level [FILTER]";
 
 /// Answers requests.
 pub fn handler(proxy: Arc<Proxy>, threads: Threads) -> Handler {
@@ -29,6 +29,10 @@ pub fn handler(proxy: Arc<Proxy>, threads: Threads) -> Handler {
                 ("certificates", []) => json(proxy.certificates.state()),
                 ("tunnels", []) => json(threads.tunnels().await),
                 ("stats", []) => Ok(stats(&proxy, &threads)),
+                ("log-level", []) => {
+                    let filter = mesh_daemon::logs::level().map_err(|error| error.to_string())?;
+                    Ok(json!({ "log-level": filter }))
+                }
                 ("log-level", [filter]) => {
                     mesh_daemon::logs::set_level(filter).map_err(|error| error.to_string())?;
                     Ok(json!({ "log-level": filter }))
