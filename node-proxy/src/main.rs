@@ -65,5 +65,5 @@ fn failed(error: &anyhow::Error) -> ExitCode {
 fn be_the_worker(args: worker::Args) -> anyhow::Result<()> {
     supervisor::harden_child()?;
     seccomp::install(seccomp::Role::Worker)?;
-    worker::run(args, supervisor::quick_crashes())
+    worker::run(args, supervisor::starts())
 }

@@ -14,16 +14,20 @@ use rustix::process::{Pid, Signal, WaitOptions, WaitStatus};
 use tokio::signal::unix::{SignalKind, signal};
 
 use crate::harden;
+use crate::worker::Starts;
 use restarts::Restarts;
 
 /// How many workers in a row ended within ten seconds of their start, told to the next one.
 const CRASHES: &str = "CULVERT_WORKER_CRASHES";
+/// How many workers ended unasked, told to the next one.
+const RESTARTS: &str = "CULVERT_WORKER_RESTARTS";
 /// The supervisor's pid, for [`harden_child`].
 const SUPERVISOR: &str = "CULVERT_SUPERVISOR_PID";
 
-/// In the worker: how many before it ended within ten seconds of their start. From three on, what it loads at start is suspect.
-pub fn quick_crashes() -> u32 {
-    std::env::var(CRASHES).ok().and_then(|text| text.parse().ok()).unwrap_or(0)
+/// In the worker: what became of those before it. From three that ended within ten seconds of their start on, what it loads is suspect.
+pub fn starts() -> Starts {
+    let told = |name| std::env::var(name).ok().and_then(|text| text.parse().ok()).unwrap_or(0);
+    Starts { crashes: told(CRASHES), restarts: told(RESTARTS) }
 }
 
 /// In the worker, before its filters: hardens it and ties its life to the supervisor's.
@@ -66,10 +70,11 @@ fn worker_command() -> anyhow::Result<Worker> {
 }
 
 impl Worker {
-    fn start(&self, crashes: u32) -> anyhow::Result<Pid> {
+    fn start(&self, restarts: &Restarts) -> anyhow::Result<Pid> {
         let mut command = Command::new(&self.binary);
         command.arg0("node-proxy").arg("worker").arg("--child").args(&self.flags);
-        command.env(CRASHES, crashes.to_string()).env(SUPERVISOR, std::process::id().to_string());
+        command.env(CRASHES, restarts.quick().to_string()).env(RESTARTS, restarts.all().to_string());
+        command.env(SUPERVISOR, std::process::id().to_string());
         let child = command.spawn().with_context(|| format!("start {}", self.binary.display()))?;
         // Reaped below together with orphans, which pid 1 inherits.
         Pid::from_raw(i32::try_from(child.id())?).context("a started process has a pid")
@@ -98,7 +103,7 @@ async fn supervise(worker: &Worker) -> anyhow::Result<Option<ExitStatus>> {
             _ = children.recv() => {}
             () = until(start_at) => {
                 start_at = None;
-                match worker.start(restarts.quick()) {
+                match worker.start(&restarts) {
                     Ok(pid) => {
                         tracing::info!(pid = pid.as_raw_nonzero().get(), quick_crashes = restarts.quick(), "worker started");
                         running = Some((pid, Instant::now()));

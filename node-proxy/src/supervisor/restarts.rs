@@ -16,6 +16,7 @@ pub const LONGEST: Duration = Duration::from_secs(1);
 pub struct Restarts {
     ends: VecDeque<Duration>,
     quick: u32,
+    all: u32,
     backoff: Option<Duration>,
 }
 
@@ -23,6 +24,7 @@ impl Restarts {
     /// A worker that lived for `lived` has ended; how long to wait before the next.
     pub fn ended(&mut self, now: Duration, lived: Duration) -> Duration {
         self.quick = if lived < WINDOW { self.quick.saturating_add(1) } else { 0 };
+        self.all = self.all.saturating_add(1);
         self.ends.retain(|end| now.saturating_sub(*end) < WINDOW);
         self.ends.push_back(now);
         if self.ends.len() <= FREE {
@@ -32,6 +34,11 @@ impl Restarts {
         let wait = self.backoff.map_or(SHORTEST, |last| (last * 2).min(LONGEST));
         self.backoff = Some(wait);
         wait
+    }
+
+    /// How many workers ended.
+    pub fn all(&self) -> u32 {
+        self.all
     }
 
     /// How many workers in a row ended within ten seconds of their start.

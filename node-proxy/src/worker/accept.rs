@@ -107,6 +107,11 @@ impl Arrived {
 }
 
 impl Accepted {
+    /// The pod whose listener it reached.
+    pub fn pod(&self) -> &Pod {
+        &self.pod
+    }
+
     /// Stream, pod, connection, and the place that must be held while it is served.
     pub fn into_parts(self) -> (TcpStream, Arc<Pod>, Arc<Connection>, Place) {
         (self.stream, self.pod, self.connection, self.place)
@@ -199,7 +204,7 @@ async fn accept_all(here: Arc<Thread>, peers: Arc<Peers>, pod: Arc<Pod>, port: P
             Ok(accepted) => accepted,
             Err(error) if is_passing(&error) => continue,
             Err(error) => {
-                here.proxy.sinks.metrics.accept_errors.inc();
+                here.proxy.sinks.metrics.plain.accept_errors.inc();
                 tracing::warn!(pod = %pod.name(), ?port, %error, "accept");
                 drop(permit);
                 tokio::time::sleep(REST).await;

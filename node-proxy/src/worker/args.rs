@@ -4,11 +4,23 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use clap::Parser;
+use clap::{Parser, ValueEnum};
 use ipnetwork::IpNetwork;
 use mesh_model::{BadIdentity, ClusterRanges, TrustDomain, TrustDomains};
 
+use super::metrics::{MetricsConfig, SERIES_IDLE, SERIES_PER_POD};
+
 use super::access_log::AccessLogArgs;
+
+/// A switch.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
+pub enum OnOff {
+    /// As it should be.
+    #[default]
+    On,
+    /// Left out.
+    Off,
+}
 
 /// Flags of `node-proxy worker`; each may also come from the environment.
 #[derive(Clone, Debug, Parser)]
@@ -61,6 +73,16 @@ pub struct Args {
     /// The access log.
     #[command(flatten)]
     pub access_log: AccessLogArgs,
+    /// Metrics of connections and pods: Istio's TCP metrics, the time to the first byte, work, memory and bytes per pod. Without them
+    /// refusals by reason and what is open are still counted.
+    #[arg(long, env = "CULVERT_CONNECTION_METRICS", value_enum, default_value_t)]
+    pub connection_metrics: OnOff,
+    /// Label sets of traffic series that one workload of this node may have; what is beyond counts as `other`.
+    #[arg(long, env = "CULVERT_SERIES_PER_POD", default_value_t = SERIES_PER_POD)]
+    pub series_per_pod: usize,
+    /// After so long without a connection a label set leaves; what it came to counts as `other`.
+    #[arg(long, env = "CULVERT_SERIES_IDLE_SECONDS", default_value_t = SERIES_IDLE.as_secs() as u32)]
+    pub series_idle_seconds: u32,
     /// How long open connections may live on after SIGTERM.
     #[arg(long, env = "CULVERT_DRAIN_SECONDS", default_value_t = 30)]
     pub drain_seconds: u32,
@@ -97,6 +119,8 @@ pub struct Settings {
     pub ranges: ClusterRanges,
     /// How many threads move bytes.
     pub threads: u8,
+    /// What is counted.
+    pub metrics: MetricsConfig,
     /// How long open connections may live on when the worker stops.
     pub drain: Duration,
     /// How long those of a pod that opted out may.
@@ -117,13 +141,20 @@ impl Args {
             }
         }
         let cores = std::thread::available_parallelism().map_or(1, |cores| cores.get());
+        // The keeper gives one sock_diag socket per thread, sixteen at most on one message.
+        let threads = self.threads.unwrap_or(cores.min(16) as u8).clamp(1, 16);
         Ok(Settings {
             node: self.node_name.clone(),
             cluster: self.cluster_id.clone(),
             trust: TrustDomains::new(TrustDomain::parse(&self.trust_domain)?, aliases),
             ranges: ClusterRanges::new(self.cluster_range.iter().copied()),
-            // The keeper gives one sock_diag socket per thread, sixteen at most on one message.
-            threads: self.threads.unwrap_or(cores.min(16) as u8).clamp(1, 16),
+            threads,
+            metrics: MetricsConfig {
+                threads: usize::from(threads),
+                connections: self.connection_metrics == OnOff::On,
+                series_per_pod: self.series_per_pod,
+                series_idle: Duration::from_secs(u64::from(self.series_idle_seconds)),
+            },
             drain: Duration::from_secs(u64::from(self.drain_seconds)),
             opt_out: Duration::from_secs(u64::from(self.opt_out_seconds)),
         })

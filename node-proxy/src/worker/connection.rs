@@ -11,7 +11,7 @@ use futures_util::task::AtomicWaker;
 use mesh_model::policy::{Permit, PolicyKey};
 use mesh_model::{ClientAddr, OrigDst, Reason};
 
-use super::metrics::Series;
+use super::metrics::Tap;
 
 /// The id that both ends of a connection log: the trace id of `traceparent` (W3C Trace Context, 3.2.2.3), never zero.
 #[derive(Clone, Copy, PartialEq, Eq, Hash)]
@@ -166,7 +166,7 @@ pub struct Connection {
     phases: Phases,
     permit: OnceLock<Permit>,
     // One per end that counts it: two when both ends are pods of this node.
-    series: OnceLock<Vec<Arc<Series>>>,
+    taps: OnceLock<Vec<Arc<Tap>>>,
     to_destination: AtomicU64,
     to_client: AtomicU64,
     cut: Cut,
@@ -184,7 +184,7 @@ impl Connection {
             accepted: Instant::now(),
             phases: Phases::default(),
             permit: OnceLock::new(),
-            series: OnceLock::new(),
+            taps: OnceLock::new(),
             to_destination: AtomicU64::new(0),
             to_client: AtomicU64::new(0),
             cut: Cut::default(),
@@ -241,14 +241,21 @@ impl Connection {
         let _ = self.permit.set(permit);
     }
 
-    /// From now on bytes count into these series too.
-    pub fn meter(&self, series: Vec<Arc<Series>>) {
-        let _ = self.series.set(series);
+    /// From now on bytes count there too.
+    pub fn meter(&self, taps: impl IntoIterator<Item = Arc<Tap>>) {
+        let _ = self.taps.set(taps.into_iter().collect());
     }
 
-    /// The series it counts into.
-    pub fn series(&self) -> &[Arc<Series>] {
-        self.series.get().map_or(&[], Vec::as_slice)
+    fn taps(&self) -> &[Arc<Tap>] {
+        self.taps.get().map_or(&[], Vec::as_slice)
+    }
+
+    /// Its copy buffers, which had room for `before` bytes, have room for `now`.
+    pub fn buffers(&self, before: usize, now: usize) {
+        // Those of a connection between two pods of this node are the caller's.
+        if let Some(tap) = self.taps().first() {
+            tap.buffers(before, now);
+        }
     }
 
     /// Bytes moved from the client to the destination.
@@ -256,8 +263,8 @@ impl Connection {
         if self.to_destination.fetch_add(bytes as u64, Ordering::Relaxed) == 0 {
             self.reached(Phase::FirstByte);
         }
-        for series in self.series() {
-            series.sent.inc_by(bytes as u64);
+        for tap in self.taps() {
+            tap.to_destination(bytes as u64);
         }
     }
 
@@ -266,8 +273,8 @@ impl Connection {
         if self.to_client.fetch_add(bytes as u64, Ordering::Relaxed) == 0 {
             self.reached(Phase::FirstByte);
         }
-        for series in self.series() {
-            series.received.inc_by(bytes as u64);
+        for tap in self.taps() {
+            tap.to_client(bytes as u64);
         }
     }
 

@@ -123,7 +123,8 @@ impl Control {
             return Err(Reason::Conflict);
         }
         let domain = self.proxy.settings.trust.own();
-        let pod = Pod::new(slot, facts, domain, self.pod_budget).map_err(|error| {
+        let metrics = &self.proxy.sinks.metrics;
+        let pod = Pod::new(slot, facts, domain, self.pod_budget, |name| metrics.pod(slot, name)).map_err(|error| {
             tracing::error!(%error, slot, "pod refused");
             error.reason()
         })?;
@@ -139,6 +140,7 @@ impl Control {
             }
             Err(error) => {
                 self.proxy.pods.remove(slot);
+                metrics.gone(pod.meter());
                 tracing::error!(%error, pod = %pod.name(), "listeners cannot be registered");
                 Err(Reason::Kernel)
             }
@@ -148,6 +150,7 @@ impl Control {
     async fn remove(&mut self, slot: u32, drain: bool) {
         let Some(pod) = self.proxy.pods.remove(slot) else { return };
         pod.leave();
+        self.proxy.sinks.metrics.gone(pod.meter());
         if let Some(mut listening) = self.listening.remove(&slot)
             && tokio::time::timeout(CLOSING, listening.closed()).await.is_err()
         {
@@ -177,7 +180,7 @@ impl Control {
         let table = self.proxy.pods.table();
         let identities: BTreeSet<_> = table.pods().map(|pod| pod.identity().clone()).collect();
         self.proxy.certificates.want(&identities);
-        self.proxy.sinks.metrics.pods.set(table.pods().count() as i64);
+        self.proxy.sinks.metrics.plain.pods.set(table.pods().count() as i64);
     }
 }
 
@@ -201,12 +204,18 @@ pub async fn judge_again(proxy: Arc<Proxy>) {
                 if changed.is_err() {
                     return;
                 }
-                let mesh = published.borrow_and_update().mesh.clone();
+                let (mesh, received) = {
+                    let published = published.borrow_and_update();
+                    (published.mesh.clone(), published.received)
+                };
                 for pod in proxy.pods.table().pods() {
                     if sweep(&proxy, &mesh, pod, false) {
                         waiting.0.push(pod.clone());
                         waiting.1.get_or_insert_with(|| Instant::now() + MISSING_POLICY);
                     }
+                }
+                if let Some(received) = received {
+                    proxy.sinks.metrics.plain.config_push.observe(received.elapsed().as_secs_f64());
                 }
             }
             () = last_call => {
@@ -222,7 +231,7 @@ pub async fn judge_again(proxy: Arc<Proxy>) {
 
 fn sweep(proxy: &Proxy, mesh: &Mesh, pod: &Pod, last_call: bool) -> bool {
     let swept = live::sweep(mesh, pod, last_call);
-    proxy.sinks.metrics.judged_again.inc_by(swept.judged as u64);
+    proxy.sinks.metrics.plain.judged_again.inc_by(swept.judged as u64);
     if swept.cut > 0 {
         tracing::info!(pod = %pod.name(), judged = swept.judged, cut = swept.cut, "connections ended by a change");
     }

@@ -82,6 +82,8 @@ struct Duplex<'a> {
     idle_after: Duration,
     // Moved when the idle timer was last set.
     moved_at_idle: u64,
+    // Room of the buffers that hold bytes, as it was last told.
+    holds: usize,
 }
 
 impl<'a> Duplex<'a> {
@@ -95,6 +97,7 @@ impl<'a> Duplex<'a> {
             idle: None,
             idle_after,
             moved_at_idle: 0,
+            holds: 0,
         }
     }
 
@@ -102,6 +105,15 @@ impl<'a> Duplex<'a> {
         if let Some((client, destination)) = self.ends.take() {
             client.reset();
             destination.reset();
+        }
+    }
+
+    /// Tells of buffers that are still held after a step: those whose bytes the other side does not take.
+    fn tell_buffers(&mut self) {
+        let holds = self.up.holds() + self.down.holds();
+        if holds != self.holds {
+            self.connection.buffers(self.holds, holds);
+            self.holds = holds;
         }
     }
 
@@ -119,6 +131,14 @@ impl<'a> Duplex<'a> {
             }
             self.moved_at_idle = moved;
             timer.as_mut().reset(Instant::now() + self.idle_after);
+        }
+    }
+}
+
+impl Drop for Duplex<'_> {
+    fn drop(&mut self) {
+        if self.holds > 0 {
+            self.connection.buffers(self.holds, 0);
         }
     }
 }
@@ -167,6 +187,7 @@ impl Future for Duplex<'_> {
             this.reset();
             return Poll::Ready(Ended::Idle);
         }
+        this.tell_buffers();
         Poll::Pending
     }
 }
@@ -197,6 +218,10 @@ enum State {
 }
 
 impl Half {
+    fn holds(&self) -> usize {
+        self.buffer.as_ref().map_or(0, Vec::capacity)
+    }
+
     fn is_over(&self) -> bool {
         self.state == State::Over
     }

@@ -18,7 +18,7 @@ use super::copy;
 use super::end::{self, End};
 use super::identify;
 use super::live::{self, Judged, Ticket};
-use super::metrics::Security;
+use super::metrics::{Events, Security, Work};
 use super::pods::Pod;
 use super::record::{Record, Refusal};
 use super::threads::Thread;
@@ -49,7 +49,7 @@ pub async fn serve(accepted: Accepted, here: Arc<Thread>) {
             record.refused(&refusal);
         }
         Ok(reached) => {
-            connection.meter(vec![record.opened()]);
+            connection.meter(record.opened());
             let ended = copy::duplex(reached.join(End::Tcp(stream)), &connection).await;
             record.ended(&ended);
         }
@@ -134,7 +134,12 @@ struct Requests {
 
 impl Handler for Requests {
     fn connect(&self, request: Incoming) -> BoxFuture<'static, ()> {
-        Box::pin(serve_request(self.here.clone(), self.pod.clone(), request))
+        let served = serve_request(self.here.clone(), self.pod.clone(), request);
+        Box::pin(Work::new(self.pod.meter().clone(), Box::pin(served)))
+    }
+
+    fn events(&self) -> Option<Arc<Events>> {
+        Some(self.here.proxy.sinks.metrics.events().clone())
     }
 }
 
@@ -187,7 +192,7 @@ async fn serve_request(here: Arc<Thread>, pod: Arc<Pod>, mut request: Incoming) 
         Ok(stream) => stream,
         Err(closed) => return record.refused(&Refusal::of(closed.reason(), "the tunnel ended before the answer")),
     };
-    connection.meter(vec![record.opened()]);
+    connection.meter(record.opened());
     let ended = copy::duplex(reached.join(End::Tunnel(Box::new(stream))), &connection).await;
     record.ended(&ended);
 }

@@ -114,7 +114,7 @@ impl Mint {
             let mut stocks = self.inner.lock();
             let stock = stocks.entry(key).or_default();
             if let Some(socket) = stock.sockets.pop() {
-                self.inner.metrics.mint_stock.dec();
+                self.inner.metrics.plain.mint_stock.dec();
                 // Refill in the background once half is used, so that a steady stream never waits.
                 if stock.sockets.len() < usize::from(stock.level / 2) {
                     self.ask(key, stock);
@@ -145,7 +145,7 @@ impl Mint {
             if key.slot != slot {
                 return true;
             }
-            self.inner.metrics.mint_stock.sub(stock.sockets.len() as i64);
+            self.inner.metrics.plain.mint_stock.sub(stock.sockets.len() as i64);
             false
         });
     }
@@ -165,7 +165,7 @@ impl Mint {
                 stock.level /= 2;
                 let before = stock.sockets.len();
                 stock.sockets.truncate(usize::from(stock.level));
-                self.inner.metrics.mint_stock.sub((before - stock.sockets.len()) as i64);
+                self.inner.metrics.plain.mint_stock.sub((before - stock.sockets.len()) as i64);
             }
             stock.level > 0 || stock.asking || !stock.waiting.is_empty()
         });
@@ -196,7 +196,7 @@ impl Inner {
                 let mut stocks = self.lock();
                 let Some(stock) = stocks.get_mut(&key) else { return };
                 stock.waiting.retain(|waiting| !waiting.is_closed());
-                let room = self.metrics.mint_stock.get() < STOCK_IN_ALL;
+                let room = self.metrics.plain.mint_stock.get() < STOCK_IN_ALL;
                 let spare = if room { usize::from(stock.level).saturating_sub(stock.sockets.len()) } else { 0 };
                 let count = (stock.waiting.len() + spare).min(usize::from(MAX_MINT)) as u8;
                 if count == 0 {
@@ -211,9 +211,9 @@ impl Inner {
             let Some(stock) = stocks.get_mut(&key) else { return };
             match minted {
                 Ok(sockets) if !sockets.is_empty() => {
-                    self.metrics.minted.inc_by(sockets.len() as u64);
+                    self.metrics.plain.minted.inc_by(sockets.len() as u64);
                     if sockets.len() < usize::from(count) {
-                        self.metrics.mint_failed.inc();
+                        self.metrics.plain.mint_failed.inc();
                     }
                     let mut sockets = sockets.into_iter();
                     while let Some(waiting) = stock.waiting.pop_front() {
@@ -223,15 +223,15 @@ impl Inner {
                         };
                         if let Err(Ok(socket)) = waiting.send(Ok(socket)) {
                             stock.sockets.push(socket);
-                            self.metrics.mint_stock.inc();
+                            self.metrics.plain.mint_stock.inc();
                         }
                     }
                     let spare = stock.sockets.len();
                     stock.sockets.extend(sockets);
-                    self.metrics.mint_stock.add((stock.sockets.len() - spare) as i64);
+                    self.metrics.plain.mint_stock.add((stock.sockets.len() - spare) as i64);
                 }
                 refused => {
-                    self.metrics.mint_failed.inc();
+                    self.metrics.plain.mint_failed.inc();
                     let reason = refused.err().unwrap_or(Reason::NoSocket);
                     stock.level = 0;
                     stock.asking = false;
@@ -274,7 +274,7 @@ mod tests {
     fn mint() -> (Mint, Arc<Fake>, tasks::Group) {
         let fake = Arc::new(Fake { requests: Mutex::default(), refuse: AtomicUsize::new(0) });
         let tasks = tasks::Group::new("test");
-        let mint = Mint::new(Arc::new(fake.clone()), tasks.handle(), Arc::new(Metrics::new()));
+        let mint = Mint::new(Arc::new(fake.clone()), tasks.handle(), Arc::new(Metrics::for_test()));
         (mint, fake, tasks)
     }
 
@@ -291,7 +291,7 @@ mod tests {
         }
         let requests = fake.requests.lock().expect("not poisoned").clone();
         assert!(requests.len() < 40, "{requests:?}");
-        assert!(mint.inner.metrics.mint_stock.get() <= i64::from(STOCK_PER_KEY));
+        assert!(mint.inner.metrics.plain.mint_stock.get() <= i64::from(STOCK_PER_KEY));
         // The last refill may still be on its way.
         while mint.inner.lock().values().any(|stock| stock.asking) {
             tokio::task::yield_now().await;
@@ -299,7 +299,7 @@ mod tests {
         for _ in 0..8 {
             mint.shrink_once();
         }
-        assert_eq!(mint.inner.metrics.mint_stock.get(), 0);
+        assert_eq!(mint.inner.metrics.plain.mint_stock.get(), 0);
         assert!(mint.inner.lock().is_empty());
     }
 
@@ -328,7 +328,7 @@ mod tests {
             take(&mint).await.expect("socket");
         }
         mint.forget(1);
-        assert_eq!(mint.inner.metrics.mint_stock.get(), 0);
+        assert_eq!(mint.inner.metrics.plain.mint_stock.get(), 0);
         assert!(mint.inner.lock().is_empty());
     }
 }

@@ -51,4 +51,4 @@ mod testing;
 mod tests;
 
 pub use args::Args;
-pub use start::run;
+pub use start::{Starts, run};

@@ -47,13 +47,13 @@ pub async fn serve(accepted: Accepted, here: Arc<Thread>) {
             return record.refused(&refusal);
         }
     };
-    let mut series = vec![record.opened()];
+    let mut taps: Vec<_> = record.opened().into_iter().collect();
     let far_end = far_end.map(|far_end| {
         let FarEnd { ticket, room, mut record } = *far_end;
-        series.push(record.opened());
+        taps.extend(record.opened());
         (ticket, room, record)
     });
-    connection.meter(series);
+    connection.meter(taps);
     let ended = copy::duplex(reached.join(End::Tcp(stream)), &connection).await;
     drop(load);
     if let Some((_ticket, _room, record)) = far_end {

@@ -11,6 +11,7 @@ use mesh_model::{BadIdentity, Identity, Mesh, NetworkPolicy, PodName, PodUid, Re
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
 
 use super::live::Live;
+use super::metrics::Meter;
 
 /// A pod's facts cannot be used.
 #[derive(Debug, thiserror::Error)]
@@ -56,18 +57,29 @@ pub struct Pod {
     facts: ArcSwap<Facts>,
     budget: Arc<Semaphore>,
     live: Live,
+    meter: Arc<Meter>,
     // Asked when the pod is taken away, or the worker: its accept loops end and its tunnels send GOAWAY.
     drain: (drain::Trigger, drain::Watch),
 }
 
 impl Pod {
-    /// From the keeper's facts. `budget`: how many connections it may have open.
-    pub fn new(slot: u32, facts: &PodFacts, domain: &TrustDomain, budget: usize) -> Result<Self, BadPod> {
+    /// From the keeper's facts. `budget`: how many connections it may have open. `meter` makes the meter of a pod of this name.
+    pub fn new(
+        slot: u32,
+        facts: &PodFacts,
+        domain: &TrustDomain,
+        budget: usize,
+        meter: impl FnOnce(&PodName) -> Arc<Meter>,
+    ) -> Result<Self, BadPod> {
+        let uid = PodUid::parse(&facts.uid)?;
+        let identity = Identity::new(domain.clone(), &facts.namespace, &facts.service_account)?;
+        let name = PodName { namespace: facts.namespace.clone(), name: facts.name.clone() };
         Ok(Self {
             slot,
-            uid: PodUid::parse(&facts.uid)?,
-            name: PodName { namespace: facts.namespace.clone(), name: facts.name.clone() },
-            identity: Identity::new(domain.clone(), &facts.namespace, &facts.service_account)?,
+            uid,
+            meter: meter(&name),
+            name,
+            identity,
             facts: ArcSwap::from_pointee(Facts::of(facts)),
             budget: Arc::new(Semaphore::new(budget)),
             live: Live::default(),
@@ -108,6 +120,11 @@ impl Pod {
     /// Its open connections.
     pub fn live(&self) -> &Live {
         &self.live
+    }
+
+    /// What it costs and moves.
+    pub fn meter(&self) -> &Arc<Meter> {
+        &self.meter
     }
 
     /// Room for one more connection; `None` when its budget is used up.
@@ -275,7 +292,8 @@ pub mod testing {
     /// The pod of these facts.
     pub fn pod(slot: u32, facts: &PodFacts) -> Arc<Pod> {
         let domain = TrustDomain::parse("cluster.local").expect("trust domain");
-        Arc::new(Pod::new(slot, facts, &domain, 100).expect("pod"))
+        let meter = |name: &PodName| Meter::new(slot, name.clone(), 1, true);
+        Arc::new(Pod::new(slot, facts, &domain, 100, meter).expect("pod"))
     }
 }
 
@@ -320,10 +338,11 @@ mod tests {
     #[test]
     fn facts_that_make_no_identity_are_refused() {
         let domain = TrustDomain::parse("cluster.local").expect("trust domain");
+        let new = |facts: &PodFacts| Pod::new(1, facts, &domain, 1, |name| Meter::new(1, name.clone(), 1, true));
         let mut bad = facts("shop", "web", "198.18.1.5");
         bad.service_account = String::new();
-        assert!(matches!(Pod::new(1, &bad, &domain, 1), Err(BadPod::Identity(_))));
+        assert!(matches!(new(&bad), Err(BadPod::Identity(_))));
         bad.uid = "../../etc".into();
-        assert!(matches!(Pod::new(1, &bad, &domain, 1), Err(BadPod::Uid(_))));
+        assert!(matches!(new(&bad), Err(BadPod::Uid(_))));
     }
 }

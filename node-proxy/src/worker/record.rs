@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use mesh_model::{Identity, PodName, Reason, ServiceKey};
-use prometheus::IntGauge;
+use tokio::sync::watch;
 
 use super::access_log::{AccessLog, Event, Line, Outcome};
 use super::authorize::{Authorized, Grounds};
@@ -13,10 +13,11 @@ use super::connect::ConnectError;
 use super::connection::{Connection, CutCause, Direction, Phase};
 use super::copy::Ended;
 use super::identify::Unidentified;
-use super::metrics::{Labels, Metrics, Reporter, Security, Series};
+use super::metrics::{self, Far, Meter, Metrics, Reporter, Scope, Security, Tap};
 use super::pods::Pod;
 use super::route::NoRoute;
 use super::tunnel::BadAuthority;
+use super::xds::Published;
 
 /// A connection that was refused: the one reason (invariant 7), the policy that said no, the cause in words.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -80,6 +81,17 @@ pub struct Sinks {
     pub metrics: Arc<Metrics>,
     /// Lines.
     pub access: AccessLog,
+    /// What the mesh says of both ends, for their names in metrics.
+    pub published: watch::Receiver<Arc<Published>>,
+    /// This node.
+    pub node: Arc<str>,
+}
+
+/// What metrics call a connection.
+struct Names {
+    own: metrics::End,
+    far: Far,
+    scope: Scope,
 }
 
 /// The record. Dropped without being closed (its task was cut), it closes itself as draining.
@@ -87,9 +99,10 @@ pub struct Sinks {
 pub struct Record {
     connection: Arc<Connection>,
     sinks: Sinks,
-    open: IntGauge,
+    meter: Arc<Meter>,
     security: Security,
-    series: Option<Arc<Series>>,
+    opened: bool,
+    tap: Option<Arc<Tap>>,
     // What is known so far, in the very box that goes to the access log; `None` once closed.
     line: Option<Box<Line>>,
 }
@@ -103,7 +116,7 @@ impl Record {
             Direction::Outbound => (line.source, line.source_pod) = (identity, name),
             Direction::Inbound | Direction::Tunnel => (line.target, line.workload) = (identity, name),
         }
-        Self::of(sinks, connection, Security::Plain, line)
+        Self::of(sinks, connection, pod, Security::Plain, line)
     }
 
     /// The other end's record of a connection between two pods of this node: it is seen from both ends, as any other.
@@ -120,13 +133,20 @@ impl Record {
         }
         line.target = Some(pod.identity().clone());
         line.workload = Some(pod.name().clone());
-        Self::of(&near.sinks, &near.connection, near.security, line)
+        Self::of(&near.sinks, &near.connection, pod, near.security, line)
     }
 
-    fn of(sinks: &Sinks, connection: &Arc<Connection>, security: Security, line: Box<Line>) -> Self {
-        let open = sinks.metrics.open(line.direction);
-        open.inc();
-        Self { connection: connection.clone(), sinks: sinks.clone(), open, security, series: None, line: Some(line) }
+    fn of(sinks: &Sinks, connection: &Arc<Connection>, pod: &Pod, security: Security, line: Box<Line>) -> Self {
+        sinks.metrics.events().begun(line.direction);
+        Self {
+            connection: connection.clone(),
+            sinks: sinks.clone(),
+            meter: pod.meter().clone(),
+            security,
+            opened: false,
+            tap: None,
+            line: Some(line),
+        }
     }
 
     /// Learns something; a record that is closed learns nothing more.
@@ -177,24 +197,19 @@ impl Record {
             }
         });
         if probe {
-            self.sinks.metrics.probes.inc();
+            self.sinks.metrics.plain.probes.inc();
         }
     }
 
-    /// It was set up: it counts as opened from here on. Returns the series its bytes count into.
-    pub fn opened(&mut self) -> Arc<Series> {
-        let line = self.line.as_deref();
-        let direction = line.map_or(self.connection.direction, |line| line.direction);
-        let labels = Labels {
-            reporter: if direction == Direction::Outbound { Reporter::Source } else { Reporter::Destination },
-            source: line.and_then(|line| line.source.clone()),
-            destination: line.and_then(|line| line.target.clone()),
-            service: line.and_then(|line| line.service.clone()),
-            security: self.security,
-        };
-        let series = self.sinks.metrics.series(&labels);
-        series.opened.inc();
-        self.series = Some(series.clone());
+    /// It was set up: it counts as opened from here on. Returns where its bytes are counted, if they are.
+    pub fn opened(&mut self) -> Option<Arc<Tap>> {
+        self.opened = true;
+        if self.sinks.metrics.of_connections()
+            && let Some(line) = self.line.as_deref()
+        {
+            let Names { own, far, scope } = self.names(line, None);
+            self.tap = self.sinks.metrics.opened(&self.meter, own, far, scope).map(Arc::new);
+        }
         if self.sinks.access.wants_starts()
             && let Some(line) = &self.line
         {
@@ -203,7 +218,37 @@ impl Record {
             self.finished(&mut line);
             self.sinks.access.line(line);
         }
-        series
+        self.tap.clone()
+    }
+
+    /// What metrics call both ends.
+    fn names(&self, line: &Line, reason: Option<Reason>) -> Names {
+        let mesh = self.sinks.published.borrow().mesh.clone();
+        let record_of = |pod: &Option<PodName>| pod.as_ref().and_then(|pod| mesh.workload_of_pod(pod)).cloned();
+        let is_source = line.direction == Direction::Outbound;
+        let (own, far) = if is_source {
+            let at_endpoint = || line.endpoint.and_then(|endpoint| mesh.workload_at(endpoint.ip())).cloned();
+            (record_of(&line.source_pod), record_of(&line.workload).or_else(at_endpoint))
+        } else {
+            // The caller's record is found by its address; where it has proven an identity, the record must be of that one.
+            let at_client = mesh.workload_at(line.client.ip());
+            let far = at_client.filter(|far| line.source.is_none() || far.identity().ok() == line.source);
+            (record_of(&line.workload), far.cloned())
+        };
+        let scope = Scope::between(&self.sinks.node, own.as_deref(), far.as_deref());
+        let (own_identity, far_identity) =
+            if is_source { (&line.source, &line.target) } else { (&line.target, &line.source) };
+        Names {
+            own: metrics::End { workload: own, identity: own_identity.clone() },
+            far: Far {
+                reporter: if is_source { Reporter::Source } else { Reporter::Destination },
+                end: metrics::End { workload: far, identity: far_identity.clone() },
+                service: line.service.clone(),
+                security: self.security,
+                flags: reason.into(),
+            },
+            scope,
+        }
     }
 
     /// It moved bytes and has ended.
@@ -235,7 +280,7 @@ impl Record {
 
     fn ended_for(&mut self, reason: Reason, cause: Option<String>) {
         if let Some(line) = &self.line {
-            self.sinks.metrics.ended(line.direction, reason);
+            self.sinks.metrics.events().ended(line.direction, reason);
         }
         self.close(Outcome::Ended, Some(reason), cause);
     }
@@ -245,16 +290,27 @@ impl Record {
             self.learn(|line| line.policy = Some(policy.clone()));
         }
         if let Some(line) = &self.line {
-            self.sinks.metrics.refused(line.direction, refusal.reason);
+            self.sinks.metrics.events().refused(line.direction, refusal.reason);
+            if self.sinks.metrics.of_connections() {
+                let Names { own, far, .. } = self.names(line, Some(refusal.reason));
+                self.sinks.metrics.failed(&self.meter, &own, far);
+            }
         }
         self.close(Outcome::Refused, Some(refusal.reason), Some(refusal.cause.clone()));
     }
 
     fn close(&mut self, outcome: Outcome, reason: Option<Reason>, cause: Option<String>) {
         let Some(mut line) = self.line.take() else { return };
-        self.open.dec();
-        if let Some(series) = &self.series {
-            series.closed.inc();
+        let metrics = &self.sinks.metrics;
+        metrics.events().done(line.direction);
+        if let Some(tap) = &self.tap {
+            metrics.closed(tap, reason);
+            // The other end's record of a connection of this node shares the connection, whose first byte was one.
+            if line.direction == self.connection.direction
+                && let Some(micros) = self.connection.phases().at(Phase::FirstByte)
+            {
+                metrics.events().first_byte(line.direction, Duration::from_micros(micros));
+            }
         }
         line.event = Event::End(outcome);
         line.security = self.security.as_str();
@@ -274,7 +330,12 @@ impl Record {
 
 impl Drop for Record {
     fn drop(&mut self) {
-        self.ended_for(Reason::Draining, Some("cut with its task".to_owned()));
+        let cause = "cut with its task";
+        if self.opened {
+            self.ended_for(Reason::Draining, Some(cause.to_owned()));
+        } else {
+            self.close_refused(&Refusal::of(Reason::Draining, cause));
+        }
     }
 }
 

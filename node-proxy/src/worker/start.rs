@@ -5,7 +5,7 @@
 //! left is reset with Reason Draining → threads end → the last access lines are written.
 
 use std::sync::{Arc, OnceLock};
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use anyhow::Context as _;
 use futures_util::future::BoxFuture;
@@ -27,7 +27,7 @@ use super::pods::Pods;
 use super::record::Sinks;
 use super::route::Loads;
 use super::threads::{Proxy, Threads};
-use super::xds::{self, ControlPlane, Origin, Published, XdsConfig};
+use super::xds::{self, ControlPlane, Published, XdsConfig};
 
 /// Descriptors that connections may not use: listeners of 250 pods, minted stock, tunnels, files.
 const RESERVED_FDS: u64 = 2_500;
@@ -36,15 +36,25 @@ const FDS_PER_CONNECTION: u64 = 2;
 /// How long cut connections have to notice, and the access log to be written.
 const CUT: Duration = Duration::from_secs(1);
 
-/// Runs the worker on the calling thread, hardened already; `crashes` says how many workers in a row ended within ten seconds.
-pub fn run(args: Args, crashes: u32) -> anyhow::Result<()> {
+/// What the supervisor says of the workers before this one.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Starts {
+    /// How many in a row ended within ten seconds of their start.
+    pub crashes: u32,
+    /// How many ended unasked in all.
+    pub restarts: u32,
+}
+
+/// Runs the worker on the calling thread, hardened already.
+pub fn run(args: Args, starts: Starts) -> anyhow::Result<()> {
     logs::init("worker", args.log_format);
     let settings = args.settings()?;
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().context("start the runtime")?;
-    runtime.block_on(work(args, settings, crashes))
+    runtime.block_on(work(args, settings, starts))
 }
 
-async fn work(args: Args, settings: Settings, crashes: u32) -> anyhow::Result<()> {
+async fn work(args: Args, settings: Settings, starts: Starts) -> anyhow::Result<()> {
+    let crashes = starts.crashes;
     let places = places();
     tracing::info!(node = settings.node, threads = settings.threads, places, crashes, "worker starts");
     let readiness = ready::Readiness::new();
@@ -52,8 +62,9 @@ async fn work(args: Args, settings: Settings, crashes: u32) -> anyhow::Result<()
     let configuration = readiness.latch("configuration");
     let tasks = tasks::Group::new("worker");
     let servers = tasks::Group::new("servers");
-    let metrics = Arc::new(Metrics::new());
-    let counters = access_log::Counters::of(&metrics.lines_written, &metrics.lines_dropped);
+    let metrics = Arc::new(Metrics::new(settings.metrics.clone()));
+    metrics.plain.restarts.inc_by(u64::from(starts.restarts));
+    let counters = access_log::Counters::of(&metrics.plain.lines_written, &metrics.plain.lines_dropped);
     let (access, writer) = AccessLog::start(&args.access_log, counters)?;
     tasks.spawn("reopen", reopen_on_hangup(access.clone()));
     // Also when all of this fails half-way, this is what ends the servers.
@@ -72,12 +83,13 @@ async fn work(args: Args, settings: Settings, crashes: u32) -> anyhow::Result<()
         state_dir: args.state_dir.clone(),
         crashes,
         latch: Some(configuration),
-        metrics: xds_metrics,
+        metrics: xds_metrics.clone(),
     };
     let published = xds::start(config, &tasks.handle());
+    tasks.spawn("series", metrics.clone().sweep_now_and_then());
     // Known once the keeper is there; scraped before.
     let certificates_later = Arc::new(OnceLock::<Certificates>::new());
-    let refresh = refresh(&metrics, &published, &certificates_later);
+    let refresh = refresh(&metrics, &published, &certificates_later, xds_metrics);
     serve_http(&args, &metrics, refresh, &readiness, &servers, &stopping).await?;
 
     // Signals are heard from here on, also while the keeper is not there yet.
@@ -99,13 +111,14 @@ async fn work(args: Args, settings: Settings, crashes: u32) -> anyhow::Result<()
     let mint = Mint::new(Arc::new(link.clone()), tasks.handle(), metrics.clone());
     tasks.spawn("mint stock", mint.clone().shrink());
     let drain_after = settings.drain;
+    let sinks = Sinks { metrics, access, published: published.clone(), node: settings.node.as_str().into() };
     let proxy = Arc::new(Proxy {
         settings,
         pods: Pods::default(),
         published,
         certificates,
         mint,
-        sinks: Sinks { metrics, access },
+        sinks,
         loads: Arc::new(Loads::default()),
         budget: Arc::new(Semaphore::new(places)),
     });
@@ -190,25 +203,28 @@ async fn reopen_on_hangup(access: AccessLog) {
     }
 }
 
-/// Gauges of what is kept elsewhere, set before each scrape.
+/// What is kept elsewhere, brought up to date before each scrape.
 fn refresh(
     metrics: &Arc<Metrics>,
     published: &watch::Receiver<Arc<Published>>,
     certificates: &Arc<OnceLock<Certificates>>,
+    xds: xds::Metrics,
 ) -> http::Refresh {
     let (metrics, published, certificates) = (metrics.clone(), published.clone(), certificates.clone());
     Arc::new(move || {
-        let published = published.borrow();
-        metrics.config_generation.set(published.generation as i64);
-        let age = match published.origin {
-            Origin::LastGood { written_at } => written_at.elapsed().unwrap_or_default().as_secs(),
-            Origin::Nothing | Origin::Live => 0,
+        metrics.scraped();
+        let (generation, origin) = {
+            let published = published.borrow();
+            (published.generation, published.origin)
         };
-        metrics.config_age.set(age as i64);
+        metrics.plain.config_generation.set(generation as i64);
+        metrics.plain.config_age.set(xds.age(origin).as_secs_f64());
         if let Some(certificates) = certificates.get() {
             let (attempts, failures) = certificates.counters();
-            metrics.certificate_attempts.set(attempts as i64);
-            metrics.certificate_failures.set(failures as i64);
+            metrics.plain.certificates(attempts, failures);
+            let wanted = certificates.state().into_iter().filter(|state| state.wanted);
+            let expiries = wanted.filter_map(|state| Some((state.identity, state.not_after?)));
+            metrics.plain.expiries(SystemTime::now(), expiries);
         }
     })
 }

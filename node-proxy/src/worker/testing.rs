@@ -62,7 +62,7 @@ impl World {
     }
 
     fn of(origin: Origin) -> Self {
-        let published = Published { mesh: Arc::default(), generation: 1, origin };
+        let published = Published { mesh: Arc::default(), generation: 1, origin, received: None };
         Self {
             published: watch::Sender::new(Arc::new(published)),
             authority: Arc::new(Authority::create().expect("authority")),
@@ -75,13 +75,18 @@ impl World {
         let mut mesh = Mesh::clone(&before.mesh);
         change(&mut mesh);
         let generation = before.generation + 1;
-        self.published.send_replace(Arc::new(Published { mesh: Arc::new(mesh), generation, origin: Origin::Live }));
+        self.published.send_replace(Arc::new(Published {
+            mesh: Arc::new(mesh),
+            generation,
+            origin: Origin::Live,
+            received: Some(std::time::Instant::now()),
+        }));
     }
 
     /// A node of this mesh.
     pub fn node(&self, name: &str) -> Node {
         let tasks = tasks::Group::new("test");
-        let metrics = Arc::new(Metrics::new());
+        let metrics = Arc::new(Metrics::for_test());
         let addresses: Addresses = Arc::default();
         let trust = TrustDomains::new(TrustDomain::parse("cluster.local").expect("trust domain"), Vec::new());
         let config =
@@ -97,6 +102,7 @@ impl World {
             trust,
             ranges: ClusterRanges::new(["127.77.0.0/16".parse().expect("network")]),
             threads: 1,
+            metrics: Metrics::config_for_test(),
             drain: Duration::from_secs(1),
             opt_out: Duration::from_secs(1),
         };
@@ -106,13 +112,13 @@ impl World {
             published: self.published.subscribe(),
             certificates: certificates.clone(),
             mint: mint.clone(),
-            sinks: Sinks { metrics, access },
+            sinks: Sinks { metrics: metrics.clone(), access, published: self.published.subscribe(), node: name.into() },
             loads: Arc::new(Loads::default()),
             budget: Arc::new(Semaphore::new(1000)),
         });
         proxy.pods.complete();
         tasks.spawn("judge again", control::judge_again(proxy.clone()));
-        let pool = Pool::new(tasks.handle());
+        let pool = Pool::new(tasks.handle(), metrics);
         let here = Arc::new(Thread {
             proxy,
             dialer: Dialer { mint, pool, certificates },

@@ -107,7 +107,7 @@ async fn a_denied_caller_is_reset_before_the_application_sees_it_and_both_ends_n
         assert_eq!((line.policy.as_deref(), line.reason), (Some("shop/no-web"), Some(Reason::PolicyDenied)));
     }
     nobody_came(&listener);
-    assert_eq!(node.here.proxy.sinks.metrics.refusals(Direction::Outbound, Reason::PolicyDenied), 1);
+    assert_eq!(node.here.proxy.sinks.metrics.events().refusals(Direction::Outbound, Reason::PolicyDenied), 1);
 }
 
 #[tokio::test]
@@ -123,7 +123,7 @@ async fn a_called_pod_of_this_node_where_nobody_listens_is_told_of_at_both_ends(
     assert_eq!((one.id, one.reason), (two.id, two.reason));
     assert_eq!(one.reason, Some(Reason::ConnectFailed));
     for direction in [Direction::Inbound, Direction::Outbound] {
-        assert_eq!(node.here.proxy.sinks.metrics.refusals(direction, Reason::ConnectFailed), 1);
+        assert_eq!(node.here.proxy.sinks.metrics.events().refusals(direction, Reason::ConnectFailed), 1);
     }
 }
 

@@ -18,6 +18,7 @@ use super::accept::{self, Arrived, Listening, Port};
 use super::args::Settings;
 use super::certs::Certificates;
 use super::connect::Dialer;
+use super::metrics::{self, Work};
 use super::mint::Mint;
 use super::pods::{Pod, Pods};
 use super::probe::NodeSockets;
@@ -91,11 +92,14 @@ impl Thread {
         let here = self.clone();
         let port = arrived.port();
         let Some(accepted) = arrived.take() else { return };
+        let meter = accepted.pod().meter().clone();
         // A task that is not started because the thread has ended drops the socket, which closes it.
         let _ = match port {
-            Port::Outbound => self.tasks.spawn("outbound", outbound::serve(accepted, here)),
-            Port::Inbound => self.tasks.spawn("inbound", inbound::serve(accepted, here)),
-            Port::Tunnel => self.tasks.spawn("tunnel", inbound::serve_tunnel(accepted, here)),
+            Port::Outbound => self.tasks.spawn("outbound", Work::new(meter, Box::pin(outbound::serve(accepted, here)))),
+            Port::Inbound => self.tasks.spawn("inbound", Work::new(meter, Box::pin(inbound::serve(accepted, here)))),
+            Port::Tunnel => {
+                self.tasks.spawn("tunnel", Work::new(meter, Box::pin(inbound::serve_tunnel(accepted, here))))
+            }
         };
     }
 }
@@ -161,9 +165,10 @@ impl Threads {
         for (index, queue) in queues.into_iter().enumerate() {
             let (proxy, peers) = (proxy.clone(), threads.downgrade(index));
             let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-            let thread = std::thread::Builder::new()
-                .name(format!("worker-{index}"))
-                .spawn(move || runtime.block_on(run(proxy, peers, queue)))?;
+            let thread = std::thread::Builder::new().name(format!("worker-{index}")).spawn(move || {
+                metrics::enter(index);
+                runtime.block_on(run(proxy, peers, queue));
+            })?;
             joining.push(thread);
         }
         Ok((threads, Joining(joining)))
@@ -267,7 +272,7 @@ impl Peers {
 
 async fn run(proxy: Arc<Proxy>, peers: Peers, mut jobs: mpsc::Receiver<Job>) {
     let connections = tasks::Group::new("connections");
-    let pool = Pool::new(connections.handle());
+    let pool = Pool::new(connections.handle(), proxy.sinks.metrics.clone());
     let here = Arc::new(Thread {
         dialer: Dialer { mint: proxy.mint.clone(), pool: pool.clone(), certificates: proxy.certificates.clone() },
         proxy,

@@ -25,6 +25,7 @@ use super::shared::{Open, Shared};
 use super::stream::Stream;
 use super::{ConnectRequest, DialError, OpenError, TunnelKey};
 use crate::worker::certs::Credentials;
+use crate::worker::metrics::{Metrics, Side, Work};
 
 /// The tunnels of one thread. Clones share them.
 #[derive(Clone, Debug)]
@@ -50,6 +51,7 @@ pub struct TunnelState {
 #[derive(Debug)]
 struct Inner {
     tasks: tasks::Handle,
+    metrics: Arc<Metrics>,
     keys: Mutex<HashMap<TunnelKey, Entry>>,
     next_dial: AtomicU64,
     handshakes: AtomicU64,
@@ -94,9 +96,9 @@ struct Maker {
 
 impl Pool {
     /// An empty pool whose connection tasks live in the group behind `tasks`, on the thread that calls [`Pool::open`].
-    pub fn new(tasks: tasks::Handle) -> Self {
+    pub fn new(tasks: tasks::Handle, metrics: Arc<Metrics>) -> Self {
         let (keys, next_dial, handshakes) = (Mutex::default(), AtomicU64::new(0), AtomicU64::new(0));
-        Self { inner: Arc::new(Inner { tasks, keys, next_dial, handshakes }) }
+        Self { inner: Arc::new(Inner { tasks, metrics, keys, next_dial, handshakes }) }
     }
 
     /// A stream to `request.authority` through a tunnel of this key. `dial` makes the TCP connection and is polled only when a
@@ -231,10 +233,14 @@ impl Maker {
         let (tunnel, driver) = match made {
             Ok(made) => made,
             Err(error) => {
+                if let OpenError::Handshake { reason, .. } = &error {
+                    self.inner.metrics.events().handshake_failed(Side::Client, *reason);
+                }
                 self.done.send_replace(Made::Failed(error.clone()));
                 return Err(error);
             }
         };
+        let counted = self.inner.metrics.events().tunnel(Side::Client);
         let tunnel = Arc::new(tunnel);
         let open = tunnel.reserve();
         let closed = |why: &str| OpenError::Closed { to, message: why.to_owned() };
@@ -247,7 +253,15 @@ impl Maker {
         }
         self.inner.handshakes.fetch_add(1, Ordering::Relaxed);
         let owned = own(driver, Arc::downgrade(&self.inner), self.key.clone(), tunnel.shared.clone());
-        if !self.inner.tasks.spawn("tunnel", owned) {
+        let owned = async move {
+            owned.await;
+            drop(counted);
+        };
+        let started = match self.inner.metrics.pod_at(self.key.slot) {
+            Some(meter) => self.inner.tasks.spawn("tunnel", Work::new(meter, Box::pin(owned))),
+            None => self.inner.tasks.spawn("tunnel", owned),
+        };
+        if !started {
             return Err(closed("the proxy is going away"));
         }
         self.done.send_replace(Made::Ready);

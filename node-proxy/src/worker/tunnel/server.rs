@@ -30,11 +30,17 @@ use super::shared::{Open, Shared};
 use super::stream::{Closed, Stream};
 use super::{keepalive, pool};
 use crate::worker::certs::Credentials;
+use crate::worker::metrics::{Events, Side};
 
 /// Decides about each request and serves it. The future is one task of the connection and lives until the stream has ended.
 pub trait Handler: Send + Sync + 'static {
     /// Takes one request: [`Incoming::accept`] or [`Incoming::refuse`] it.
     fn connect(&self, request: Incoming) -> BoxFuture<'static, ()>;
+
+    /// Where handshakes and open tunnels are counted.
+    fn events(&self) -> Option<Arc<Events>> {
+        None
+    }
 }
 
 /// How a connection ended that was set up.
@@ -94,10 +100,17 @@ where
     let shared = Shared::new();
     // The handshake's state is large and short-lived.
     let hello = Box::pin(handshake(io, peer, credentials, shared.clone()));
-    let (identity, connection) = timeout(HANDSHAKE_DEADLINE, hello).await.unwrap_or_else(|_| {
+    let done = timeout(HANDSHAKE_DEADLINE, hello).await.unwrap_or_else(|_| {
         let message = format!("handshake not done within {} s", HANDSHAKE_DEADLINE.as_secs());
         Err(ServeError { peer, reason: Reason::HandshakeTimeout, message })
+    });
+    let events = handler.events();
+    let (identity, connection) = done.inspect_err(|error| {
+        if let Some(events) = &events {
+            events.handshake_failed(Side::Server, error.reason);
+        }
     })?;
+    let _open = events.map(|events| events.tunnel(Side::Server));
     let from = Arc::new(From { identity, peer, unanswered: AtomicUsize::new(0) });
     let streams = tasks::Group::new("tunnel-streams");
     let broke = drive(connection, &shared, &from, &*handler, &streams, &drain).await;

@@ -15,6 +15,7 @@ use super::server::{Handler, Incoming, ServeError, Served, serve};
 use super::stream::Stream;
 use super::{ConnectRequest, DialError, OpenError, Pool, TunnelKey};
 use crate::worker::certs::Credentials;
+use crate::worker::metrics::Metrics;
 
 pub(crate) const WAIT: Duration = Duration::from_secs(20);
 
@@ -85,7 +86,7 @@ pub(crate) struct Client {
 impl Client {
     pub(crate) fn new(credentials: Arc<Credentials>) -> Self {
         let group = tasks::Group::new("test-client");
-        Self { pool: Pool::new(group.handle()), group, credentials }
+        Self { pool: Pool::new(group.handle(), Arc::new(Metrics::for_test())), group, credentials }
     }
 
     pub(crate) fn key(&self, to: SocketAddr, accepted: &str) -> TunnelKey {

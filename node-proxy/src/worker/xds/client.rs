@@ -119,7 +119,7 @@ impl Client {
         loop {
             let mut answered = false;
             let ended = self.stream(control_plane, &mut answered).await;
-            self.metrics.connected.set(0);
+            self.metrics.connected(false);
             self.metrics.disconnects.inc();
             self.save_now().await;
             if answered {
@@ -167,7 +167,7 @@ impl Client {
         let opened = timeout(OPEN_DEADLINE, client.delta_aggregated_resources(request)).await;
         let mut answers =
             opened.map_err(|_| Ended::Deadline)?.map_err(|status| Ended::Status(status_text(&status)))?.into_inner();
-        self.metrics.connected.set(1);
+        self.metrics.connected(true);
         tracing::info!(control_plane = control_plane.address(), "configuration stream open");
         loop {
             let save_at = self.save_at;
@@ -192,6 +192,7 @@ impl Client {
 
     /// Applies one answer, publishes, and makes the acknowledgement.
     fn apply(&mut self, answer: DeltaDiscoveryResponse) -> DeltaDiscoveryRequest {
+        let received = std::time::Instant::now();
         let DeltaDiscoveryResponse { resources, type_url, nonce, removed_resources, .. } = answer;
         let mut reply =
             DeltaDiscoveryRequest { type_url: type_url.clone(), response_nonce: nonce, ..Default::default() };
@@ -217,7 +218,7 @@ impl Client {
             self.origin = Origin::Live;
         }
         if self.origin != Origin::Nothing && (applied.changed || first) {
-            self.publish();
+            self.publish(Some(received));
         }
         if applied.dirty || (complete && first) {
             self.save_at.get_or_insert(Instant::now() + SAVE_DEBOUNCE);
@@ -225,14 +226,19 @@ impl Client {
         reply
     }
 
-    fn publish(&mut self) {
+    fn publish(&mut self, received: Option<std::time::Instant>) {
         self.generation += 1;
         for type_url in TYPES {
             let count = i64::try_from(self.store.count(type_url)).unwrap_or(i64::MAX);
             self.metrics.held.with_label_values(&[label(type_url)]).set(count);
         }
         let mesh = Arc::new(self.store.mesh().clone());
-        self.published.send_replace(Arc::new(Published { mesh, generation: self.generation, origin: self.origin }));
+        self.published.send_replace(Arc::new(Published {
+            mesh,
+            generation: self.generation,
+            origin: self.origin,
+            received,
+        }));
         drop(self.latch.take());
     }
 
@@ -295,7 +301,7 @@ impl Client {
             policies = self.store.count(mesh_api::xds::AUTHORIZATION_TYPE),
             "last good configuration loaded"
         );
-        self.publish();
+        self.publish(None);
     }
 
     /// The worker keeps ending soon after its start: maybe because of what it loads.

@@ -1,14 +1,19 @@
 //! Counters of the configuration client. Labels are the two types and closed words.
 
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
 use prometheus::{IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts, Registry};
 
+use super::Origin;
 use super::store::TYPES;
 
 /// See the module. Clones share the counters.
 #[derive(Clone, Debug)]
 pub struct Metrics {
-    /// 1 while a stream is open.
-    pub(super) connected: IntGauge,
+    connected: IntGauge,
+    // When the last stream ended; `None` while one is open, and before the first.
+    lost: Arc<Mutex<Option<Instant>>>,
     /// Streams that could not be opened or ended.
     pub(super) disconnects: IntCounter,
     /// Answers by type.
@@ -33,6 +38,7 @@ impl Default for Metrics {
         };
         let this = Self {
             connected: gauge("culvert_xds_connected", "1 while a configuration stream is open"),
+            lost: Arc::default(),
             disconnects: counter("culvert_xds_disconnects_total", "Configuration streams that failed or ended"),
             answers: by("culvert_xds_answers_total", "Answers of the control plane", "type"),
             rejected: by("culvert_xds_rejected_total", "Records that could not be used", "type"),
@@ -57,7 +63,7 @@ impl Default for Metrics {
 impl Metrics {
     /// Makes them visible.
     pub fn register(&self, registry: &Registry) -> Result<(), prometheus::Error> {
-        let Self { connected, disconnects, answers, rejected, held, last_good, last_good_time } = self;
+        let Self { connected, lost: _, disconnects, answers, rejected, held, last_good, last_good_time } = self;
         registry.register(Box::new(connected.clone()))?;
         registry.register(Box::new(disconnects.clone()))?;
         registry.register(Box::new(answers.clone()))?;
@@ -65,6 +71,35 @@ impl Metrics {
         registry.register(Box::new(held.clone()))?;
         registry.register(Box::new(last_good.clone()))?;
         registry.register(Box::new(last_good_time.clone()))
+    }
+
+    /// A stream was opened, or has ended or could not be opened.
+    pub(super) fn connected(&self, is: bool) {
+        self.connected.set(i64::from(is));
+        let mut lost = self.lost.lock().unwrap_or_else(PoisonError::into_inner);
+        if is {
+            *lost = None;
+        } else {
+            lost.get_or_insert_with(Instant::now);
+        }
+    }
+
+    /// Whether a stream is open.
+    #[cfg(test)]
+    pub(super) fn is_connected(&self) -> bool {
+        self.connected.get() == 1
+    }
+
+    /// How long ago a configuration of this origin was last known to be the control plane's.
+    pub fn age(&self, origin: Origin) -> Duration {
+        match origin {
+            Origin::Nothing => Duration::ZERO,
+            Origin::LastGood { written_at } => written_at.elapsed().unwrap_or_default(),
+            Origin::Live => {
+                let lost = self.lost.lock().unwrap_or_else(PoisonError::into_inner);
+                lost.map_or(Duration::ZERO, |lost| lost.elapsed())
+            }
+        }
     }
 
     pub(super) fn event(&self, event: &'static str) {

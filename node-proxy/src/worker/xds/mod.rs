@@ -15,7 +15,7 @@ mod tests;
 
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::time::SystemTime;
+use std::time::{Instant, SystemTime};
 
 use mesh_daemon::{ready, tasks};
 use mesh_model::Mesh;
@@ -72,12 +72,14 @@ pub struct Published {
     pub generation: u64,
     /// Where it comes from.
     pub origin: Origin,
+    /// When the answer that made it arrived; `None` for what was read from the file.
+    pub received: Option<Instant>,
 }
 
 impl Published {
     /// Before anything was had.
     pub fn nothing() -> Self {
-        Self { mesh: Arc::default(), generation: 0, origin: Origin::Nothing }
+        Self { mesh: Arc::default(), generation: 0, origin: Origin::Nothing, received: None }
     }
 }
 
