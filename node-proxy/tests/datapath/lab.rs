@@ -187,7 +187,7 @@ impl Lab {
     /// The binary's own `admin` verb.
     pub fn asks(&self, verb: &str) -> serde_json::Value {
         let asked = Command::new(env!("CARGO_BIN_EXE_node-proxy"))
-            .args(["admin", "--admin-socket"])
+            .args(["admin", "-o", "json", "--admin-socket"])
             .arg(self.dir.path().join("state/admin.sock"))
             .arg(verb)
             .output()
