@@ -70,6 +70,13 @@ impl Pid {
         text.lines().find_map(|line| Some(line.strip_prefix(field)?.strip_prefix(':')?.trim().to_owned()))
     }
 
+    /// Whether every thread of it stands still after `SIGSTOP`: the signal is sent before it has reached them all.
+    pub fn is_stopped(&self) -> bool {
+        let Ok(tasks) = fs::read_dir(format!("/proc/{}/task", self.pid)) else { return false };
+        let state = |task: fs::DirEntry| fs::read_to_string(task.path().join("status")).ok();
+        tasks.flatten().all(|task| state(task).is_some_and(|text| text.contains("\nState:\tT")))
+    }
+
     /// Proportional memory in bytes, from `smaps_rollup`.
     pub fn pss(&self) -> Option<u64> {
         let text = fs::read_to_string(format!("/proc/{}/smaps_rollup", self.pid)).ok()?;

@@ -80,7 +80,8 @@ fn not_yet_accepted(lab: &Lab, from: &PodHandle, to: IpAddr, captured: (&PodHand
     const WAITING: u64 = 50;
     let (mesh, (pod, port)) = (lab.mesh(), captured);
     let (keeper, worker) = (mesh.keeper(1).id(), mesh.worker_child(1)?);
-    worker.signal(Signal::STOP);
+    ensure!(worker.signal(Signal::STOP), "the worker had ended already");
+    wait::until_true("every thread of the worker to stand still", CHANGE, || worker.is_stopped())?;
     let prober = prober(from, &format!("wait-{port}-{}", family(to)), &at(to, ECHO))?;
     wait::until_true("connections to wait in the listener's queue", CHANGE, || {
         queued(pod, port).is_ok_and(|waiting| waiting >= WAITING)
@@ -89,7 +90,8 @@ fn not_yet_accepted(lab: &Lab, from: &PodHandle, to: IpAddr, captured: (&PodHand
     replaced(lab, 1, worker)?;
     let seen = report(&prober)?;
     let attempts = seen["attempts"].as_u64().unwrap_or(0);
-    ensure!(attempts >= WAITING && seen["ok"] == attempts, "port {port}, {}: {seen}", family(to));
+    let said = || mesh.access_log(1).into_iter().filter(|line| line["reason"].is_string()).collect::<Vec<_>>();
+    ensure!(attempts >= WAITING && seen["ok"] == attempts, "port {port}, {}: {seen}; {:?}", family(to), said());
     ensure!(mesh.keeper(1).id() == keeper && keeper.is_alive(), "the keeper did not stay");
     Ok(())
 }
