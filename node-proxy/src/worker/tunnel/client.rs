@@ -15,6 +15,7 @@ use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::time::timeout;
 use tokio_rustls::TlsConnector;
 
+use super::ahead::Ahead;
 use super::io::{Watched, tls_reason};
 use super::settings::*;
 use super::shared::{Open, Shared};
@@ -55,7 +56,7 @@ where
         let connector = TlsConnector::from(credentials.client(accepted));
         // SNI is not sent; the name only fills the parameter. The identity is compared by the configuration's verifier.
         let tls = connector
-            .connect(ServerName::IpAddress(to.ip().into()), tcp)
+            .connect(ServerName::IpAddress(to.ip().into()), Ahead::new(tcp))
             .await
             .map_err(|error| failed(tls_reason(&error).unwrap_or(Reason::HandshakeFailed), format!("TLS: {error}")))?;
         if tls.get_ref().1.alpn_protocol() != Some(mesh_tls::ALPN_H2) {

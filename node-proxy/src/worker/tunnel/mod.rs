@@ -7,6 +7,7 @@
 //! Certificates and live tunnels: a tunnel is not cut when the certificate it was set up with runs out or is renewed. The
 //! handshake proved the peer, the keys are the session's own; new tunnels use the new certificate (as ztunnel does).
 
+mod ahead;
 mod client;
 mod headers;
 mod io;

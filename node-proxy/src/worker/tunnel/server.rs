@@ -23,6 +23,7 @@ use tokio::net::TcpStream;
 use tokio::time::{MissedTickBehavior, timeout};
 use tokio_rustls::TlsAcceptor;
 
+use super::ahead::Ahead;
 use super::headers::{self, BadAuthority};
 use super::io::{Watched, tls_reason};
 use super::settings::*;
@@ -133,12 +134,12 @@ async fn handshake<S>(
     peer: SocketAddr,
     credentials: &Credentials,
     shared: Arc<Shared>,
-) -> Result<(Identity, Connection<Watched<tokio_rustls::server::TlsStream<S>>, Bytes>), ServeError>
+) -> Result<(Identity, Connection<Watched<tokio_rustls::server::TlsStream<Ahead<S>>>, Bytes>), ServeError>
 where
     S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
 {
     let failed = |reason, message: String| ServeError { peer, reason, message };
-    let tls = match TlsAcceptor::from(credentials.server.clone()).accept(io).into_fallible().await {
+    let tls = match TlsAcceptor::from(credentials.server.clone()).accept(Ahead::new(io)).into_fallible().await {
         Ok(tls) => tls,
         Err((error, io)) => {
             linger(io).await;

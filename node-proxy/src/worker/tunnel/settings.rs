@@ -21,8 +21,9 @@ pub(super) const HEADERS_CLIENT: u32 = 16 << 10;
 /// Bytes one stream may have waiting to be sent. ztunnel: 400 KiB as a server, 4 MiB as a client; with the frame size above,
 /// half a frame in flight keeps the pipe full (guessed, to be measured).
 pub(super) const SEND_BUFFER: usize = 512 << 10;
-/// Most bytes taken over by one write.
-pub(super) const WRITE_CHUNK: usize = 64 << 10;
+/// Most bytes taken over by one write: with the nine of the frame's header (RFC 9113, 4.1) four full TLS records, which rustls hands to the
+/// kernel at once. With 64 KiB the last nine bytes were a record and a segment of their own.
+pub(super) const WRITE_CHUNK: usize = (64 << 10) - 9;
 /// Read bytes are given back to the peer's window in portions of this size: each return takes h2's lock.
 pub(super) const RETURN_CHUNK: usize = 32 << 10;
 /// What h2 may spend on the bookkeeping of small DATA frames that nobody reads yet, in its own unit (256 per frame). h2's default
