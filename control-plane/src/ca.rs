@@ -1,6 +1,6 @@
 //! The certificate service: signs for a node's proxy, in the name of pods that are bound to that node and of no others.
 //!
-//! Outside, every refusal of the caller looks the same (`Unauthenticated`); what it was is in the log and, as a reason, counted.
+//! Outside, every refusal of the caller looks the same (`Unauthenticated`); what it was is in the log and, as a cause, counted.
 //! Requests are bounded per node, so that one node cannot keep the others from their certificates.
 
 use std::collections::HashMap;
@@ -10,13 +10,14 @@ use std::time::{Duration, SystemTime};
 use mesh_api::xds::IMPERSONATED_IDENTITY;
 use mesh_api::xds::ca::istio_certificate_service_server::IstioCertificateService;
 use mesh_api::xds::ca::{IstioCertificateRequest, IstioCertificateResponse};
-use mesh_model::{BadIdentity, Identity, Reason, TrustDomain};
+use mesh_model::{BadIdentity, Identity, TrustDomain};
 use mesh_tls::authority::{Authority, AuthorityError};
 use tokio::sync::watch;
 use tokio::time::Instant;
 use tonic::{Request, Response, Status};
 
 use crate::metrics::Metrics;
+use crate::metrics::labels::Cause;
 use crate::snapshot::Snapshot;
 use crate::tokens::{Stranger, Tokens};
 
@@ -65,15 +66,20 @@ enum Refused {
 }
 
 impl Refused {
-    fn reason(&self) -> Reason {
+    fn cause(&self) -> Cause {
         match self {
-            Self::Stranger(_) => Reason::PeerUntrusted,
-            Self::TooOften => Reason::Overloaded,
-            Self::NotReady => Reason::NotReady,
-            Self::NoIdentity | Self::BadIdentity(_) | Self::Authority(AuthorityError::Request(_)) => Reason::Malformed,
-            Self::TrustDomain(_) | Self::NotOnNode(_) => Reason::PolicyDenied,
-            Self::Authority(AuthorityError::RootExpired) => Reason::CertificateExpired,
-            Self::Authority(_) => Reason::Internal,
+            Self::Stranger(Stranger::NoToken) => Cause::NoToken,
+            Self::Stranger(Stranger::UnknownToken) => Cause::UnknownToken,
+            Self::Stranger(Stranger::OtherCluster(_)) => Cause::OtherCluster,
+            Self::TooOften => Cause::TooOften,
+            Self::NotReady => Cause::NotReady,
+            Self::NoIdentity => Cause::NoIdentity,
+            Self::BadIdentity(_) => Cause::BadIdentity,
+            Self::TrustDomain(_) => Cause::TrustDomain,
+            Self::NotOnNode(_) => Cause::NotOnNode,
+            Self::Authority(AuthorityError::Request(_)) => Cause::BadRequest,
+            Self::Authority(AuthorityError::RootExpired) => Cause::RootExpired,
+            Self::Authority(_) => Cause::Signing,
         }
     }
 
@@ -100,7 +106,9 @@ impl IstioCertificateService for Ca {
         let peer = request.remote_addr();
         let caller = self.tokens.authenticate(request.metadata());
         let node = caller.as_ref().map(|caller| caller.node.clone()).unwrap_or_default();
+        let timer = self.metrics.sign_seconds.start_timer();
         let signed = caller.map_err(Refused::from).and_then(|_| self.sign(&node, request.get_ref()));
+        timer.observe_duration();
         match signed {
             Ok((identity, cert_chain)) => {
                 self.metrics.issued.inc();
@@ -108,8 +116,8 @@ impl IstioCertificateService for Ca {
                 Ok(Response::new(IstioCertificateResponse { cert_chain }))
             }
             Err(refused) => {
-                let reason = refused.reason();
-                self.metrics.refused.with_label_values(&[reason.as_str()]).inc();
+                self.metrics.refused(refused.cause());
+                let reason = refused.cause().reason();
                 tracing::warn!(node, ?peer, %reason, cause = %refused, "certificate refused");
                 Err(refused.status())
             }

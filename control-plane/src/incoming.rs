@@ -17,6 +17,7 @@ use tokio_rustls::server::TlsStream;
 use tonic::transport::server::{Connected, TcpConnectInfo};
 
 use crate::metrics::Metrics;
+use crate::metrics::labels::Handshake;
 
 /// Handshakes at a time: two per core are busy, the others wait for their peers. A stampede of nodes waits in the backlog.
 const HANDSHAKES: usize = 64;
@@ -69,14 +70,15 @@ pub fn accept(
                 let _permit = permit;
                 match tokio::time::timeout(PATIENCE, handshake(acceptor, stream)).await {
                     Ok(Ok(secured)) => {
+                        metrics.handshake(Handshake::Done);
                         let _ = done.send(Ok(secured)).await;
                     }
                     Ok(Err(error)) => {
-                        metrics.handshakes_failed.inc();
+                        metrics.handshake(Handshake::Failed);
                         tracing::debug!(%peer, %error, "handshake");
                     }
                     Err(_) => {
-                        metrics.handshakes_failed.inc();
+                        metrics.handshake(Handshake::TimedOut);
                         tracing::debug!(%peer, "handshake took too long");
                     }
                 }

@@ -71,7 +71,7 @@ pub async fn start(settings: Settings) -> anyhow::Result<Running> {
     let authority = Authority::load_or_create(&ca_dir)
         .with_context(|| format!("certificate authority in {} (--ca-dir)", ca_dir.display()))?;
     let authority = Arc::new(authority);
-    let config = certificate(&authority, names, &group, watch.clone())?;
+    let config = certificate(&authority, names, &metrics, &group, watch.clone())?;
 
     let (writer, tokens) = tokens::tokens(&tokens, &compile.cluster_id);
     let trust_domain = compile.trust_domain.clone();
@@ -124,7 +124,9 @@ impl Running {
         let listener =
             TcpListener::bind(address).await.with_context(|| format!("listen on {address} (--metrics-address)"))?;
         let (trigger, watch) = drain::pair();
-        let routes = http::Routes::new().metrics(self.metrics.registry.clone()).ready(self.readiness.clone());
+        let metrics = self.metrics.clone();
+        let routes = http::Routes::new().metrics(metrics.registry.clone()).ready(self.readiness.clone());
+        let routes = routes.refresh(Arc::new(move || metrics.refresh()));
         self.tasks.spawn("metrics", http::serve(listener, routes, watch));
         self.http = Some(trigger);
         Ok(())
@@ -147,12 +149,14 @@ impl Running {
 fn certificate(
     authority: &Arc<Authority>,
     names: Vec<String>,
+    metrics: &Metrics,
     group: &tasks::Group,
     drain: drain::Watch,
 ) -> anyhow::Result<incoming::Config> {
     let first = authority.server_cert(&names).context("own certificate (--server-name)")?;
     let (send, receive) = watch::channel(endpoint_server_config(&first)?);
-    let authority = authority.clone();
+    metrics.expiries(authority.root_not_after(), first.not_after());
+    let (authority, metrics) = (authority.clone(), metrics.clone());
     group.spawn("own certificate", async move {
         let mut ends = first.not_after();
         loop {
@@ -168,6 +172,7 @@ fn certificate(
             match renewed {
                 Ok((not_after, config)) => {
                     ends = not_after;
+                    metrics.expiries(authority.root_not_after(), not_after);
                     send.send_replace(config);
                     tracing::info!("own certificate renewed");
                 }

@@ -138,6 +138,7 @@ impl Source {
             }
         };
         self.last = Arc::new(objects);
+        self.metrics.source_read();
         self.metrics.rejected.set(rejected.len() as i64);
         self.metrics.problems.set(problems.len() as i64);
         self.complain(rejected.iter().map(ToString::to_string), problems.iter().map(ToString::to_string));
@@ -179,9 +180,7 @@ impl Source {
         if changed {
             let took = started.elapsed();
             self.metrics.compile_seconds.observe(took.as_secs_f64());
-            self.metrics.generation.set(generation as i64);
-            self.metrics.resources.with_label_values(&["address"]).set(addresses as i64);
-            self.metrics.resources.with_label_values(&["authorization"]).set(policies as i64);
+            self.metrics.published(generation, addresses, policies);
             tracing::info!(generation, addresses, policies, took = ?took, "configuration published");
         }
         drop(first);

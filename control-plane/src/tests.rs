@@ -81,6 +81,15 @@ impl Lab {
         Endpoint::from_static("http://control-plane.test").connect_with_connector(connector).await.expect("connected")
     }
 
+    /// What is scraped under this name with a label like this, summed.
+    fn told(&self, name: &str, label: &str) -> f64 {
+        let metrics = &self.running.metrics;
+        let text = prometheus::TextEncoder::new().encode_to_string(&metrics.registry.gather()).expect("encodes");
+        let lines = text.lines().filter_map(|line| line.strip_prefix("culvert_control_plane_")?.strip_prefix(name));
+        let of = lines.filter(|rest| rest.starts_with([' ', '{']) && rest.contains(label));
+        of.filter_map(|rest| rest.rsplit(' ').next()?.parse::<f64>().ok()).sum()
+    }
+
     async fn node(&self, token: &str) -> Node {
         Node::connect(self.channel().await, token, &[], &[]).await.expect("a stream")
     }

@@ -17,7 +17,7 @@ use tokio::sync::{mpsc, watch};
 use tokio::time::Instant;
 use tonic::{Request, Response, Status, Streaming};
 
-use crate::metrics::{Metrics, type_label};
+use crate::metrics::Metrics;
 use crate::snapshot::Snapshot;
 use crate::tokens::{Caller, Tokens};
 use session::{Meaning, Session};
@@ -58,7 +58,7 @@ impl AggregatedDiscoveryService for Ads {
     ) -> Result<Response<Answers>, Status> {
         let peer = request.remote_addr();
         let caller = self.tokens.authenticate(request.metadata()).map_err(|stranger| {
-            self.metrics.streams_ended.with_label_values(&[Reason::PeerUntrusted.as_str()]).inc();
+            self.metrics.stream_ended(Reason::PeerUntrusted);
             tracing::warn!(?peer, cause = %stranger, "configuration stream refused");
             Status::unauthenticated("not authorized")
         })?;
@@ -74,6 +74,7 @@ impl AggregatedDiscoveryService for Ads {
             drain: self.drain.clone(),
             metrics: self.metrics.clone(),
             answers,
+            handed: Instant::now(),
         };
         self.streams.spawn("configuration stream", stream.run(request.into_inner()));
         Ok(Response::new(Box::pin(futures_util::stream::unfold(buffer, |mut buffer| async {
@@ -91,6 +92,8 @@ struct Serving {
     drain: drain::Watch,
     metrics: Metrics,
     answers: mpsc::Sender<Result<DeltaDiscoveryResponse, Status>>,
+    /// When the round that waits was begun to be handed over.
+    handed: Instant,
 }
 
 /// Why a stream ends.
@@ -104,18 +107,19 @@ enum End {
 impl Serving {
     async fn run(mut self, requests: Streaming<DeltaDiscoveryRequest>) {
         let node = self.caller.node.clone();
-        self.metrics.nodes.inc();
+        self.metrics.streams.inc();
+        self.metrics.streams_opened.inc();
         tracing::info!(node, "node connected");
         match self.serve(requests).await {
             End::Client(cause) => tracing::info!(node, cause, "node disconnected"),
             End::Ours(reason, status) => {
                 tracing::warn!(node, %reason, cause = status.message(), "configuration stream ended");
-                self.metrics.streams_ended.with_label_values(&[reason.as_str()]).inc();
+                self.metrics.stream_ended(reason);
                 // If there is no room the client is not reading, and learns it from the connection.
                 let _ = self.answers.try_send(Err(status));
             }
         }
-        self.metrics.nodes.dec();
+        self.metrics.streams.dec();
     }
 
     async fn serve(&mut self, mut requests: Streaming<DeltaDiscoveryRequest>) -> End {
@@ -161,11 +165,13 @@ impl Serving {
         let node = self.caller.node.as_str();
         match self.session.request(request) {
             Ok(Meaning::Subscribed) => tracing::debug!(node, "subscribed"),
-            Ok(Meaning::Acked(of)) => tracing::debug!(node, of = type_label(of), "acknowledged"),
-            Ok(Meaning::Refused { type_url, message }) => {
-                let of = type_label(type_url);
-                self.metrics.nacks.with_label_values(&[of]).inc();
-                tracing::warn!(node, of, message, "node refused part of its configuration");
+            Ok(Meaning::Acked(of)) => {
+                self.metrics.answered(of, self.handed.elapsed(), false);
+                tracing::debug!(node, of = of.as_str(), "acknowledged");
+            }
+            Ok(Meaning::Refused { of, message }) => {
+                self.metrics.answered(of, self.handed.elapsed(), true);
+                tracing::warn!(node, of = of.as_str(), message, "node refused part of its configuration");
             }
             Ok(Meaning::Stale) => tracing::debug!(node, "answer to nothing that waits"),
             Err(bad) => return Err(End::Ours(Reason::BadRequest, Status::invalid_argument(bad.to_string()))),
@@ -176,18 +182,18 @@ impl Serving {
     /// Sends the next round, if there is anything to say.
     async fn send(&mut self) -> Result<(), End> {
         let snapshot = self.snapshots.borrow().clone();
-        for answer in self.session.round(&snapshot) {
-            let of = type_label(&answer.type_url);
+        self.handed = Instant::now();
+        for (of, answer) in self.session.round(&snapshot) {
             tracing::debug!(
                 node = self.caller.node,
-                of,
+                of = of.as_str(),
                 generation = snapshot.generation,
                 resources = answer.resources.len(),
                 removed = answer.removed_resources.len(),
                 "sent"
             );
             match self.answers.send_timeout(Ok(answer), PATIENCE).await {
-                Ok(()) => self.metrics.pushes.with_label_values(&[of]).inc(),
+                Ok(()) => self.metrics.pushed(of),
                 Err(mpsc::error::SendTimeoutError::Closed(_)) => return Err(End::Client("closed".to_owned())),
                 Err(mpsc::error::SendTimeoutError::Timeout(_)) => {
                     return Err(End::Ours(Reason::IdleTimeout, Status::deadline_exceeded("answers are not read")));

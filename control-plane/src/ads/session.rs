@@ -7,8 +7,8 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use mesh_api::xds::discovery::{DeltaDiscoveryRequest, DeltaDiscoveryResponse, Resource};
-use mesh_api::xds::{ADDRESS_TYPE, AUTHORIZATION_TYPE};
 
+use crate::metrics::labels::ResourceType;
 use crate::snapshot::{Snapshot, Table};
 
 /// More names than a node could ever ask for by name; a client that sends more is broken.
@@ -20,11 +20,11 @@ pub enum Meaning {
     /// It asked for (more or fewer) resources of a type.
     Subscribed,
     /// It acknowledged an answer.
-    Acked(&'static str),
+    Acked(ResourceType),
     /// It refused an answer; the good part of it is applied there.
     Refused {
         /// Which type.
-        type_url: &'static str,
+        of: ResourceType,
         /// What the client said, clipped.
         message: String,
     },
@@ -49,7 +49,7 @@ pub struct Session {
     policies: Subscription,
     addresses: Subscription,
     /// Answers not yet acknowledged, by nonce.
-    waiting: BTreeMap<String, &'static str>,
+    waiting: BTreeMap<String, ResourceType>,
     nonces: u64,
 }
 
@@ -80,10 +80,12 @@ impl Session {
             response_nonce: nonce,
             error_detail,
         } = request;
-        let (type_url, subscription) = match type_url.as_str() {
-            ADDRESS_TYPE => (ADDRESS_TYPE, &mut self.addresses),
-            AUTHORIZATION_TYPE => (AUTHORIZATION_TYPE, &mut self.policies),
-            _ => return Err(BadRequest::Type(type_url.chars().take(120).collect())),
+        let Some(of) = ResourceType::of(&type_url) else {
+            return Err(BadRequest::Type(type_url.chars().take(120).collect()));
+        };
+        let subscription = match of {
+            ResourceType::Address => &mut self.addresses,
+            ResourceType::Authorization => &mut self.policies,
         };
         let first = !subscription.open;
         if first || !subscribe.is_empty() || !unsubscribe.is_empty() {
@@ -92,14 +94,14 @@ impl Session {
         if nonce.is_empty() {
             return Ok(Meaning::Subscribed);
         }
-        if self.waiting.get(&nonce) != Some(&type_url) {
+        if self.waiting.get(&nonce) != Some(&of) {
             // On a new stream a client may still carry the last nonce of the one before.
             return Ok(if first { Meaning::Subscribed } else { Meaning::Stale });
         }
         self.waiting.remove(&nonce);
         Ok(match error_detail {
-            None => Meaning::Acked(type_url),
-            Some(status) => Meaning::Refused { type_url, message: status.message.chars().take(500).collect() },
+            None => Meaning::Acked(of),
+            Some(status) => Meaning::Refused { of, message: status.message.chars().take(500).collect() },
         })
     }
 
@@ -115,41 +117,42 @@ impl Session {
 
     /// The next round: what brings the client from what it has to the snapshot, in the order in which it must be sent. Empty if
     /// there is nothing to say.
-    pub fn round(&mut self, snapshot: &Snapshot) -> Vec<DeltaDiscoveryResponse> {
+    pub fn round(&mut self, snapshot: &Snapshot) -> Vec<(ResourceType, DeltaDiscoveryResponse)> {
         let (policies, gone) = self.policies.difference(&snapshot.policies);
         let (addresses, removed) = self.addresses.difference(&snapshot.addresses);
         let mut round = Vec::new();
         if !policies.is_empty() || self.policies.open && !self.policies.answered {
             self.policies.answered = true;
-            round.push(self.response(AUTHORIZATION_TYPE, policies, Vec::new(), snapshot.generation));
+            round.push(self.response(ResourceType::Authorization, policies, Vec::new(), snapshot.generation));
         }
         if !addresses.is_empty() || !removed.is_empty() || self.addresses.open && !self.addresses.answered {
             self.addresses.answered = true;
-            round.push(self.response(ADDRESS_TYPE, addresses, removed, snapshot.generation));
+            round.push(self.response(ResourceType::Address, addresses, removed, snapshot.generation));
         }
         if !gone.is_empty() {
-            round.push(self.response(AUTHORIZATION_TYPE, Vec::new(), gone, snapshot.generation));
+            round.push(self.response(ResourceType::Authorization, Vec::new(), gone, snapshot.generation));
         }
         round
     }
 
     fn response(
         &mut self,
-        type_url: &'static str,
+        of: ResourceType,
         resources: Vec<Resource>,
         removed_resources: Vec<String>,
         generation: u64,
-    ) -> DeltaDiscoveryResponse {
+    ) -> (ResourceType, DeltaDiscoveryResponse) {
         self.nonces += 1;
         let nonce = format!("{generation}-{}", self.nonces);
-        self.waiting.insert(nonce.clone(), type_url);
-        DeltaDiscoveryResponse {
+        self.waiting.insert(nonce.clone(), of);
+        let answer = DeltaDiscoveryResponse {
             system_version_info: generation.to_string(),
             resources,
-            type_url: type_url.to_owned(),
+            type_url: of.type_url().to_owned(),
             nonce,
             removed_resources,
-        }
+        };
+        (of, answer)
     }
 }
 

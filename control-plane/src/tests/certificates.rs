@@ -6,12 +6,13 @@ use std::time::{Duration, SystemTime};
 use mesh_api::xds::IMPERSONATED_IDENTITY;
 use mesh_api::xds::ca::istio_certificate_service_client::IstioCertificateServiceClient;
 use mesh_api::xds::ca::{IstioCertificateRequest, IstioCertificateResponse};
-use mesh_model::{Identity, Reason};
+use mesh_model::Identity;
 use mesh_tls::WorkloadCert;
 use prost_types::value::Kind;
 use tonic::{Code, Status};
 
 use super::{Lab, eventually, pod, with_token};
+use crate::metrics::labels::Cause;
 
 async fn ask(
     lab: &Lab,
@@ -68,19 +69,19 @@ async fn every_other_wish_is_refused_alike_outside_and_told_apart_inside() {
     let unknown = "spiffe://cluster.local/ns/shop/sa/nobody";
     let plain = "spiffe://cluster.local/ns/shop/sa/plain";
     let foreign = "spiffe://other.local/ns/shop/sa/cart";
-    let table: &[(&str, Option<&str>, Option<&str>, Reason)] = &[
-        ("no token", None, Some(CART), Reason::PeerUntrusted),
-        ("wrong token", Some("token-3"), Some(CART), Reason::PeerUntrusted),
-        ("no identity: a node has none of its own", Some("token-1"), None, Reason::Malformed),
-        ("not an identity", Some("token-1"), Some("cart"), Reason::Malformed),
-        ("a pod of another node", Some("token-1"), Some(WEB), Reason::PolicyDenied),
-        ("our pod, by the other node", Some("token-2"), Some(CART), Reason::PolicyDenied),
-        ("nobody's", Some("token-1"), Some(unknown), Reason::PolicyDenied),
-        ("a pod outside the mesh", Some("token-1"), Some(plain), Reason::PolicyDenied),
-        ("another trust domain", Some("token-1"), Some(foreign), Reason::PolicyDenied),
+    let table: &[(&str, Option<&str>, Option<&str>, Cause)] = &[
+        ("no token", None, Some(CART), Cause::NoToken),
+        ("wrong token", Some("token-3"), Some(CART), Cause::UnknownToken),
+        ("no identity: a node has none of its own", Some("token-1"), None, Cause::NoIdentity),
+        ("not an identity", Some("token-1"), Some("cart"), Cause::BadIdentity),
+        ("a pod of another node", Some("token-1"), Some(WEB), Cause::NotOnNode),
+        ("our pod, by the other node", Some("token-2"), Some(CART), Cause::NotOnNode),
+        ("nobody's", Some("token-1"), Some(unknown), Cause::NotOnNode),
+        ("a pod outside the mesh", Some("token-1"), Some(plain), Cause::NotOnNode),
+        ("another trust domain", Some("token-1"), Some(foreign), Cause::TrustDomain),
     ];
-    for (what, token, identity, reason) in table {
-        let count = lab.running.metrics.refused.with_label_values(&[reason.as_str()]);
+    for (what, token, identity, cause) in table {
+        let count = lab.running.metrics.refusals(*cause);
         let before = count.get();
         // The request's own names count for nothing.
         let refused = ask(&lab, *token, &csr(CART), *identity).await.expect_err(what);
@@ -90,6 +91,9 @@ async fn every_other_wish_is_refused_alike_outside_and_told_apart_inside() {
     assert_eq!(lab.running.metrics.issued.get(), 0);
     let broken = ask(&lab, Some("token-1"), "junk", Some(CART)).await.expect_err("junk");
     assert_eq!(broken.code(), Code::InvalidArgument);
+    let all = lab.told("certificates_refused_total", "");
+    assert_eq!((all, lab.running.metrics.refusals(Cause::BadRequest).get()), (table.len() as f64 + 1.0, 1));
+    assert_eq!(lab.told("sign_seconds_count", ""), all);
     lab.running.stop().await;
 }
 
@@ -110,7 +114,7 @@ async fn a_pod_that_is_gone_or_moved_takes_its_identity_along() {
     let (_, csr) = mesh_tls::csr(&Identity::parse(CART).expect("an identity")).expect("a request");
     ask(&lab, Some("token-1"), &csr, Some(CART)).await.expect("its own");
     lab.place("all.yaml", &pod("cart", "node-2", "cart", "app: cart"));
-    eventually("the change is compiled", || lab.running.metrics.generation.get() == 2).await;
+    eventually("the change is compiled", || lab.running.metrics.generation() == 2).await;
     ask(&lab, Some("token-1"), &csr, Some(CART)).await.expect_err("moved");
     ask(&lab, Some("token-2"), &csr, Some(CART)).await.expect("moved here");
     lab.running.stop().await;

@@ -2,11 +2,11 @@
 
 use std::time::{Duration, Instant};
 
+use mesh_api::xds::ADDRESS_TYPE;
 use mesh_api::xds::discovery::{DeltaDiscoveryRequest, Status as Detail};
 use tonic::Code;
 
 use super::{Lab, Node, deny, eventually, pod};
-use crate::metrics::type_label;
 
 const CART: &str = "Kubernetes//Pod/shop/cart";
 const WEB: &str = "Kubernetes//Pod/shop/web";
@@ -37,9 +37,9 @@ async fn a_node_gets_everything_policies_first_and_then_what_changes() {
     std::fs::remove_file(lab.source().join("web.yaml")).expect("removed");
     node.until(|node| !node.history.is_empty()).await.expect("sent");
     assert_eq!(node.history, [format!("A-{WEB}")]);
-    assert_eq!(lab.running.metrics.nodes.get(), 1);
+    assert_eq!(lab.running.metrics.streams.get(), 1);
     drop(node);
-    eventually("the node is gone", || lab.running.metrics.nodes.get() == 0).await;
+    eventually("the node is gone", || lab.running.metrics.streams.get() == 0).await;
     lab.running.stop().await;
 }
 
@@ -68,7 +68,7 @@ async fn a_node_that_comes_back_is_not_sent_what_it_has_and_told_what_is_gone() 
     drop(again);
     // While it is away web goes, cart changes; and it remembers a policy that never was.
     lab.place("all.yaml", &pod("cart", "node-1", "other", "app: cart"));
-    eventually("the change is compiled", || lab.running.metrics.generation.get() == 2).await;
+    eventually("the change is compiled", || lab.running.metrics.generation() == 2).await;
     policies.push(("shop/never".into(), "1".into()));
     let mut again = Node::connect(lab.channel().await, "token-1", &addresses, &policies).await.expect("a stream");
     again.until(|node| node.history.len() >= 3).await.expect("sent");
@@ -89,8 +89,10 @@ async fn a_refused_answer_is_counted_and_the_stream_lives_on() {
             ..DeltaDiscoveryRequest::default()
         };
         node.requests.send(refusal).await.expect("an open stream");
-        let nacks = lab.running.metrics.nacks.with_label_values(&[type_label(&answer.type_url)]);
-        eventually("the refusal is counted", || nacks.get() == 1).await;
+        let of = if answer.type_url == ADDRESS_TYPE { "address" } else { "authorization" };
+        for name in ["nacks_total", "pushes_total", "push_seconds_count"] {
+            eventually(&format!("{name} of {of}"), || lab.told(name, &format!("type=\"{of}\"")) == 1.0).await;
+        }
     }
     lab.place("web.yaml", &pod("web", "node-2", "web", "app: web"));
     node.until(|node| node.addresses.contains_key(WEB)).await.expect("still served");
@@ -121,12 +123,16 @@ async fn a_node_that_does_not_acknowledge_holds_up_nobody_and_later_gets_the_new
 async fn a_stream_needs_a_known_token_and_ends_when_the_token_does() {
     let lab = Lab::start(&[]).await;
     let refused = Node::connect(lab.channel().await, "nonsense", &[], &[]).await.err().expect("refused");
+    let ended = || lab.told("streams_ended_total", "reason=\"PeerUntrusted\"");
+    assert_eq!((ended(), lab.told("streams_open", "")), (1.0, 0.0));
     assert_eq!((refused.code(), refused.message()), (Code::Unauthenticated, "not authorized"));
     let mut node = lab.node("token-1").await.synced().await;
     let mut other = lab.node("token-2").await.synced().await;
     lab.place("tokens.json", r#"{"token-2": "node-2"}"#);
-    let ended = node.receive().await.expect_err("the token is gone");
-    assert_eq!(ended.code(), Code::Unauthenticated);
+    let status = node.receive().await.expect_err("the token is gone");
+    assert_eq!(status.code(), Code::Unauthenticated);
+    eventually("its end is counted", || (ended(), lab.told("streams_open", "")) == (2.0, 1.0)).await;
+    assert_eq!(lab.told("streams_opened_total", ""), 2.0);
     lab.place("cart.yaml", &pod("cart", "node-1", "cart", "app: cart"));
     other.until(|node| node.addresses.contains_key(CART)).await.expect("not touched");
     lab.running.stop().await;
