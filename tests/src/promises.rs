@@ -17,6 +17,7 @@ mod plaintext;
 mod policy;
 mod powers;
 mod probes;
+mod prometheus;
 mod restart;
 mod same_node;
 mod scale;
