@@ -1,0 +1,44 @@
+//! Which reasons a client can bring about in a lab, and for each other one why it cannot.
+
+use mesh_model::Reason;
+
+/// `Ok`: the load of this test causes it. `Err`: why not; where it is caused instead.
+///
+/// Exhaustive on purpose: a new reason must be placed here.
+pub(crate) fn caused(reason: Reason) -> Result<(), &'static str> {
+    use Reason as R;
+    match reason {
+        R::UnknownDestination
+        | R::NoEndpoint
+        | R::PolicyDenied
+        | R::PolicyUnknown
+        | R::PolicyChanged
+        | R::ConnectFailed
+        | R::ConnectTimeout
+        | R::CertificateUnavailable
+        | R::PeerUntrusted
+        | R::HandshakeFailed
+        | R::HandshakeTimeout
+        | R::ReservedPort
+        | R::Reset
+        | R::TunnelClosed
+        | R::Draining => Ok(()),
+        R::NotReady => {
+            Err("lasts from a restarted worker's first configuration to the keeper's last pod: milliseconds")
+        }
+        R::CertificateExpired => Err("certificates live a day: the worker's own tests turn its clock"),
+        R::BadRequest | R::WrongDestination | R::TunnelRefused => {
+            Err("needs a peer with a certificate of the mesh that is not ours: node-proxy's tests have one")
+        }
+        R::Overloaded => Err("a pod's budget is thousands of connections: node-proxy's tests give it a small one"),
+        R::NoSocket => Err("needs a keeper that refuses to mint: node-proxy's tests have one"),
+        R::NoOriginalDestination => {
+            Err("the rules redirect all that reaches the listeners, so the kernel always knows")
+        }
+        R::IdleTimeout => Err("an hour after one end's end of data, or the kernel's own keepalive"),
+        R::Malformed => Err("the control plane refuses manifests whose records would be malformed"),
+        R::Conflict | R::Kernel | R::VersionMismatch => Err("of enrolments and links, not of connections"),
+        R::LinkDown => Err("of the link between worker and keeper; a connection meets NoSocket"),
+        R::Internal => Err("a bug of ours"),
+    }
+}
