@@ -13,7 +13,7 @@ use tokio::sync::{mpsc, watch};
 use tokio::time::{Instant, timeout};
 
 use super::last_good::{Found, LastGood};
-use super::metrics::{Metrics, label};
+use super::metrics::{Fate, Metrics, label};
 use super::store::{Store, TYPES, known};
 use super::{ControlPlane, Origin, Published, TokenError, XdsConfig, causes, status_text};
 
@@ -254,12 +254,12 @@ impl Client {
         match result.unwrap_or_else(|error| Err(std::io::Error::other(error))) {
             Ok(()) => {
                 self.save_at = None;
-                self.metrics.event("saved");
+                self.metrics.event(Fate::Saved);
                 self.metrics.last_good_time.set(seconds(SystemTime::now()));
             }
             Err(error) => {
                 self.save_at = Some(Instant::now() + SAVE_RETRY);
-                self.metrics.event("save_failed");
+                self.metrics.event(Fate::SaveFailed);
                 tracing::warn!(dir = %self.file.dir().display(), %error, "the last good configuration is not saved");
             }
         }
@@ -272,17 +272,17 @@ impl Client {
             Ok(Found::Good(saved)) => saved,
             Ok(Found::Nothing) => return,
             Ok(Found::Elsewhere(error)) => {
-                self.metrics.event("elsewhere");
+                self.metrics.event(Fate::Elsewhere);
                 tracing::warn!(dir, %error, "last good configuration not used");
                 return;
             }
             Ok(Found::Broken(error)) => {
-                self.metrics.event("broken");
+                self.metrics.event(Fate::Broken);
                 tracing::error!(dir, error = causes(&error), "last good configuration is broken and was set aside");
                 return;
             }
             Err(error) => {
-                self.metrics.event("broken");
+                self.metrics.event(Fate::Broken);
                 tracing::error!(dir, %error, "last good configuration cannot be read");
                 return;
             }
@@ -293,7 +293,7 @@ impl Client {
         }
         self.store = store;
         self.origin = Origin::LastGood { written_at: saved.written_at };
-        self.metrics.event("loaded");
+        self.metrics.event(Fate::Loaded);
         self.metrics.last_good_time.set(seconds(saved.written_at));
         tracing::info!(
             dir,
@@ -308,7 +308,7 @@ impl Client {
     fn suspect(&mut self, crashes: u32) {
         match self.file.set_aside() {
             Ok(true) => {
-                self.metrics.event("set_aside");
+                self.metrics.event(Fate::SetAside);
                 tracing::error!(crashes, "last good configuration set aside: the worker keeps ending after its start");
             }
             Ok(false) => {}

@@ -8,6 +8,39 @@ use prometheus::{IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts, Registr
 use super::Origin;
 use super::store::TYPES;
 
+/// What happened to the last good configuration.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Fate {
+    /// Started from.
+    Loaded,
+    /// Written.
+    Saved,
+    /// Not written.
+    SaveFailed,
+    /// Not understood.
+    Broken,
+    /// Another node's or cluster's.
+    Elsewhere,
+    /// Put away after crashes.
+    SetAside,
+}
+
+impl Fate {
+    const ALL: [Self; 6] = [Self::Loaded, Self::Saved, Self::SaveFailed, Self::Broken, Self::Elsewhere, Self::SetAside];
+
+    /// The label `event`.
+    pub(super) const fn as_str(self) -> &'static str {
+        match self {
+            Self::Loaded => "loaded",
+            Self::Saved => "saved",
+            Self::SaveFailed => "save_failed",
+            Self::Broken => "broken",
+            Self::Elsewhere => "elsewhere",
+            Self::SetAside => "set_aside",
+        }
+    }
+}
+
 /// See the module. Clones share the counters.
 #[derive(Clone, Debug)]
 pub struct Metrics {
@@ -22,7 +55,7 @@ pub struct Metrics {
     pub(super) rejected: IntCounterVec,
     /// Records held, by type.
     pub(super) held: IntGaugeVec,
-    /// What happened to the last good configuration: `loaded`, `saved`, `save_failed`, `broken`, `elsewhere`, `set_aside`.
+    /// What happened to the last good configuration ([`Fate`]).
     pub(super) last_good: IntCounterVec,
     /// When the last good configuration that was loaded, or the last that was written, was made; seconds since 1970.
     pub(super) last_good_time: IntGauge,
@@ -37,17 +70,17 @@ impl Default for Metrics {
             IntCounterVec::new(Opts::new(name, help), &[label]).expect("name and label are constants in metric form")
         };
         let this = Self {
-            connected: gauge("culvert_xds_connected", "1 while a configuration stream is open"),
+            connected: gauge("culvert_xds_connected", "1 while a configuration stream is open."),
             lost: Arc::default(),
-            disconnects: counter("culvert_xds_disconnects_total", "Configuration streams that failed or ended"),
-            answers: by("culvert_xds_answers_total", "Answers of the control plane", "type"),
-            rejected: by("culvert_xds_rejected_total", "Records that could not be used", "type"),
-            held: IntGaugeVec::new(Opts::new("culvert_xds_records", "Records held"), &["type"])
+            disconnects: counter("culvert_xds_disconnects_total", "Configuration streams that failed or ended."),
+            answers: by("culvert_xds_answers_total", "Answers of the control plane, by type of record.", "type"),
+            rejected: by("culvert_xds_rejected_total", "Records that could not be used, by type.", "type"),
+            held: IntGaugeVec::new(Opts::new("culvert_xds_records", "Records held, by type."), &["type"])
                 .expect("name and label are constants in metric form"),
-            last_good: by("culvert_last_good_total", "Events of the last good configuration", "event"),
+            last_good: by("culvert_last_good_total", "Events of the last good configuration, by event.", "event"),
             last_good_time: gauge(
                 "culvert_last_good_timestamp_seconds",
-                "When the last good configuration was written",
+                "When the last good configuration was written, in seconds since 1970; 0: never.",
             ),
         };
         for type_url in TYPES {
@@ -56,6 +89,7 @@ impl Default for Metrics {
             this.rejected.with_label_values(&[label(type_url)]);
             this.held.with_label_values(&[label(type_url)]);
         }
+        Fate::ALL.iter().for_each(|event| drop(this.last_good.with_label_values(&[event.as_str()])));
         this
     }
 }
@@ -102,8 +136,8 @@ impl Metrics {
         }
     }
 
-    pub(super) fn event(&self, event: &'static str) {
-        self.last_good.with_label_values(&[event]).inc();
+    pub(super) fn event(&self, event: Fate) {
+        self.last_good.with_label_values(&[event.as_str()]).inc();
     }
 }
 
