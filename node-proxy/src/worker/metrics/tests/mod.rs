@@ -1,5 +1,6 @@
 //! The metrics as a whole: sums that never go down, label sets that stay within their budget, names that a linter likes.
 
+mod cardinality;
 mod random;
 
 use std::collections::BTreeMap;
