@@ -88,7 +88,7 @@ fn escaped(text: &str) -> String {
 }
 
 /// The metrics endpoints of all daemons, each over every family of the lab.
-fn endpoints(lab: &Lab) -> BTreeMap<&'static str, Vec<SocketAddr>> {
+pub(crate) fn endpoints(lab: &Lab) -> BTreeMap<&'static str, Vec<SocketAddr>> {
     let with = |ips: Vec<IpAddr>, port| ips.into_iter().map(move |ip| SocketAddr::new(ip, port));
     let control_plane = lab.families().filter([plan::CONTROL_PLANE_V4.into(), plan::CONTROL_PLANE_V6.into()]);
     let nodes = || lab.nodes().iter();
@@ -100,7 +100,7 @@ fn endpoints(lab: &Lab) -> BTreeMap<&'static str, Vec<SocketAddr>> {
 }
 
 /// One node of clients and servers, one of servers; what the client counted: connections.
-fn talked(lab: &Lab) -> Result<u64> {
+pub(crate) fn talked(lab: &Lab) -> Result<u64> {
     let cart = lab.add_pod(Pod::new("shop", "cart").service_account("cart").app(App::None))?;
     let web = |name: &str, node| lab.add_pod(Pod::new("shop", name).service_account("web").node(node));
     let servers: [PodHandle; 2] = [web("near", 1)?, web("far", 2)?];

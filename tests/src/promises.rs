@@ -13,6 +13,7 @@ mod doubt;
 mod exact_counts;
 mod live_policy;
 mod marks;
+mod metrics_page;
 mod opt_in;
 mod plaintext;
 mod policy;

@@ -19,6 +19,11 @@ impl Series {
     pub(crate) fn label(&self, name: &str) -> &str {
         self.labels.get(name).map_or("", String::as_str)
     }
+
+    /// All of them.
+    pub(crate) fn labels(&self) -> &BTreeMap<String, String> {
+        &self.labels
+    }
 }
 
 /// Every series of a page in text format 0.0.4.

@@ -1,5 +1,5 @@
 //! Every metric of the worker. Names and labels are Istio's where Istio has one, so that existing dashboards work; `docs/metrics.md`
-//! lists them all, and a test holds the two together.
+//! lists them all, and a lab test (`metrics_page`) holds the two together.
 //!
 //! Label values come from closed enums or from objects the control plane named, never from bytes of a connection. What is counted per
 //! connection is found once, when it is set up, and written by its own thread alone ([`threads`]).
