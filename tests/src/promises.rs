@@ -6,6 +6,7 @@ mod admin_redacted;
 mod architecture;
 mod between_nodes;
 mod both_ends;
+mod cardinality;
 mod cleanup;
 mod cni;
 mod deny_first;
