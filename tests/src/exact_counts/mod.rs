@@ -5,6 +5,7 @@
 mod ledger;
 mod load;
 mod reasons;
+mod restarted;
 
 use std::collections::BTreeSet;
 use std::net::SocketAddr;
@@ -12,7 +13,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use lab::pod::ECHO;
-use lab::{App, Config, Lab, MeshConfig, Pod, PodHandle, Service, Signal, User, wait};
+use lab::{App, Config, Lab, MeshConfig, Pod, PodHandle, Service, User, wait};
 use mesh_model::Reason;
 
 use crate::support::{self, CHANGE, figure};
@@ -130,7 +131,8 @@ fn metrics_and_log_of_both_ends_equal_what_the_client_counted_with_difference_0(
         let note = format!("{opened} ends opened, {failed} refused, {bytes} bytes, {} entries compared", book.len());
         figure(&format!("difference between client and node {node}"), 0, "counts", &note);
     }
-    seen.extend(tunnel_closed(&lab, &pods)?);
+    seen.extend(restarted::tunnel_closed(&lab, &pods)?);
+    seen.extend(restarted::overloaded(&lab, &pods)?);
 
     let wanted: BTreeSet<String> = Reason::ALL
         .iter()
@@ -297,18 +299,4 @@ fn slow_refusals(pods: &Pods, fresh: &PodHandle) -> Result<()> {
         all.extend(at(&pods.far, 15008).into_iter().map(|to| scope.spawn(move || silent(to))));
         all.into_iter().try_for_each(|one| one.join().map_err(|_| anyhow::anyhow!("an attempt panicked"))?)
     })
-}
-
-/// A far worker that is killed takes its counters along; the near one counts what it saw of it. The reasons met.
-fn tunnel_closed(lab: &Lab, pods: &Pods) -> Result<Vec<String>> {
-    let before = told(lab, 1)?;
-    let mut ledger = Ledger::default();
-    let streams = load::open(&pods.cart, at(&pods.far, ECHO))?;
-    lab.mesh().worker_child(2)?.signal(Signal::KILL);
-    for stream in streams {
-        load::cut(&stream)?;
-        let [caller, _] = both("cart", "far");
-        ledger.moved(caller, scope("far"), load::SAID, load::SAID, End(Some(("RESET", "TunnelClosed"))));
-    }
-    Ok(reasons_in(&equal(lab, 1, &before, &ledger)?).collect())
 }

@@ -22,6 +22,7 @@ pub(crate) fn caused(reason: Reason) -> Result<(), &'static str> {
         | R::ReservedPort
         | R::Reset
         | R::TunnelClosed
+        | R::Overloaded
         | R::Draining => Ok(()),
         R::NotReady => {
             Err("lasts from a restarted worker's first configuration to the keeper's last pod: milliseconds")
@@ -30,8 +31,9 @@ pub(crate) fn caused(reason: Reason) -> Result<(), &'static str> {
         R::BadRequest | R::WrongDestination | R::TunnelRefused => {
             Err("needs a peer with a certificate of the mesh that is not ours: node-proxy's tests have one")
         }
-        R::Overloaded => Err("a pod's budget is thousands of connections: node-proxy's tests give it a small one"),
-        R::NoSocket => Err("needs a keeper that refuses to mint: node-proxy's tests have one"),
+        R::NoSocket => {
+            Err("needs a keeper that does not mint, and a stock that is used up: node-proxy's tests have both")
+        }
         R::NoOriginalDestination => {
             Err("the rules redirect all that reaches the listeners, so the kernel always knows")
         }
