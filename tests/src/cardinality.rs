@@ -16,7 +16,7 @@ use crate::{scrape, talk};
 /// Attempts before anything is measured: allocator, thread stacks and every series that there is come with them.
 const WARM: u32 = 2_000;
 /// Attempts that are measured.
-const ATTEMPTS: u32 = 30_000;
+const ATTEMPTS: u32 = 20_000;
 /// Clients at a time.
 const AT_ONCE: u32 = 8;
 /// How long freed memory has to go back to the kernel: the allocator keeps it 10 s.
