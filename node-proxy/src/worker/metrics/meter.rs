@@ -150,6 +150,12 @@ impl Meter {
         self.local.here().bytes[scope as usize][usize::from(!sent)].add(bytes);
     }
 
+    /// Whether nothing was ever counted for it.
+    fn is_zero(&self) -> bool {
+        let bytes = || self.local.iter().flat_map(|local| local.bytes.iter().flatten());
+        self.local.iter().all(|local| local.work.get() == 0) && bytes().all(|count| count.get() == 0)
+    }
+
     /// The traffic table of these names, `join`ed if it is another than before; `None` when the pod is gone.
     pub(super) fn table(&self, own: &End, join: impl FnOnce() -> Shared) -> Option<Shared> {
         let mut table = lock(&self.table);
@@ -203,6 +209,10 @@ impl Meters {
             if Arc::strong_count(&kept.meter) > 1 {
                 kept.gone = None;
                 return true;
+            }
+            // A pod that never had a connection has nothing that a scrape should still see.
+            if kept.meter.is_zero() {
+                return false;
             }
             let (since, before) = *kept.gone.get_or_insert((now, scrapes));
             !over(now.saturating_duration_since(since), scrapes > before)

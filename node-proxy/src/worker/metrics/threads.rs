@@ -68,6 +68,11 @@ impl<T> PerThread<T> {
         &self.0[here(self.0.len() - 1)].0
     }
 
+    /// Every thread's.
+    pub fn iter(&self) -> impl Iterator<Item = &T> {
+        self.0.iter().map(|own| &own.0)
+    }
+
     /// The sum of one number over all threads.
     pub fn sum(&self, of: impl Fn(&T) -> &Count) -> u64 {
         self.0.iter().fold(0, |sum, own| sum.wrapping_add(of(&own.0).get()))

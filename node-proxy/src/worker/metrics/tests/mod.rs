@@ -147,6 +147,7 @@ fn series_of_a_pod_that_is_gone_leave_after_a_scrape_has_seen_them_and_two_pods_
     for meter in [&one, &two] {
         let tap = metrics.opened(meter, end("web"), far("cart"), Scope::SameNode).expect("on");
         metrics.closed(&tap, None);
+        meter.worked(Duration::from_millis(1));
     }
     let opened = || sum(&scraped(&metrics), "istio_tcp_connections_opened_total", "source_workload=\"web\"");
     let of_pods = || scraped(&metrics).keys().filter(|key| key.starts_with("culvert_pod_work")).count();
@@ -168,12 +169,25 @@ fn series_of_a_pod_that_is_gone_leave_after_a_scrape_has_seen_them_and_two_pods_
     // And without any scrape, in ten minutes.
     let three = pod(&metrics, 3, "web-3");
     metrics.opened(&three, end("web"), far("cart"), Scope::SameNode);
+    three.worked(Duration::from_millis(1));
     gone(three);
     at(200);
     at(799);
     assert_eq!((opened(), of_pods()), (1.0, 1));
     at(800);
     assert_eq!((opened(), of_pods()), (0.0, 0));
+}
+
+#[test]
+fn a_pod_that_is_gone_and_never_had_a_connection_leaves_at_once() {
+    let metrics = Metrics::for_test();
+    let of_pods = || scraped(&metrics).keys().filter(|key| key.starts_with("culvert_pod_work")).count();
+    let (idle, busy) = (pod(&metrics, 1, "idle-1"), pod(&metrics, 2, "busy-1"));
+    busy.bytes(Scope::Outside, true, 1);
+    [idle, busy].into_iter().for_each(|meter| metrics.gone(&meter));
+    assert_eq!(of_pods(), 2);
+    metrics.sweep(Instant::now());
+    assert_eq!(of_pods(), 1);
 }
 
 #[test]
