@@ -3,6 +3,7 @@
 use std::collections::BTreeSet;
 use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
+use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
@@ -13,15 +14,24 @@ use loadtest::report::output;
 const DEADLINE: Duration = Duration::from_secs(150);
 const PLANES: [&str; 2] = ["none", "mesh"];
 
+/// A run measures: beside another one it would repeat every sample that the other disturbed.
+static ALONE: Mutex<()> = Mutex::new(());
+
+/// What a run says on its standard error, for the message of a test that fails.
+fn said(dir: &tempfile::TempDir) -> String {
+    std::fs::read_to_string(dir.path().join("stderr")).unwrap_or_default()
+}
+
 /// A run on both planes; the mesh's binaries are beside the program, or where `cargo xtask test` built them.
-fn start(args: &[&str]) -> Result<Child> {
+fn start(dir: &tempfile::TempDir, args: &[&str]) -> Result<Child> {
     ensure!(rustix::process::geteuid().is_root(), "this test needs root: network namespaces, nf_tables and cgroups");
     let program = PathBuf::from(env!("CARGO_BIN_EXE_culvert-loadtest"));
     let beside = program.parent().context("a program lies in a directory")?.to_owned();
     let binaries = std::env::var_os("CULVERT_BINARIES").map_or(beside, PathBuf::from);
     let mut command = Command::new(program);
     command.args(["run", "--quick"]).args(PLANES.iter().flat_map(|plane| ["--plane", plane])).args(args);
-    command.arg("--binaries").arg(binaries).stdout(Stdio::null()).stderr(Stdio::null());
+    command.arg("--binaries").arg(binaries).stdout(Stdio::null());
+    command.stderr(std::fs::File::create(dir.path().join("stderr"))?);
     command.spawn().context("start culvert-loadtest")
 }
 
@@ -48,6 +58,7 @@ fn nothing_left(pid: u32) -> Result<()> {
 
 #[test]
 fn a_tiny_run_has_every_figure_that_was_asked_for_and_leaves_nothing() -> Result<()> {
+    let _alone = ALONE.lock().unwrap_or_else(PoisonError::into_inner);
     let scenarios = [
         ("exchange-64B-1", "p50"),
         ("exchange-64B-paced", "p99.9"),
@@ -60,11 +71,11 @@ fn a_tiny_run_has_every_figure_that_was_asked_for_and_leaves_nothing() -> Result
     let mut args = vec!["--rounds", "1", "--json-full", file.to_str().context("a path in UTF-8")?];
     args.extend(scenarios.iter().flat_map(|(scenario, _)| ["--scenario", scenario]));
     args.extend(paths.iter().flat_map(|path| ["--path", path]));
-    let run = start(&args)?;
+    let run = start(&dir, &args)?;
     let pid = run.id();
     let code = end(run)?;
-    let outcome = output::read(&file).with_context(|| format!("the run ended with {code:?}"))?;
-    ensure!(code == Some(0), "{code:?}: {:?}", outcome.notes);
+    let outcome = output::read(&file).with_context(|| format!("the run ended with {code:?}: {}", said(&dir)))?;
+    ensure!(code == Some(0), "{code:?}: {:?}: {}", outcome.notes, said(&dir));
     let has = |scenario: &str, path: &str, plane: &str, metric: &str| {
         outcome.rows.iter().any(|row| {
             (row.scenario.as_str(), row.path.as_str(), row.plane.as_str()) == (scenario, path, plane)
@@ -89,14 +100,17 @@ fn a_tiny_run_has_every_figure_that_was_asked_for_and_leaves_nothing() -> Result
 
 #[test]
 fn an_interrupt_in_the_middle_of_a_run_leaves_nothing() -> Result<()> {
-    let mut run = start(&["--scenario", "exchange", "--rounds", "100"])?;
+    let _alone = ALONE.lock().unwrap_or_else(PoisonError::into_inner);
+    let dir = tempfile::tempdir()?;
+    let mut run = start(&dir, &["--scenario", "exchange", "--rounds", "100"])?;
     let pid = run.id();
     let last = state::Dir::of(&labs(pid)[1])?;
     // Its first client runs: both planes stand and are being measured.
     let measuring = wait::until_true("the run to be in the middle", DEADLINE, || {
         last.join("processes/bench-client-bench.json").exists() || run.try_wait().ok().flatten().is_some()
     });
-    ensure!(measuring.is_ok() && run.try_wait()?.is_none(), "the run ended before its middle: {:?}", run.try_wait()?);
+    let ended = run.try_wait()?;
+    ensure!(measuring.is_ok() && ended.is_none(), "the run ended before its middle: {ended:?}: {}", said(&dir));
     // The counter-proof: there is something to be left.
     ensure!(state::leftovers(last.name()).len() > 5, "{:?}", state::leftovers(last.name()));
     ensure!(Pid::of(pid)?.signal(Signal::INT), "it had ended already");
