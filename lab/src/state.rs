@@ -6,6 +6,7 @@
 
 use std::fs;
 use std::io::ErrorKind;
+use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -65,11 +66,10 @@ impl Dir {
     /// Makes the directory and takes ownership; fails when a lab of this name is there.
     pub(crate) fn create(&self) -> Result<()> {
         let _making = crate::interrupt::making()?;
-        // Whoever takes the last lab down removes the root too, so it may be gone again before the lock is held.
+        // Whoever takes the last lab down removes the root too, so it may be gone again before it is opened.
         let lock = wait::until(&format!("{ROOT} to be made"), Duration::from_secs(5), || {
             fs::create_dir_all(ROOT).ok()?;
-            let lock = lock_root().ok()??;
-            Path::new(ROOT).exists().then_some(lock)
+            lock_root().ok()?
         })?;
         fs::create_dir(&self.0).map_err(|error| match error.kind() {
             ErrorKind::AlreadyExists => anyhow::anyhow!(
@@ -123,7 +123,8 @@ impl Dir {
     /// Takes everything recorded away. Can be repeated, and can be called while the lab is still being made: the directory
     /// is moved aside first, so a half-started pid 1 cannot record itself any more and ends.
     pub fn down(&self) -> Result<()> {
-        let lock = lock_root()?;
+        // Without the root nothing is recorded; what somebody else makes from now on is not ours to remove.
+        let Some(lock) = lock_root()? else { return Ok(()) };
         let going = Path::new(ROOT).join(format!(".going-{}", self.name()));
         if going.exists() {
             finish(&going, self.name())?;
@@ -191,15 +192,21 @@ fn finish(going: &Path, name: &str) -> Result<()> {
     fs::remove_dir_all(going).with_context(|| format!("remove {}", going.display()))
 }
 
-/// One `down` at a time. The lock sits on the parent directory, so that it leaves no file behind.
+/// One `up` or `down` at a time. The lock sits on the parent directory, so that it leaves no file behind; `None` when that is not
+/// there. While it is held the directory stays: only who holds the lock removes it.
 fn lock_root() -> Result<Option<fs::File>> {
-    match fs::File::open(ROOT) {
-        Ok(file) => {
-            flock(&file, FlockOperation::LockExclusive)?;
-            Ok(Some(file))
+    loop {
+        let file = match fs::File::open(ROOT) {
+            Ok(file) => file,
+            Err(error) if error.kind() == ErrorKind::NotFound => return Ok(None),
+            Err(error) => return Err(error).with_context(|| format!("open {ROOT}")),
+        };
+        flock(&file, FlockOperation::LockExclusive)?;
+        let (locked, there) = (file.metadata()?, fs::metadata(ROOT));
+        // Removed while we waited; another may have been made since, and that one is not locked.
+        if there.is_ok_and(|there| (there.dev(), there.ino()) == (locked.dev(), locked.ino())) {
+            return Ok(Some(file));
         }
-        Err(error) if error.kind() == ErrorKind::NotFound => Ok(None),
-        Err(error) => Err(error).with_context(|| format!("open {ROOT}")),
     }
 }
 
