@@ -154,7 +154,9 @@ fn debians_prometheus_scrapes_all_daemons_over_both_families_and_sees_what_the_c
         prometheus.comes_to(&format!("sum(culvert_watcher_enrolments_total{{{label},result=\"captured\"}})"), 3.0)?;
         prometheus.comes_to(&format!("culvert_control_plane_streams_open{{{label}}}"), 2.0)?;
         prometheus.comes_to(&format!("culvert_control_plane_certificates_issued_total{{{label}}}"), 3.0)?;
-        prometheus.comes_to(&format!("sum(culvert_control_plane_certificates_refused_total{{{label}}})"), 0.0)?;
+        // A worker may ask before the control plane has read the pod's record, or has read anything; it asks again.
+        let refused = format!("certificates_refused_total{{{label},cause!~\"not_on_node|not_ready\"}}");
+        prometheus.comes_to(&format!("sum(culvert_control_plane_{refused})"), 0.0)?;
         prometheus.comes_to(&format!("count(process_cpu_seconds_total{{{label}}})"), 5.0)?;
     }
     figure(
