@@ -19,6 +19,31 @@ pub fn one_heap() {
     }
 }
 
+/// Lets jemalloc give free pages back 10 s after their last use (`opt.dirty_decay_ms`) also when nothing is allocated any more: without
+/// a thread of its own it looks only when it is called. One thread, which sleeps while there is nothing to give.
+///
+/// To be called once the filters and limits of the process are in place: threads that are there before do not have them.
+///
+/// # Errors
+/// Those of `mallctl` (jemalloc(3)): `EAGAIN` when there can be no thread.
+#[cfg(feature = "jemalloc")]
+pub fn give_back_when_idle() -> std::io::Result<()> {
+    set(c"max_background_threads", &1_usize)?;
+    set(c"background_thread", &true)
+}
+
+/// Sets one of jemalloc's values, whose type is that which jemalloc(3) gives.
+#[cfg(feature = "jemalloc")]
+fn set<T: Copy>(name: &std::ffi::CStr, value: &T) -> std::io::Result<()> {
+    let new = std::ptr::from_ref(value).cast_mut().cast();
+    // SAFETY: the name ends with a zero; nothing is read (null, null); `new` is read, for as many bytes as the value has. A size that
+    // is not that of the named value's type is refused with EINVAL.
+    let error = unsafe {
+        tikv_jemalloc_sys::mallctl(name.as_ptr(), std::ptr::null_mut(), std::ptr::null_mut(), new, size_of::<T>())
+    };
+    if error == 0 { Ok(()) } else { Err(std::io::Error::from_raw_os_error(error)) }
+}
+
 #[cfg(test)]
 mod tests {
     /// Resident memory in pages: `/proc/self/statm`, field 2.

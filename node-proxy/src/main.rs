@@ -10,6 +10,8 @@ mod worker;
 
 use std::process::ExitCode;
 
+#[cfg(feature = "jemalloc")]
+use anyhow::Context as _;
 use clap::{Parser, Subcommand};
 
 // glibc's and other allocators lose a factor of 2-3 in unlucky alignments; this one also gives memory back.
@@ -65,5 +67,7 @@ fn failed(error: &anyhow::Error) -> ExitCode {
 fn be_the_worker(args: worker::Args) -> anyhow::Result<()> {
     supervisor::harden_child()?;
     seccomp::install(seccomp::Role::Worker)?;
+    #[cfg(feature = "jemalloc")]
+    mesh_net::memory::give_back_when_idle().context("start the allocator's thread")?;
     worker::run(args, supervisor::starts())
 }

@@ -24,6 +24,8 @@ fn an_unknown_pod_or_service_is_refused_soon_and_silently_and_the_world_outside_
     let old = lab.add_pod(Pod::new("shop", "old").node(2))?;
     talk::everyone_known(&lab, &[&cart, &old, &stranger])?;
     let world = talk::world(&lab, WORLD)?;
+    // Both have certificates from here on: those are not given out while nobody is there.
+    at(&old, ECHO).into_iter().try_for_each(|to| talk::until(&cart, to, Met::Answered))?;
     lab.mesh().control_plane().kill()?;
     // Made when nobody is there to tell the workers: a pod that takes plaintext, and a service of it.
     let fresh = lab.add_pod(Pod::new("outside", "fresh").label("app", "fresh").node(2))?;
