@@ -22,6 +22,8 @@ struct Hierarchy {
 enum Version {
     /// The memory controller of version 1.
     MemoryV1,
+    /// Any other controller of version 1: of no use to the lab itself, but container runtimes make groups in each.
+    OtherV1,
     /// The unified hierarchy; it has the memory controller unless version 1 took it.
     V2,
 }
@@ -39,9 +41,10 @@ fn parse_mounts(mounts: &str) -> Vec<Hierarchy> {
         let version = match kind {
             "cgroup2" => Version::V2,
             "cgroup" if options.split(',').any(|o| o == "memory") => Version::MemoryV1,
+            "cgroup" => Version::OtherV1,
             _ => continue,
         };
-        if !found.iter().any(|h| h.version == version) {
+        if version == Version::OtherV1 || !found.iter().any(|h| h.version == version) {
             found.push(Hierarchy { mount: mount.into(), version });
         }
     }
@@ -57,12 +60,12 @@ pub(crate) fn prepare(lab: &str, path: &str, memory: Option<u64>) -> Result<Vec<
     let _making = crate::interrupt::making()?;
     let mut joins = Vec::new();
     let mut limited = memory.is_none();
-    for hierarchy in hierarchies() {
+    for hierarchy in hierarchies().iter().filter(|h| h.version != Version::OtherV1) {
         let group = lab_root(hierarchy, lab).join(path);
         fs::create_dir_all(&group).with_context(|| format!("make cgroup {}", group.display()))?;
         if let Some(limit) = memory {
             let file = match hierarchy.version {
-                Version::MemoryV1 => "memory.limit_in_bytes",
+                Version::MemoryV1 | Version::OtherV1 => "memory.limit_in_bytes",
                 Version::V2 => {
                     delegate_memory(&hierarchy.mount, &group);
                     "memory.max"
@@ -79,6 +82,31 @@ pub(crate) fn prepare(lab: &str, path: &str, memory: Option<u64>) -> Result<Vec<
         bail!("no memory controller here to limit cgroup {path}");
     }
     Ok(joins)
+}
+
+/// Makes the group `path` of a lab in every hierarchy, ready to be filled by a container runtime; its name as a runtime is told it.
+pub fn prepare_root(lab: &str, path: &str) -> Result<String> {
+    let _making = crate::interrupt::making()?;
+    let below = Path::new("culvert-lab").join(lab).join(path);
+    for hierarchy in hierarchies() {
+        let group = hierarchy.mount.join(&below);
+        fs::create_dir_all(&group).with_context(|| format!("make cgroup {}", group.display()))?;
+        if hierarchy.version == Version::V2 {
+            delegate_memory(&hierarchy.mount, &group);
+        }
+        // cpuset of version 1: a new group has no CPU and no memory node, and no process may enter it, until it is given them.
+        let mut parent = hierarchy.mount.clone();
+        for name in below.iter() {
+            let child = parent.join(name);
+            for file in ["cpuset.cpus", "cpuset.mems"].iter().filter(|_| hierarchy.version == Version::OtherV1) {
+                if let Ok(all) = fs::read_to_string(parent.join(file)) {
+                    fs::write(child.join(file), all).with_context(|| format!("fill {file} of {}", child.display()))?;
+                }
+            }
+            parent = child;
+        }
+    }
+    Ok(format!("/{}", below.display()))
 }
 
 /// Version 2: a controller reaches a group only if each parent hands it down.
@@ -104,6 +132,7 @@ pub fn kernel_memory(lab: &str, path: &str) -> Option<u64> {
         let group = lab_root(h, lab).join(path);
         match h.version {
             Version::MemoryV1 => fs::read_to_string(group.join("memory.kmem.usage_in_bytes")).ok()?.trim().parse().ok(),
+            Version::OtherV1 => None,
             Version::V2 => {
                 let stat = fs::read_to_string(group.join("memory.stat")).ok()?;
                 stat.lines().find_map(|line| line.strip_prefix("kernel "))?.trim().parse().ok()
@@ -161,10 +190,10 @@ mod tests {
 
     #[test]
     fn hybrid_and_unified_mounts_are_told_apart() {
-        let hybrid = "cgroup /sys/fs/cgroup/cpu cgroup rw,cpu 0 0\ncgroup /sys/fs/cgroup/memory cgroup rw,relatime,memory 0 0\n\
+        let hybrid = "cgroup /sys/fs/cgroup/cpuset cgroup rw,cpuset 0 0\ncgroup /sys/fs/cgroup/cpu cgroup rw,cpu 0 0\ncgroup /sys/fs/cgroup/memory cgroup rw,relatime,memory 0 0\n\
                       cgroup2 /sys/fs/cgroup/unified cgroup2 rw 0 0\n";
         let versions: Vec<Version> = parse_mounts(hybrid).iter().map(|h| h.version).collect();
-        assert_eq!(versions, [Version::MemoryV1, Version::V2]);
+        assert_eq!(versions, [Version::OtherV1, Version::OtherV1, Version::MemoryV1, Version::V2]);
         let unified = parse_mounts("cgroup2 /sys/fs/cgroup cgroup2 rw 0 0\n");
         assert_eq!(unified, [Hierarchy { mount: "/sys/fs/cgroup".into(), version: Version::V2 }]);
     }

@@ -18,6 +18,7 @@ use tokio::io::AsyncReadExt;
 use tokio::signal::unix::{SignalKind, signal};
 
 use crate::binaries;
+use crate::config::Host;
 use crate::proc::Pid;
 use crate::state::{Dir, make_dir, write_atomic};
 
@@ -30,6 +31,8 @@ pub(crate) struct Boot {
     pub(crate) binaries: PathBuf,
     /// The CNI network configuration; none on the fabric.
     pub(crate) conflist: Option<String>,
+    /// Set for a node that carries a container runtime.
+    pub(crate) host: Option<Host>,
 }
 
 /// Where a node sees our binaries.
@@ -81,41 +84,79 @@ async fn reap() -> Result<()> {
 
 fn file_system(boot: &Boot) -> Result<()> {
     let base = boot.lab.join(format!("nodes/{}", boot.name));
-    let (scratch, disk) = (base.join("scratch"), base.join("var-lib"));
-    for dir in [&base, &scratch, &disk] {
+    let scratch = base.join("scratch");
+    for dir in [&base, &scratch] {
         make_dir(dir)?;
     }
+    let disk = disk(boot, &base)?;
     mount_change("/", MountPropagationFlags::PRIVATE | MountPropagationFlags::REC).context("make / private")?;
     mount("tmpfs", &scratch, "tmpfs", MountFlags::empty(), c"mode=755").context("mount scratch")?;
+    // Looked at before the overlay that will hold it hides it.
+    let first_boot = !disk.join("etc-upper").exists();
+    let written = if boot.host.is_some() { &disk } else { &scratch };
     for dir in ["/etc", "/opt"] {
-        overlay(&scratch, Path::new(dir))?;
+        overlay(written, Path::new(dir))?;
+    }
+    for (source, target) in boot.host.iter().flat_map(|host| &host.bind) {
+        fs::create_dir_all(target).with_context(|| format!("make {}", target.display()))?;
+        mount_bind(source, target).with_context(|| format!("bind {} to {}", source.display(), target.display()))?;
     }
     fs::create_dir_all(BIN)?;
     mount_bind(&boot.binaries, BIN).context("bind our binaries")?;
-    if let Some(conflist) = &boot.conflist {
-        cni(conflist)?;
+    if let Some(conflist) = boot.conflist.as_ref().filter(|_| first_boot) {
+        cni(conflist, boot.host.is_none())?;
     }
     run_dir(boot, &scratch)?;
-    mount_bind(&disk, "/var/lib").context("bind the node's disk")?;
+    // /var/lib last: it hides the disks.
+    for dir in boot.host.iter().map(|_| "var-log").chain(["var-lib"]) {
+        let target = Path::new("/").join(dir.replace('-', "/"));
+        mount_bind(disk.join(dir), &target).with_context(|| format!("bind the node's {}", target.display()))?;
+    }
     mount("proc", "/proc", "proc", MountFlags::NOSUID | MountFlags::NODEV | MountFlags::NOEXEC, c"")
         .context("mount /proc")?;
-    sysfs().context("mount /sys")
+    sysfs().context("mount /sys")?;
+    if let Some(host) = &boot.host {
+        for (number, file) in host.shield.iter().enumerate() {
+            let copy = scratch.join(format!("shield-{number}"));
+            fs::write(&copy, fs::read(file).with_context(|| format!("read {}", file.display()))?)?;
+            mount_bind(&copy, file).with_context(|| format!("put a copy over {}", file.display()))?;
+        }
+        // As an init system leaves it: what a runtime mounts is seen by containers that ask for it. All of it was private before, so
+        // nothing of it is shared with the machine.
+        mount_change("/", MountPropagationFlags::SHARED | MountPropagationFlags::REC).context("share the mounts")?;
+    }
+    Ok(())
 }
 
-/// A writable view of a directory of the machine; what is written lives in memory, as long as the node.
-fn overlay(scratch: &Path, dir: &Path) -> Result<()> {
+/// What outlives the node: where `/var/lib` is, and for a [`Host`] what is written to `/etc`, `/opt` and `/var/log`.
+fn disk(boot: &Boot, base: &Path) -> Result<PathBuf> {
+    let (disk, dirs) = match boot.host {
+        Some(_) => (boot.lab.disks().join(&boot.name), vec!["var-lib", "var-log"]),
+        None => (base.to_owned(), vec!["var-lib"]),
+    };
+    if boot.host.is_some() {
+        fs::create_dir_all(&disk).with_context(|| format!("make {}", disk.display()))?;
+    }
+    for dir in dirs {
+        make_dir(&disk.join(dir))?;
+    }
+    Ok(disk)
+}
+
+/// A writable view of a directory of the machine; what is written lies in `place`, and lives as long as that.
+fn overlay(place: &Path, dir: &Path) -> Result<()> {
     let name = dir.file_name().map(|n| n.to_string_lossy().into_owned()).unwrap_or_default();
-    let (upper, work) = (scratch.join(format!("{name}-upper")), scratch.join(format!("{name}-work")));
-    fs::create_dir(&upper)?;
-    fs::create_dir(&work)?;
+    let (upper, work) = (place.join(format!("{name}-upper")), place.join(format!("{name}-work")));
+    make_dir(&upper)?;
+    make_dir(&work)?;
     let options = format!("lowerdir={},upperdir={},workdir={}", dir.display(), upper.display(), work.display());
     let options = std::ffi::CString::new(options)?;
     mount("overlay", dir, "overlay", MountFlags::empty(), options.as_c_str())
         .with_context(|| format!("mount an overlay on {}: the lab needs overlayfs", dir.display()))
 }
 
-/// /etc/cni/net.d with one network, /opt/cni/bin with Debian's plugins and ours.
-fn cni(conflist: &str) -> Result<()> {
+/// /etc/cni/net.d with one network, /opt/cni/bin with Debian's plugins, and with ours where it is in the chain.
+fn cni(conflist: &str, ours: bool) -> Result<()> {
     fs::create_dir_all("/etc/cni/net.d")?;
     for old in fs::read_dir("/etc/cni/net.d")?.flatten() {
         fs::remove_file(old.path())?; // the machine's own networks are none of the node's
@@ -127,6 +168,9 @@ fn cni(conflist: &str) -> Result<()> {
         if !link.exists() {
             symlink(plugin.path(), link)?;
         }
+    }
+    if !ours {
+        return Ok(());
     }
     symlink(Path::new(BIN).join("culvert-cni"), "/opt/cni/bin/culvert-cni").or_else(|error| match error.kind() {
         std::io::ErrorKind::AlreadyExists => Ok(()),

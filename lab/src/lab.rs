@@ -68,9 +68,7 @@ impl Lab {
     fn make(dir: &Dir, config: &Config) -> Result<Lab> {
         dir.write("config.json", config)?;
         let families = config.families;
-        let plugin = config.mesh.as_ref().map(|mesh| mesh.netconf());
-        let booting: Vec<_> =
-            (0..=config.nodes).map(|index| Node::boot(dir, index, families, plugin.clone())).collect::<Result<_>>()?;
+        let booting: Vec<_> = (0..=config.nodes).map(|index| Node::boot(dir, index, config)).collect::<Result<_>>()?;
         let mut nodes: Vec<Node> = booting.into_iter().map(|node| node.finish()).collect::<Result<_>>()?;
         let fabric = nodes.remove(0);
         crate::ns::ip_batch(&fabric.netns(), &plan::fabric_base(families)).context("network of the fabric")?;
@@ -93,12 +91,7 @@ impl Lab {
         let fabric = Node::attach(&dir, 0, config.families)?;
         let nodes = (1..=config.nodes).map(|i| Node::attach(&dir, i, config.families)).collect::<Result<_>>()?;
         let shared = Arc::new(Shared { dir, families: config.families, fabric, nodes, objects: Mutex::default() });
-        let processes: BTreeMap<String, Process> = shared
-            .dir
-            .read_all("processes")
-            .into_iter()
-            .map(|record: proc::Record| (record.program.name.clone(), Process::recorded(record, shared.dir.clone())))
-            .collect();
+        let processes = proc::recorded(&shared.dir);
         for record in shared.dir.read_all::<PodRecord>("pods") {
             let pause = processes.get(&format!("pause-{}", record.uid)).cloned();
             let app = processes.get(&format!("{}-app", record.pod.key().replace('/', "-"))).cloned();
@@ -243,6 +236,11 @@ impl Lab {
         self.shared.objects().pods.values().cloned().collect()
     }
 
+    /// Every recorded program of the lab, by its name: those this process started and those of an earlier one.
+    pub fn processes(&self) -> BTreeMap<String, Process> {
+        proc::recorded(&self.shared.dir)
+    }
+
     /// Every service.
     pub fn services(&self) -> Vec<ServiceRecord> {
         self.shared.objects().services.values().cloned().collect()
@@ -292,8 +290,7 @@ impl Lab {
         let node = self.node(index);
         ensure!(!node.init().is_alive(), "{} is running", node.name());
         let config: Config = self.shared.dir.read("config.json")?;
-        let plugin = config.mesh.as_ref().map(|mesh| mesh.netconf());
-        let fresh = Node::boot(&self.shared.dir, index, config.families, plugin)?.finish()?;
+        let fresh = Node::boot(&self.shared.dir, index, &config)?.finish()?;
         node.rebooted(fresh);
         node::unplug(&self.shared.fabric, index)?;
         node::plug(&self.shared.fabric, node, config.families)?;

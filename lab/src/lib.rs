@@ -21,7 +21,8 @@
 //! | make pods, in one step or with the app apart from its network | [`Lab::add_pod`], [`Lab::add_sandbox`] + [`Lab::start_app`], [`Lab::stop_app`], [`Lab::remove_pod`], [`Lab::label_pod`] |
 //! | objects | [`Lab::namespace`], [`Lab::service`], [`Lab::apply`], [`Lab::delete`] |
 //! | run programs | [`PodHandle::exec`], [`PodHandle::spawn`], [`PodHandle::client`], [`PodHandle::run_client`], [`Node::exec`], [`Node::spawn`]; [`Program`] says as whom |
-//! | watch processes | [`Process`]: pid, signal, kill, wait, restart, log, wait_log |
+//! | watch processes | [`Process`]: pid, signal, kill, wait, restart, log, wait_log; [`Lab::processes`] |
+//! | nodes for a container runtime | [`Host`], [`cgroup::prepare_root`]; the crate `cluster` puts Kubernetes on them |
 //! | CNI by hand | [`Node::network`], [`PodRecord`], [`CniError`], [`cni::Added::time_of`] |
 //! | the mesh's processes | [`Lab::mesh`]: [`mesh::Mesh`] |
 //! | what crossed the wire | [`Lab::capture`] |
@@ -56,7 +57,7 @@ pub mod state;
 pub mod wait;
 
 pub use cni::CniError;
-pub use config::Config;
+pub use config::{Config, Host};
 pub use handle::PodHandle;
 pub use lab::Lab;
 pub use mesh::MeshConfig;

@@ -8,9 +8,9 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use rustix::process::Signal;
-use serde_json::Value;
 
 use crate::cni::{self, Network};
+use crate::config::Config;
 use crate::init::{self, Boot};
 use crate::plan::{self, Families};
 use crate::proc::{Pid, Process};
@@ -39,10 +39,15 @@ pub(crate) struct Booting {
 
 impl Node {
     /// Starts a node's pid 1.
-    pub(crate) fn boot(lab: &Dir, index: usize, families: Families, plugin: Option<Value>) -> Result<Booting> {
-        let name = plan::node_name(index);
+    pub(crate) fn boot(lab: &Dir, index: usize, config: &Config) -> Result<Booting> {
+        let (name, families) = (plan::node_name(index), config.families);
+        let host = config.host.clone();
+        let plugin = match &host {
+            Some(host) => host.plugin.clone(),
+            None => config.mesh.as_ref().map(|mesh| mesh.netconf()),
+        };
         let conflist = (index > 0).then(|| cni::conflist(index, families, plugin));
-        let boot = Boot { lab: lab.clone(), name: name.clone(), binaries: binaries::dir()?, conflist };
+        let boot = Boot { lab: lab.clone(), name: name.clone(), binaries: binaries::dir()?, conflist, host };
         let log = lab.join(format!("logs/{name}-init.log"));
         let mut command = Command::new(binaries::lab()?);
         command.arg("node-init").arg(serde_json::to_string(&boot)?);
@@ -112,6 +117,11 @@ impl Node {
     /// The same with this terminal.
     pub fn exec_attached(&self, argv: &[&str]) -> Result<crate::proc::Exit> {
         spawn::exec_attached(&self.lab, &self.place(), &Program::new("exec", argv))
+    }
+
+    /// Runs lines of `ip -batch` in the node's network namespace.
+    pub fn ip(&self, lines: &str) -> Result<()> {
+        ns::ip_batch(&self.netns(), lines)
     }
 
     /// Runs code of the caller in the node's network namespace (sockets made there stay there).

@@ -94,6 +94,11 @@ pub fn service_v6(n: u16) -> Ipv6Addr {
     Ipv6Addr::new(0xfd77, 0, 0, 0x80, 0, 0, 0, 10 + n)
 }
 
+/// The fabric's port towards a node.
+pub fn port_name(index: usize) -> String {
+    format!("n{index}")
+}
+
 /// The MAC of the fabric's port towards a node. Fixed, so that the capture tells arriving frames from leaving ones.
 pub fn port_mac(index: usize) -> [u8; 6] {
     [0x02, 0xc5, 0, 0, 0xfa, index as u8]

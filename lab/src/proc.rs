@@ -1,6 +1,6 @@
 //! Programs the lab started: signals, waiting, logs, restart.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Child;
@@ -97,6 +97,12 @@ pub(crate) struct Record {
     pub(crate) program: Program,
     pub(crate) at: Place,
     pub(crate) pid: Pid,
+}
+
+/// Every recorded program of a lab, by its name.
+pub(crate) fn recorded(lab: &Dir) -> BTreeMap<String, Process> {
+    let records: Vec<Record> = lab.read_all("processes");
+    records.into_iter().map(|record| (record.program.name.clone(), Process::recorded(record, lab.clone()))).collect()
 }
 
 impl Process {

@@ -21,6 +21,8 @@ use crate::{cgroup, wait};
 
 /// Where labs are recorded.
 pub const ROOT: &str = "/run/culvert-lab";
+/// Where the disks of nodes are that have one ([`crate::Host`]): not in `/run`, which is memory and forbids programs on many machines.
+const DISKS: &str = "/var/lib/culvert-lab";
 
 /// The directory of one lab.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -51,6 +53,11 @@ impl Dir {
     /// A path inside.
     pub fn join(&self, path: impl AsRef<Path>) -> PathBuf {
         self.0.join(path)
+    }
+
+    /// Where the lab's disks are, those that are kept apart from the directory.
+    pub(crate) fn disks(&self) -> PathBuf {
+        Path::new(DISKS).join(self.name())
     }
 
     /// The directory itself.
@@ -133,6 +140,8 @@ impl Dir {
             fs::rename(&self.0, &going).with_context(|| format!("move {} aside", self.0.display()))?;
             finish(&going, self.name())?;
         }
+        // Also without a record: an older version of the lab, which sweeps what it finds, knows of no disks.
+        remove_disks(self.name())?;
         let _ = fs::remove_dir(ROOT); // only when it was the last one
         drop(lock);
         Ok(())
@@ -168,6 +177,8 @@ pub(crate) fn sweep() {
 pub fn leftovers(name: &str) -> Vec<String> {
     let dirs = [Path::new(ROOT).join(name), Path::new(ROOT).join(format!(".going-{name}"))];
     let mut left: Vec<String> = dirs.iter().filter(|d| d.exists()).map(|d| d.display().to_string()).collect();
+    let disks = Path::new(DISKS).join(name);
+    left.extend(disks.exists().then(|| disks.display().to_string()));
     left.extend(cgroup::of_lab(name).iter().map(|d| d.display().to_string()));
     left.extend(crate::pid::of_lab(name).iter().map(|pid| format!("process {pid}")));
     left
@@ -189,7 +200,18 @@ fn finish(going: &Path, name: &str) -> Result<()> {
         })?;
     }
     cgroup::remove_lab(name)?;
+    remove_disks(name)?;
     fs::remove_dir_all(going).with_context(|| format!("remove {}", going.display()))
+}
+
+/// Removes the disks of a lab, and their common parent when it is empty.
+fn remove_disks(name: &str) -> Result<()> {
+    let disks = Path::new(DISKS).join(name);
+    if disks.exists() {
+        fs::remove_dir_all(&disks).with_context(|| format!("remove {}", disks.display()))?;
+        let _ = fs::remove_dir(DISKS); // only when it was the last one
+    }
+    Ok(())
 }
 
 /// One `up` or `down` at a time. The lock sits on the parent directory, so that it leaves no file behind; `None` when that is not

@@ -1,13 +1,13 @@
 //! The lab leaves nothing on the machine, however it ends, and never touches the machine's own network. With the whole mesh; the
 //! lab's own tests do the same without one, and more often.
 
-use std::collections::BTreeMap;
-use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use lab::{Pid, Signal, binaries, state, wait};
+
+use crate::machine::Machine;
 
 const DEADLINE: Duration = Duration::from_secs(30);
 
@@ -16,69 +16,6 @@ fn culvert_lab(args: &[&str]) -> Result<Command> {
     let mut command = Command::new(binaries::dir()?.join("culvert-lab"));
     command.args(args);
     Ok(command)
-}
-
-/// The machine's own links, addresses, routes, rules, firewall, network settings, mounts and named namespaces.
-#[derive(Debug)]
-struct Machine(BTreeMap<String, String>);
-
-impl Machine {
-    fn now() -> Result<Machine> {
-        let mut all = BTreeMap::new();
-        let commands: [&[&str]; 7] = [
-            &["ip", "-o", "link"],
-            &["ip", "-o", "addr"],
-            &["ip", "-4", "route", "show", "table", "all"],
-            &["ip", "-6", "route", "show", "table", "all"],
-            &["ip", "-4", "rule"],
-            &["ip", "-6", "rule"],
-            &["nft", "list", "ruleset"],
-        ];
-        for argv in commands {
-            let output = Command::new(argv[0]).args(&argv[1..]).output().with_context(|| argv.join(" "))?;
-            ensure!(output.status.success(), "{}: {}", argv.join(" "), String::from_utf8_lossy(&output.stderr));
-            all.insert(argv.join(" "), without_timers(&String::from_utf8_lossy(&output.stdout)));
-        }
-        sysctls(Path::new("/proc/sys/net"), &mut all)?;
-        for dir in ["/run/netns", "/etc/cni", "/opt/cni", "/var/lib/cni", "/var/lib/culvert", "/run/culvert"] {
-            let entries = std::fs::read_dir(dir).into_iter().flatten().flatten();
-            let mut names: Vec<String> = entries.map(|e| e.file_name().to_string_lossy().into_owned()).collect();
-            names.sort();
-            all.insert(dir.to_owned(), names.join(" "));
-        }
-        all.insert("mounts".into(), std::fs::read_to_string("/proc/self/mounts")?);
-        Ok(Machine(all))
-    }
-
-    /// Everything that was there before is as it was. A kernel module that the first lab of a boot loads brings settings with it.
-    fn unchanged(&self) -> Result<()> {
-        let Machine(now) = Machine::now()?;
-        for (what, before) in &self.0 {
-            ensure!(now.get(what) == Some(before), "{what} changed\nfrom {before}\nto   {:?}", now.get(what));
-        }
-        Ok(())
-    }
-}
-
-/// Lifetimes of addresses and routes count down by themselves.
-fn without_timers(text: &str) -> String {
-    let timed = |word: &str| word.ends_with("sec") && word.trim_end_matches("sec").bytes().all(|b| b.is_ascii_digit());
-    text.lines()
-        .map(|line| line.split_whitespace().filter(|w| !timed(w)).collect::<Vec<_>>().join(" ") + "\n")
-        .collect()
-}
-
-fn sysctls(dir: &Path, all: &mut BTreeMap<String, String>) -> Result<()> {
-    for entry in std::fs::read_dir(dir)? {
-        let path = entry?.path();
-        if path.is_dir() {
-            sysctls(&path, all)?;
-        } else if !path.ends_with("nf_conntrack_count") {
-            // Some may only be written.
-            all.insert(path.display().to_string(), std::fs::read_to_string(&path).unwrap_or_default());
-        }
-    }
-    Ok(())
 }
 
 fn nothing_left(name: &str, before: &Machine) -> Result<()> {

@@ -1,1 +1,1 @@
-//! Holds only the test binary `promises`; see `promises.rs`.
+//! Holds only the test binaries `promises` and `cluster`; see `promises.rs` and `cluster/main.rs`.

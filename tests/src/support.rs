@@ -7,6 +7,8 @@ use anyhow::{Context, Result, ensure};
 use lab::{Config, Lab, PodHandle, Process};
 use serde_json::Value;
 
+pub(crate) use crate::figure::figure;
+
 /// How long a change of configuration may take until a test calls it lost. Far above what is promised anywhere.
 pub(crate) const CHANGE: Duration = Duration::from_secs(10);
 
@@ -25,13 +27,6 @@ pub(crate) fn lab(config: Config) -> Result<Lab> {
         lab.namespace("outside", &[])?;
     }
     Ok(lab)
-}
-
-/// Prints one figure in a form that a person and a script find again: `figure: name = value unit (note)`.
-pub(crate) fn figure(name: &str, value: impl std::fmt::Display, unit: &str, note: &str) {
-    use std::io::Write as _;
-    // The harness's own capture is off for these tests; a closed standard output is nobody's problem here.
-    let _ = writeln!(std::io::stdout(), "figure: {name} = {value} {unit} ({note})");
 }
 
 /// `address:port`, IPv6 in brackets.

@@ -6,6 +6,8 @@
 mod bench;
 mod cache;
 mod cargo;
+mod cluster;
+mod kubernetes;
 mod lab;
 mod packages;
 mod phase;
@@ -53,6 +55,15 @@ enum Verb {
         #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
         args: Vec<String>,
     },
+    /// A real two-node Kubernetes on this machine: `up`, `status`, `shell`, `down` (needs root; the first time builds Kubernetes).
+    ///
+    /// Arguments are passed on: `cargo xtask cluster --help` shows them all. `cargo xtask cluster parts` only makes what it needs.
+    #[command(disable_help_flag = true)]
+    Cluster {
+        /// Arguments of the cluster.
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+        args: Vec<String>,
+    },
     /// Licences, sources and bans of all dependencies, by cargo-deny.
     Deny,
     /// Where downloads and tools are kept.
@@ -64,6 +75,7 @@ fn main() -> ExitCode {
         Verb::Lab { args } => lab::run(&args),
         Verb::Test { part, filter } => test::run(part, filter.as_deref()),
         Verb::Bench { args } => bench::run(args),
+        Verb::Cluster { args } => cluster::run(&args),
         Verb::Deny => tools::deny(),
         Verb::Cache => cache::show(),
     };

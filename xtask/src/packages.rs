@@ -2,7 +2,7 @@
 
 use std::fs;
 use std::io::ErrorKind;
-use std::os::unix::fs::symlink;
+use std::os::unix::fs::{PermissionsExt as _, symlink};
 use std::path::Path;
 use std::process::Command;
 
@@ -40,68 +40,65 @@ const PACKAGES: &[Package] = &[
     },
 ];
 
+/// What a real Kubernetes on this machine needs besides.
+const CLUSTER: &[Package] = &[
+    Package { name: "etcd-server", shows: "/usr/bin/etcd", why: "the API server's store", unit: Some("etcd.service") },
+    Package {
+        name: "containerd",
+        shows: "/usr/bin/containerd",
+        why: "the nodes' container runtime",
+        unit: Some("containerd.service"),
+    },
+    Package::new("runc", "/usr/sbin/runc", "what containerd starts containers with"),
+    Package::new("conntrack", "/usr/sbin/conntrack", "kube-proxy's removal of stale UDP flows"),
+    Package::new("busybox-static", "/bin/busybox", "a shell in images made from scratch"),
+];
+
 /// deb-systemd-invoke(1), invoke-rc.d(8): asked before a package's service is started; 101 says no.
 const POLICY: &str = "/usr/sbin/policy-rc.d";
 
 /// Installs what is missing, and says which and why.
 pub fn ensure() -> anyhow::Result<()> {
-    let missing: Vec<&Package> = PACKAGES.iter().filter(|package| !Path::new(package.shows).exists()).collect();
+    ensure_all(PACKAGES)
+}
+
+/// The same for what only a cluster needs.
+pub fn ensure_cluster() -> anyhow::Result<()> {
+    ensure_all(CLUSTER)
+}
+
+fn ensure_all(packages: &[Package]) -> anyhow::Result<()> {
+    let missing: Vec<&Package> = packages.iter().filter(|package| !Path::new(package.shows).exists()).collect();
     if missing.is_empty() {
         return Ok(());
     }
     for package in &missing {
         phase::say(&format!("Debian package {} is missing: {}", package.name, package.why));
     }
-    let units: Vec<&str> = missing.iter().filter_map(|package| package.unit).collect();
-    let _quiet = if units.is_empty() { None } else { Some(Quiet::keep(&units)?) };
+    root("installing Debian packages")?;
+    missing.iter().filter_map(|package| package.unit).try_for_each(mask)?;
     install(&missing.iter().map(|package| package.name).collect::<Vec<_>>())
 }
 
-/// While it lives no package starts a service; and the units are masked, now and at each boot, until somebody unmasks them.
-struct Quiet {
-    /// Whether the policy is ours to take away again.
-    ours: bool,
-}
-
-impl Quiet {
-    fn keep(units: &[&str]) -> anyhow::Result<Self> {
-        root("installing Debian packages")?;
-        for unit in units {
-            let mask = Path::new("/etc/systemd/system").join(unit);
-            if let Some(dir) = mask.parent() {
-                fs::create_dir_all(dir).with_context(|| format!("make {}", dir.display()))?;
-            }
-            match symlink("/dev/null", &mask) {
-                Ok(()) => phase::say(&format!("{unit} is masked: only its programs are wanted")),
-                // Masked before, or somebody's own unit.
-                Err(error) if error.kind() == ErrorKind::AlreadyExists => {}
-                Err(error) => return Err(error).with_context(|| format!("mask {unit}")),
-            }
-        }
-        let ours = !Path::new(POLICY).exists();
-        if ours {
-            fs::write(POLICY, "#!/bin/sh\nexit 101\n").with_context(|| format!("write {POLICY}"))?;
-            use std::os::unix::fs::PermissionsExt as _;
-            fs::set_permissions(POLICY, fs::Permissions::from_mode(0o755))
-                .with_context(|| format!("chmod {POLICY}"))?;
-        }
-        Ok(Self { ours })
+/// Keeps a unit from being started, now and at each boot, until somebody unmasks it.
+fn mask(unit: &str) -> anyhow::Result<()> {
+    let mask = Path::new("/etc/systemd/system").join(unit);
+    if let Some(dir) = mask.parent() {
+        fs::create_dir_all(dir).with_context(|| format!("make {}", dir.display()))?;
     }
-}
-
-impl Drop for Quiet {
-    fn drop(&mut self) {
-        if self.ours
-            && let Err(error) = fs::remove_file(POLICY)
-        {
-            phase::say(&format!("{POLICY} could not be taken away again: {error}"));
-        }
+    match symlink("/dev/null", &mask) {
+        Ok(()) => phase::say(&format!("{unit} is masked: only its programs are wanted")),
+        // Masked before, or somebody's own unit.
+        Err(error) if error.kind() == ErrorKind::AlreadyExists => {}
+        Err(error) => return Err(error).with_context(|| format!("mask {unit}")),
     }
+    Ok(())
 }
 
 /// Installs Debian packages by name.
 pub fn install(names: &[&str]) -> anyhow::Result<()> {
     root("installing Debian packages")?;
+    let _quiet = no_services()?;
     phase::run(&format!("apt-get install {}", names.join(" ")), || {
         // An old package list names versions that are gone; a failed update may still leave a usable one.
         let updated = apt(&["update"]);
@@ -110,6 +107,27 @@ pub fn install(names: &[&str]) -> anyhow::Result<()> {
             Err(error)
         })
     })
+}
+
+/// As long as this lives no package starts a service: the machine's own etcd and containerd would only be in the way. A policy that
+/// the machine has already is left as it is.
+fn no_services() -> anyhow::Result<Option<Policy>> {
+    if Path::new(POLICY).exists() {
+        return Ok(None);
+    }
+    fs::write(POLICY, "#!/bin/sh\n# Put here by cargo xtask while it installs packages.\nexit 101\n")
+        .with_context(|| format!("write {POLICY}"))?;
+    let policy = Policy;
+    fs::set_permissions(POLICY, fs::Permissions::from_mode(0o755)).with_context(|| format!("chmod {POLICY}"))?;
+    Ok(Some(policy))
+}
+
+struct Policy;
+
+impl Drop for Policy {
+    fn drop(&mut self) {
+        let _ = fs::remove_file(POLICY); // what is left only keeps services from starting
+    }
 }
 
 fn apt(args: &[&str]) -> anyhow::Result<()> {
@@ -127,7 +145,7 @@ fn apt(args: &[&str]) -> anyhow::Result<()> {
 
 /// Fails unless this is root.
 pub fn root(what: &str) -> anyhow::Result<()> {
-    let status = std::fs::read_to_string("/proc/self/status").context("read /proc/self/status")?;
+    let status = fs::read_to_string("/proc/self/status").context("read /proc/self/status")?;
     let effective =
         status.lines().find_map(|line| line.strip_prefix("Uid:")).and_then(|ids| ids.split_whitespace().nth(1));
     if effective != Some("0") {

@@ -5,7 +5,7 @@ use std::time::Instant;
 
 use clap::ValueEnum;
 
-use crate::{cargo, packages, phase, tools};
+use crate::{cargo, kubernetes, packages, phase, tools};
 
 /// A part of the tests.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
@@ -14,6 +14,8 @@ pub enum Part {
     Unit,
     /// The real binaries in lab nodes (needs root).
     Lab,
+    /// A real Kubernetes on this machine (needs root; the first time builds Kubernetes).
+    Cluster,
 }
 
 /// Runs the tests.
@@ -22,29 +24,33 @@ pub fn run(part: Option<Part>, filter: Option<&str>) -> anyhow::Result<ExitCode>
     // Tests that need root fail without it instead of being skipped; better to say so before the build.
     packages::root("the test suite")?;
     packages::ensure()?;
-    let cnitool = if part == Some(Part::Unit) { None } else { Some(tools::cnitool()?) };
+    let wanted = |this: Part| part.is_none_or(|part| part == this);
+    let cnitool = wanted(Part::Lab).then(tools::cnitool).transpose()?;
+    let parts = wanted(Part::Cluster).then(kubernetes::parts).transpose()?;
     let binaries = cargo::build()?;
     phase::run("build tests", || {
         cargo::run(&mut cargo::cargo(["test", "--workspace", "--locked", "--no-run", "--quiet"]))
     })?;
-    if part != Some(Part::Lab) {
+    if wanted(Part::Unit) {
         phase::run("unit tests", || {
             let mut command = cargo::cargo(["test", "--workspace", "--exclude", "tests", "--locked", "--no-fail-fast"]);
             command.args(filter).env("CULVERT_BINARIES", &binaries);
             cargo::run(&mut command)
         })?;
     }
-    if part != Some(Part::Unit) {
-        phase::run("lab tests", || {
-            let mut command = cargo::cargo(["test", "--package", "tests", "--locked"]);
-            command
-                .args(filter)
-                .env("CULVERT_BINARIES", &binaries)
-                .envs(cnitool.iter().map(|path| ("CULVERT_CNITOOL", path)));
-            // Each test makes its own lab; two cores carry two at a time, figures in one would disturb the other.
-            command.args(["--", "--test-threads=1", "--nocapture"]);
-            cargo::run(&mut command)
-        })?;
+    // Each test makes its own lab or cluster; two cores carry two at a time, figures in one would disturb the other.
+    let binary = |name: &str| {
+        let mut command = cargo::cargo(["test", "--package", "tests", "--locked", "--test", name]);
+        command.args(filter).args(["--", "--test-threads=1", "--nocapture"]).env("CULVERT_BINARIES", &binaries);
+        command
+    };
+    if wanted(Part::Lab) {
+        let environment = cnitool.iter().map(|path| ("CULVERT_CNITOOL", path));
+        phase::run("lab tests", || cargo::run(binary("promises").envs(environment)))?;
+    }
+    if wanted(Part::Cluster) {
+        let environment = parts.iter().flat_map(|parts| parts.environment());
+        phase::run("cluster tests", || cargo::run(binary("cluster").envs(environment)))?;
     }
     phase::say(&format!("all tests passed in {:.0} s, builds included", begun.elapsed().as_secs_f64()));
     Ok(ExitCode::SUCCESS)

