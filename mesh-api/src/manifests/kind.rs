@@ -4,10 +4,11 @@ use std::collections::BTreeMap;
 use std::fmt;
 use std::path::PathBuf;
 
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use serde_json::Value;
 
 use super::security::{AuthorizationPolicy, PeerAuthentication};
-use super::{EndpointSlice, Namespace, NetworkPolicy, Node, Objects, Pod, Service, ServiceAccount};
+use super::{EndpointSlice, Namespace, NetworkPolicy, Node, Objects, Pod, Service, ServiceAccount, trim};
 
 /// A kind of object that Culvert reads; documents of other kinds are passed over.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -57,8 +58,23 @@ impl Kind {
         }
     }
 
+    /// Group and version that the API server is asked for, as `apiVersion` writes them, and the name in its paths.
+    pub const fn resource(self) -> (&'static str, &'static str) {
+        match self {
+            Self::Namespace => ("v1", "namespaces"),
+            Self::Node => ("v1", "nodes"),
+            Self::Pod => ("v1", "pods"),
+            Self::ServiceAccount => ("v1", "serviceaccounts"),
+            Self::Service => ("v1", "services"),
+            Self::EndpointSlice => ("discovery.k8s.io/v1", "endpointslices"),
+            Self::NetworkPolicy => ("networking.k8s.io/v1", "networkpolicies"),
+            Self::AuthorizationPolicy => ("security.istio.io/v1", "authorizationpolicies"),
+            Self::PeerAuthentication => ("security.istio.io/v1", "peerauthentications"),
+        }
+    }
+
     /// Whether its objects are in no namespace.
-    pub(super) const fn is_of_cluster(self) -> bool {
+    pub const fn is_of_cluster(self) -> bool {
         matches!(self, Self::Namespace | Self::Node)
     }
 
@@ -138,23 +154,27 @@ impl fmt::Display for ObjectRef {
     }
 }
 
-/// Adds the object that a value describes.
-pub(super) fn add(objects: &mut Objects, object: &ObjectRef, value: Value, file: PathBuf) -> Result<(), String> {
+/// Puts the object that a value describes in place of what was known of it. `file` says where it was read; the API server is no file.
+pub(super) fn add(
+    objects: &mut Objects,
+    object: &ObjectRef,
+    value: Value,
+    file: Option<PathBuf>,
+) -> Result<(), String> {
     fn typed<T: serde::de::DeserializeOwned>(value: Value) -> Result<T, String> {
         serde_json::from_value(value).map_err(|error| error.to_string())
     }
     let key = object.key();
+    let value = trim::trimmed(object.kind, value);
     match object.kind {
         Kind::Namespace => {
             objects.namespaces.insert(object.name.clone(), typed::<Namespace>(value)?);
         }
         Kind::Node => {
-            // Where it is is all that is read; its status is large and full of quantities.
-            let metadata = value.get("metadata").cloned().unwrap_or_default();
-            objects.nodes.insert(object.name.clone(), typed::<Node>(serde_json::json!({ "metadata": metadata }))?);
+            objects.nodes.insert(object.name.clone(), typed::<Node>(value)?);
         }
         Kind::Pod => {
-            objects.pods.insert(key, typed::<Pod>(without_quantities(value))?);
+            objects.pods.insert(key, typed::<Pod>(value)?);
         }
         Kind::ServiceAccount => {
             objects.service_accounts.insert(key, typed::<ServiceAccount>(value)?);
@@ -175,7 +195,9 @@ pub(super) fn add(objects: &mut Objects, object: &ObjectRef, value: Value, file:
             objects.peer_authentications.insert(key, PeerAuthentication::parse(value)?);
         }
     }
-    objects.files.insert(object.clone(), file);
+    if let Some(file) = file {
+        objects.files.insert(object.clone(), file);
+    }
     Ok(())
 }
 
@@ -188,20 +210,92 @@ pub(super) fn stand_in(
     file: PathBuf,
     why: &str,
 ) {
+    if keep(objects, last, object, Keep::Good) || refuse(objects, object, value, why) {
+        objects.files.insert(object.clone(), file);
+    }
+}
+
+/// For a security policy that cannot be used: one that refuses. Of another kind there is then less in the mesh, not more.
+fn refuse(objects: &mut Objects, object: &ObjectRef, value: Option<&Value>, why: &str) -> bool {
     let key = object.key();
-    let kept = keep(objects, last, object, Keep::Good);
     match object.kind {
-        _ if kept => {}
         Kind::AuthorizationPolicy => {
             objects.authorization_policies.insert(key, AuthorizationPolicy::broken(object, value, why));
         }
         Kind::PeerAuthentication => {
             objects.peer_authentications.insert(key, PeerAuthentication::broken(object, value, why));
         }
-        // Without it there is less in the mesh, not more.
-        _ => return,
+        _ => return false,
     }
-    objects.files.insert(object.clone(), file);
+    true
+}
+
+/// The same where objects are changed in place: what is known and good stays.
+pub(super) fn stand_in_place(objects: &mut Objects, object: &ObjectRef, value: &Value, why: &str) {
+    let key = object.key();
+    let good = match object.kind {
+        Kind::AuthorizationPolicy => objects.authorization_policies.get(&key).is_some_and(|policy| policy.spec.is_ok()),
+        Kind::PeerAuthentication => objects.peer_authentications.get(&key).is_some_and(|policy| policy.spec.is_ok()),
+        _ => true,
+    };
+    if !good {
+        refuse(objects, object, Some(value), why);
+    }
+}
+
+/// Takes an object out; whether it was there.
+pub(super) fn remove(objects: &mut Objects, object: &ObjectRef) -> bool {
+    let key = object.key();
+    match object.kind {
+        Kind::Namespace => objects.namespaces.remove(&object.name).is_some(),
+        Kind::Node => objects.nodes.remove(&object.name).is_some(),
+        Kind::Pod => objects.pods.remove(&key).is_some(),
+        Kind::ServiceAccount => objects.service_accounts.remove(&key).is_some(),
+        Kind::Service => objects.services.remove(&key).is_some(),
+        Kind::EndpointSlice => objects.endpoint_slices.remove(&key).is_some(),
+        Kind::NetworkPolicy => objects.network_policies.remove(&key).is_some(),
+        Kind::AuthorizationPolicy => objects.authorization_policies.remove(&key).is_some(),
+        Kind::PeerAuthentication => objects.peer_authentications.remove(&key).is_some(),
+    }
+}
+
+/// The metadata of an object that is known.
+pub(super) fn metadata<'a>(objects: &'a Objects, object: &ObjectRef) -> Option<&'a ObjectMeta> {
+    let key = object.key();
+    match object.kind {
+        Kind::Namespace => objects.namespaces.get(&object.name).map(|found| &found.metadata),
+        Kind::Node => objects.nodes.get(&object.name).map(|found| &found.metadata),
+        Kind::Pod => objects.pods.get(&key).map(|found| &found.metadata),
+        Kind::ServiceAccount => objects.service_accounts.get(&key).map(|found| &found.metadata),
+        Kind::Service => objects.services.get(&key).map(|found| &found.metadata),
+        Kind::EndpointSlice => objects.endpoint_slices.get(&key).map(|found| &found.metadata),
+        Kind::NetworkPolicy => objects.network_policies.get(&key).map(|found| &found.metadata),
+        Kind::AuthorizationPolicy => objects.authorization_policies.get(&key).map(|found| &found.metadata),
+        Kind::PeerAuthentication => objects.peer_authentications.get(&key).map(|found| &found.metadata),
+    }
+}
+
+/// All objects of a kind.
+pub(super) fn names(objects: &Objects, kind: Kind) -> Vec<ObjectRef> {
+    fn of<T>(kind: Kind, found: &BTreeMap<super::Key, T>) -> Vec<ObjectRef> {
+        let name =
+            |(namespace, name): &super::Key| ObjectRef { kind, namespace: namespace.clone(), name: name.clone() };
+        found.keys().map(name).collect()
+    }
+    fn of_cluster<T>(kind: Kind, found: &BTreeMap<String, T>) -> Vec<ObjectRef> {
+        found.keys().map(|name| ObjectRef { kind, namespace: String::new(), name: name.clone() }).collect()
+    }
+    match kind {
+        Kind::Namespace => of_cluster(kind, &objects.namespaces),
+        Kind::Node => of_cluster(kind, &objects.nodes),
+        Kind::Pod => of(kind, &objects.pods),
+        Kind::ServiceAccount => of(kind, &objects.service_accounts),
+        Kind::Service => of(kind, &objects.services),
+        Kind::EndpointSlice => of(kind, &objects.endpoint_slices),
+        Kind::NetworkPolicy => of(kind, &objects.network_policies),
+        Kind::AuthorizationPolicy => of(kind, &objects.authorization_policies),
+        Kind::PeerAuthentication => of(kind, &objects.peer_authentications),
+    }
 }
 
 /// Which objects of the last load are worth keeping.
@@ -264,28 +358,4 @@ pub(super) fn of_file<'a>(last: &'a Objects, file: &'a std::path::Path) -> impl 
 /// Whether this load holds the object already.
 pub(super) fn holds(objects: &Objects, object: &ObjectRef) -> bool {
     objects.files.contains_key(object)
-}
-
-/// A pod without its resource amounts and volumes. Amounts may be written as numbers, which the API server takes and the typed form
-/// does not; nothing of ours reads either, so neither may be the reason to refuse a pod.
-fn without_quantities(mut pod: Value) -> Value {
-    if let Some(spec) = pod.get_mut("spec").and_then(Value::as_object_mut) {
-        for name in ["volumes", "overhead", "resources"] {
-            spec.remove(name);
-        }
-        for list in ["containers", "initContainers", "ephemeralContainers"] {
-            for container in spec.get_mut(list).and_then(Value::as_array_mut).into_iter().flatten() {
-                if let Some(container) = container.as_object_mut() {
-                    container.remove("resources");
-                    container.remove("env");
-                }
-            }
-        }
-    }
-    if let Some(status) = pod.get_mut("status").and_then(Value::as_object_mut) {
-        for list in ["containerStatuses", "initContainerStatuses", "ephemeralContainerStatuses"] {
-            status.remove(list);
-        }
-    }
-    pod
 }

@@ -128,7 +128,7 @@ impl Load<'_> {
             return self.reject(file, line, &header, error);
         }
         let value = document::with_namespace(value, &object);
-        if let Err(error) = kind::add(&mut self.objects, &object, value.clone(), file.to_owned()) {
+        if let Err(error) = kind::add(&mut self.objects, &object, value.clone(), Some(file.to_owned())) {
             self.refuse(file, line, &header, Some(object), Some(value), error);
         }
     }

@@ -1,4 +1,4 @@
-//! Kubernetes objects as Culvert reads them, from a directory of manifests or (later) from the API server.
+//! Kubernetes objects as Culvert reads them, from a directory of manifests ([`load_dir`]) or from the API server ([`Store`]).
 //!
 //! The file source is a watched directory of ordinary manifests, replaced by rename. It narrows on bad input, never widens: a broken
 //! document is refused alone and named by file and line, the last good version of its object stays, and a broken security policy
@@ -10,6 +10,8 @@ mod kind;
 mod load;
 mod pod;
 pub mod security;
+mod store;
+mod trim;
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -23,6 +25,7 @@ pub use kind::{Kind, ObjectRef};
 pub use load::{MAX_FILE, TOKENS, load_dir};
 pub use pod::{is_ready, is_terminal, node_name, pod_ips, pod_name, pod_uid, probe_ports, service_account};
 pub use security::{AuthorizationPolicy, PeerAuthentication};
+pub use store::{Change, Store};
 
 /// Namespace and name of an object.
 pub type Key = (String, String);
