@@ -4,6 +4,7 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 
 use clap::{Parser, Subcommand, ValueEnum};
+use mesh_kube::Place;
 
 /// The node's daemon for pods: answers the CNI plugin, decides enrolment, writes and audits capture rules, tells node-proxy.
 #[derive(Debug, Parser)]
@@ -100,9 +101,12 @@ pub struct RunArgs {
     /// This node's name: pods bound to it are ours.
     #[arg(long, env = "CULVERT_NODE_NAME", required = true)]
     pub node_name: Option<String>,
-    /// Directory of Kubernetes manifests to take pods from.
-    #[arg(long, env = "CULVERT_SOURCE", required = true)]
-    pub source: Option<PathBuf>,
+    /// Where pods come from: `api` for the Kubernetes API server, or a directory of Kubernetes manifests.
+    #[arg(long, env = "CULVERT_SOURCE", default_value = "api", value_name = "api|DIR")]
+    pub source: Place,
+    /// How the API server is reached; without it, as a pod of the cluster with its own service account.
+    #[arg(long, env = "CULVERT_KUBECONFIG", value_name = "FILE")]
+    pub kubeconfig: Option<PathBuf>,
     /// Socket that the CNI plugin dials.
     #[arg(long, env = "CULVERT_CNI_SOCKET", default_value = mesh_api::link::cni::SOCKET)]
     pub cni_socket: PathBuf,
@@ -145,4 +149,21 @@ pub struct RunArgs {
     /// Form of log lines.
     #[arg(long, env = "CULVERT_LOG_FORMAT", value_enum, default_value_t = LogFormat::Text)]
     pub log_format: LogFormat,
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory as _;
+
+    use super::*;
+
+    #[test]
+    fn the_command_line_is_well_formed_and_pods_come_from_the_api_server_unless_told_otherwise() {
+        Cli::command().debug_assert();
+        let parsed = |text: &str| Cli::try_parse_from(text.split(' ')).expect("parsed").run.source;
+        assert_eq!(parsed("pod-watcher --node-name n1"), Place::Api);
+        assert_eq!(parsed("pod-watcher --node-name n1 --source api"), Place::Api);
+        assert_eq!(parsed("pod-watcher --node-name n1 --source /etc/mesh"), Place::Dir("/etc/mesh".into()));
+        assert!(Cli::try_parse_from(["pod-watcher", "--source", "api"]).is_err(), "a node's name is needed");
+    }
 }

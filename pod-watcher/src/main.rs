@@ -2,7 +2,7 @@
 //!
 //! Read in the order in which a pod meets it: [`cni`] takes the plugin's call, [`node`] owns what is known and steps [`enrol`],
 //! [`sandbox`] works in the pod's netns, [`keepers`] tells node-proxy; [`source`] and [`watch`] say what the world wants. It holds
-//! no pod key, parses nothing from the network, and never changes the node's own netns.
+//! no pod key, parses nothing from the network but what the API server says, and never changes the node's own netns.
 
 mod admin;
 mod args;
@@ -15,6 +15,7 @@ mod node;
 mod privileges;
 mod sandbox;
 mod serve;
+mod settle;
 mod source;
 mod state_dir;
 mod status;

@@ -3,29 +3,34 @@
 
 use std::fs::{DirBuilder, File};
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context, bail};
+use mesh_api::manifests::Kind;
 use mesh_daemon::ready::Readiness;
 use mesh_daemon::{drain, http, signals, tasks};
+use mesh_kube::{Api, Files, Following, Place, Reporter, Server, Source, Timing};
+use mesh_model::PodName;
 use mesh_net::capture::{self, Mode};
 use mesh_net::seqpacket::AsyncListener;
 use mesh_net::{Netns, procfs};
 use rustix::fs::{FlockOperation, flock};
-use tokio::sync::{Notify, oneshot};
+use tokio::sync::{Notify, mpsc, oneshot};
 
 use crate::args::{OnEnroll, RunArgs, TableMode};
 use crate::metrics::Metrics;
 use crate::node::{Inputs, Node, Parts};
 use crate::sandbox::Kernel;
-use crate::source::Scope;
-use crate::status::Status;
+use crate::source::{Records, Scope};
+use crate::status::{CONDITION, Status};
 use crate::{admin, cni, facts, keepers, state_dir, watch};
 
 /// A predecessor that is being stopped gives the lock back within this time.
 const LOCK: Duration = Duration::from_secs(10);
+/// ADDs whose pods are looked for: as many as there may be calls at a time.
+const WANTED: usize = 256;
 /// After the stop was asked for.
 const STOP: Duration = Duration::from_secs(3);
 
@@ -33,7 +38,8 @@ const STOP: Duration = Duration::from_secs(3);
 pub async fn run(args: RunArgs) -> anyhow::Result<()> {
     let RunArgs {
         node_name,
-        source,
+        source: place,
+        kubeconfig,
         cni_socket,
         proxy_socket,
         admin_socket,
@@ -48,8 +54,9 @@ pub async fn run(args: RunArgs) -> anyhow::Result<()> {
         log_format: _,
     } = args;
     let node = node_name.context("--node-name is required")?;
-    let dir = source.context("--source is required")?;
-    if !dir.is_dir() {
+    if let Place::Dir(dir) = &place
+        && !dir.is_dir()
+    {
         bail!("--source {} is not a directory", dir.display());
     }
     for socket in [&cni_socket, &proxy_socket, &admin_socket] {
@@ -62,7 +69,6 @@ pub async fn run(args: RunArgs) -> anyhow::Result<()> {
     }
     let _lock = lock(&cni_socket.with_file_name("pod-watcher.lock")).await?;
     state_dir::prepare(&state_dir).with_context(|| format!("create --state-dir {}", state_dir.display()))?;
-    let status = Status::open(&status_dir).with_context(|| format!("create --status-dir {}", status_dir.display()))?;
 
     let registry = prometheus::Registry::new();
     let metrics = Metrics::new(&registry)?;
@@ -80,32 +86,64 @@ pub async fn run(args: RunArgs) -> anyhow::Result<()> {
     group.spawn("metrics", http::serve(listener, routes.ready(readiness), stop.clone()));
 
     let scope = Scope { node: node.clone(), excluded: exclude_namespaces, own: own_namespace };
-    let mut source = watch::Source::new(dir, scope.clone(), state_dir.clone(), metrics.clone());
-    let (source, records) = tokio::task::spawn_blocking(move || {
-        let records = source.load();
-        (source, records)
-    })
-    .await?;
+    let (asks, wanted) = mpsc::channel(WANTED);
+    let (inputs, queue) = Inputs::new();
+    let watching = Pending {
+        scope: scope.clone(),
+        state_dir: state_dir.clone(),
+        metrics: metrics.clone(),
+        wanted,
+        inputs: inputs.clone(),
+    };
+    let (first, begin, reporter) = match place {
+        Place::Dir(dir) => {
+            let (first, begin) = watching.start(Files::new(dir), &group, &stop);
+            (first, begin, None)
+        }
+        Place::Api => {
+            let api = Api::connect(kubeconfig.as_deref()).await.context("--source api")?;
+            let follow = [
+                Following { kind: Kind::Pod, node: Some(node.clone()) },
+                Following { kind: Kind::Namespace, node: None },
+            ];
+            let server =
+                Server::start(api.clone(), &follow, Timing::default(), metrics.source.clone(), &group.handle());
+            let reporter = Reporter::start(api, &node, CONDITION, metrics.source.clone(), &group.handle());
+            let (first, begin) = watching.start(server, &group, &stop);
+            (first, begin, Some(reporter))
+        }
+    };
+    let status =
+        Status::open(&status_dir, reporter).with_context(|| format!("create --status-dir {}", status_dir.display()))?;
+    let records = tokio::select! {
+        why = signals::stop() => {
+            tracing::info!(why = why?, "stopping before the source was read; rules stay in place");
+            trigger.ask();
+            group.cut().await;
+            return Ok(());
+        }
+        // An error means that the task has ended, which its log explains.
+        records = first => records.context("reading the source")?,
+    };
     tracing::info!(node, pods = records.pods.len(), namespaces = records.namespaces.len(), "source read");
     loaded.release();
 
     let kernel = kernel(table_mode)?;
     metrics.table_mode(kernel.mode);
-    let (inputs, queue) = Inputs::new();
-    let (look, wanted) = (Arc::new(Notify::new()), Arc::new(Notify::new()));
+    let look = Arc::new(Notify::new());
     let (adoption, wait) = oneshot::channel();
     let parts = Parts {
         scope,
         kernel,
         linger: Duration::from_secs(linger_seconds),
-        records: records.clone(),
+        records,
         facts: facts::read(&node).context("addresses of the node")?,
         status,
         metrics: metrics.clone(),
         group: group.handle(),
         inputs: inputs.clone(),
         look: look.clone(),
-        wanted: wanted.clone(),
+        wanted: asks,
         adopted,
         adoption,
     };
@@ -127,7 +165,8 @@ pub async fn run(args: RunArgs) -> anyhow::Result<()> {
         group.spawn("cni socket", cni::serve(cni, inputs.clone(), metrics.clone(), group.handle(), stop.clone()));
         group.spawn("keeper socket", keepers::serve(proxy, inputs.clone(), metrics, group.handle(), stop.clone()));
         group.spawn("admin socket", mesh_daemon::admin::serve(people, admin::handler(inputs.clone()), stop.clone()));
-        group.spawn("source", until(stop.clone(), watch::source(source, records, wanted, inputs.clone())));
+        // An error: the source's task has ended, which its log explains.
+        let _ = begin.send(());
         group.spawn("markers", until(stop.clone(), watch::markers(state_dir, inputs.clone())));
         group.spawn("node facts", until(stop.clone(), watch::node_facts(node, inputs.clone())));
         sockets.release();
@@ -142,6 +181,39 @@ pub async fn run(args: RunArgs) -> anyhow::Result<()> {
         tracing::warn!(cut, "tasks did not end in time; what they held is read back at the next start");
     }
     Ok(())
+}
+
+/// What following a source needs besides the source.
+struct Pending {
+    scope: Scope,
+    state_dir: PathBuf,
+    metrics: Metrics,
+    wanted: mpsc::Receiver<PodName>,
+    inputs: Inputs,
+}
+
+impl Pending {
+    /// Follows the source in a task: the first records come by one channel; what follows goes to the node once the other says so.
+    fn start<S: Source>(
+        self,
+        source: S,
+        group: &tasks::Group,
+        stop: &drain::Watch,
+    ) -> (oneshot::Receiver<Records>, oneshot::Sender<()>) {
+        let Self { scope, state_dir, metrics, wanted, inputs } = self;
+        let (tell, first) = oneshot::channel();
+        let (begin, begun) = oneshot::channel();
+        let mut watching = watch::Watching::new(source, scope, state_dir, metrics);
+        let work = async move {
+            // Both ends go with the process.
+            let _ = tell.send(watching.first().await);
+            if begun.await.is_ok() {
+                watching.run(wanted, inputs).await;
+            }
+        };
+        group.spawn("source", until(stop.clone(), work));
+        (first, begin)
+    }
 }
 
 /// Ends the work when the stop is asked for: what it reads, it reads again at the next start.

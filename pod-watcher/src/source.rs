@@ -1,6 +1,6 @@
 //! What this node's pods should be: records made from Kubernetes objects. Pure; the watching is in [`crate::watch`].
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
 use mesh_api::link::state_dir::Standing;
@@ -22,6 +22,8 @@ pub struct PodRecord {
     pub addresses: Vec<IpAddr>,
     /// In the mesh or not.
     pub enrolment: Enrolment,
+    /// It is being deleted.
+    pub terminating: bool,
 }
 
 /// Everything known from the source.
@@ -33,6 +35,8 @@ pub struct Records {
     pub by_name: BTreeMap<PodName, PodUid>,
     /// What each namespace is to the mesh: for the plugin, when we are down.
     pub namespaces: BTreeMap<String, Standing>,
+    /// Pods whose word about the mesh changes too fast to be followed.
+    pub unsettled: BTreeSet<PodUid>,
 }
 
 /// Which pods and namespaces are ours to decide about.
@@ -92,6 +96,7 @@ impl Scope {
                 probe_ports: manifests::probe_ports(pod),
                 addresses: manifests::pod_ips(pod),
                 enrolment,
+                terminating: pod.metadata.deletion_timestamp.is_some(),
             };
             records.by_name.insert(name, uid.clone());
             records.pods.insert(uid, record);

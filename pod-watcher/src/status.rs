@@ -1,5 +1,6 @@
 //! What people and programs can read about pods without asking: `events.jsonl` and `pods/<uid>.json`, the file forms of a
-//! Kubernetes Event and of a Pod condition. Written from what was observed, never from intent.
+//! Kubernetes Event and of a Pod condition; and, where pods come from the API server, these two themselves. Written from what was
+//! observed, never from intent.
 
 use std::fs::{DirBuilder, File};
 use std::io::{self, Write};
@@ -7,9 +8,12 @@ use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::time::{SystemTime, UNIX_EPOCH};
 
+use mesh_kube::Reporter;
 use mesh_model::{PodName, PodUid};
 use serde::Serialize;
 
+/// The type of the Pod condition.
+pub const CONDITION: &str = "culvert.io/Captured";
 /// The events file is renamed to `events.jsonl.1` at this size, replacing the one before: at most twice this is kept.
 const ROTATE_AT: u64 = 1024 * 1024;
 
@@ -60,17 +64,18 @@ pub struct Seen {
 #[derive(Debug)]
 pub struct Status {
     dir: PathBuf,
+    api: Option<Reporter>,
 }
 
 impl Status {
     /// Makes the directory. Conditions of an earlier run are removed: they are written anew from what is read back.
-    pub fn open(dir: &Path) -> io::Result<Self> {
+    pub fn open(dir: &Path, api: Option<Reporter>) -> io::Result<Self> {
         let pods = dir.join("pods");
         DirBuilder::new().recursive(true).mode(0o755).create(&pods)?;
         for entry in std::fs::read_dir(&pods)? {
             std::fs::remove_file(entry?.path())?;
         }
-        Ok(Self { dir: dir.to_owned() })
+        Ok(Self { dir: dir.to_owned(), api })
     }
 
     /// Adds an event. One that cannot be written is logged all the same by the caller; the daemon goes on.
@@ -79,6 +84,13 @@ impl Status {
         let line = EventLine { time, r#type: kind, reason, pod: pod.to_string(), uid: uid.as_str(), message };
         if let Err(error) = self.append(&line) {
             tracing::warn!(%error, dir = %self.dir.display(), "event not written");
+        }
+        if let Some(api) = &self.api {
+            let kind = match kind {
+                EventType::Normal => mesh_kube::EventType::Normal,
+                EventType::Warning => mesh_kube::EventType::Warning,
+            };
+            api.event(kind, reason, pod, uid, message);
         }
     }
 
@@ -93,7 +105,10 @@ impl Status {
     }
 
     /// Writes a pod's condition, renamed into place.
-    pub fn condition(&self, uid: &PodUid, condition: &Condition) {
+    pub fn condition(&self, pod: &PodName, uid: &PodUid, condition: &Condition) {
+        if let Some(api) = &self.api {
+            api.condition(uid, pod, condition.enrolled, &condition.reason, &condition.message);
+        }
         let path = self.path(uid);
         let aside = path.with_extension("tmp");
         let write = || -> io::Result<()> {
@@ -108,6 +123,9 @@ impl Status {
     /// The pod is gone, or was never ours.
     pub fn remove(&self, uid: &PodUid) {
         let _ = std::fs::remove_file(self.path(uid));
+        if let Some(api) = &self.api {
+            api.forget(uid);
+        }
     }
 
     fn path(&self, uid: &PodUid) -> PathBuf {
@@ -122,7 +140,7 @@ mod tests {
     #[test]
     fn events_are_lines_and_do_not_grow_for_ever() {
         let dir = tempfile::tempdir().expect("temporary directory");
-        let status = Status::open(dir.path()).expect("opened");
+        let status = Status::open(dir.path(), None).expect("opened");
         let pod = PodName { namespace: "shop".to_owned(), name: "cart".to_owned() };
         let uid = PodUid::parse("u1").expect("uid");
         let message = "m".repeat(64 * 1024);

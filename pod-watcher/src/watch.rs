@@ -1,4 +1,4 @@
-//! Tasks that look at the outside and tell the node: the source directory, the plugin's markers, processes, the node's addresses.
+//! Tasks that look at the outside and tell the node: the source of pods, the plugin's markers, processes, the node's addresses.
 
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
@@ -6,19 +6,24 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use mesh_api::link::state_dir::{Marker, Namespaces, VERSION};
-use mesh_api::manifests::{self, Objects};
 use mesh_daemon::dir;
+use mesh_kube::{Ended, Source};
+use mesh_model::PodName;
 use mesh_net::NetnsId;
 use mesh_net::procfs::{self, PodProcess};
-use tokio::sync::Notify;
+use tokio::sync::{Notify, mpsc};
+use tokio::time::Instant;
 
 use crate::metrics::Metrics;
 use crate::node::{Input, Inputs};
+use crate::settle::Settle;
 use crate::source::{Records, Scope};
 use crate::{facts, state_dir};
 
-/// The source is read again after this time even if nothing was seen to change.
+/// The markers are read again after this time even if nothing was seen to change.
 const RELOAD: Duration = Duration::from_secs(30);
+/// After a reading that panicked: a bug, and what was known stays; it may be of one object that will change.
+const AFTER_PANIC: Duration = Duration::from_secs(5);
 /// Gone pods are to be let go of within ten seconds: two scans must both miss them.
 const SCAN: Duration = Duration::from_secs(3);
 /// Memory is given back after each of so many looks: the last of a gone pod's is freed some seconds after its processes have ended.
@@ -26,64 +31,108 @@ const TRIMS: u32 = 4;
 /// Addresses of a node change rarely, and are read at each ADD as well; a probe from a new one is judged as a stranger's until then.
 const FACTS: Duration = Duration::from_secs(5);
 
-/// Reads the source and keeps the file that the plugin decides by.
+/// Follows the source and keeps the file that the plugin decides by.
 #[derive(Debug)]
-pub struct Source {
-    dir: PathBuf,
+pub struct Watching<S> {
+    source: S,
     scope: Scope,
     state_dir: PathBuf,
-    objects: Objects,
+    settle: Settle,
+    last: Records,
+    /// What stands in the namespaces file.
+    written: Option<Namespaces>,
     told: BTreeSet<String>,
     metrics: Metrics,
 }
 
-impl Source {
-    /// For this directory.
-    pub fn new(dir: PathBuf, scope: Scope, state_dir: PathBuf, metrics: Metrics) -> Self {
-        Self { dir, scope, state_dir, objects: Objects::default(), told: BTreeSet::new(), metrics }
+impl<S: Source> Watching<S> {
+    /// Reads nothing yet.
+    pub fn new(source: S, scope: Scope, state_dir: PathBuf, metrics: Metrics) -> Self {
+        let (settle, last, told) = (Settle::default(), Records::default(), BTreeSet::new());
+        Self { source, scope, state_dir, settle, last, written: None, told, metrics }
     }
 
-    /// Loads once. Blocking.
-    pub fn load(&mut self) -> Records {
-        let (objects, rejected) = manifests::load_dir(&self.dir, &self.objects);
-        self.objects = objects;
+    /// The first records: once the source has been heard completely.
+    pub async fn first(&mut self) -> Records {
+        loop {
+            self.source.changed().await;
+            if self.read().await.is_ok() {
+                return self.last.clone();
+            }
+        }
+    }
+
+    /// Tells the node whenever the source says something else. An ADD that waits for its pod's record has it looked for at once: the
+    /// source may be behind, and while many pods come, changes that go on would put a reading off.
+    pub async fn run(mut self, mut wanted: mpsc::Receiver<PodName>, inputs: Inputs) {
+        let mut again = None;
+        loop {
+            // Each may be dropped: the reading that follows serves all of them.
+            let is_wanted = tokio::select! {
+                () = self.source.changed() => false,
+                () = due(again) => false,
+                pod = wanted.recv() => match pod {
+                    Some(pod) => {
+                        self.source.fetch(&pod);
+                        true
+                    }
+                    None => return,
+                },
+            };
+            // One reading for all that wait.
+            while is_wanted && let Ok(pod) = wanted.try_recv() {
+                self.source.fetch(&pod);
+            }
+            let before = self.last.clone();
+            again = match self.read().await {
+                Ok(again) => again,
+                Err(Ended) => Some(Instant::now() + AFTER_PANIC),
+            };
+            if self.last != before {
+                inputs.send(Input::Records(self.last.clone())).await;
+            }
+        }
+    }
+
+    /// Reads and settles. When to do so again, though nothing changes.
+    async fn read(&mut self) -> Result<Option<Instant>, Ended> {
+        let scope = self.scope.clone();
+        let read = self.source.read(move |objects, rejected| (scope.records(objects), rejected.to_vec())).await;
+        let (records, rejected) = read?;
         self.metrics.manifests_read(&rejected);
         let texts: BTreeSet<String> = rejected.iter().map(ToString::to_string).collect();
         for text in texts.difference(&self.told) {
-            tracing::warn!(manifest = text, "manifest refused; the last good version of its object stays");
+            tracing::warn!(manifest = text, "object refused; the last good version of it stays");
         }
         self.told = texts;
-        let records = self.scope.records(&self.objects);
+        let (records, again) = self.settle.settle(records, &self.last, Instant::now());
+        self.write_namespaces(&records).await;
+        self.last = records;
+        Ok(again)
+    }
+
+    async fn write_namespaces(&mut self, records: &Records) {
         let namespaces = Namespaces { version: VERSION, namespaces: records.namespaces.clone() };
-        if let Err(error) = state_dir::write_namespaces(&self.state_dir, &namespaces) {
-            tracing::warn!(%error, dir = %self.state_dir.display(), "namespaces file not written: with pod-watcher down the plugin decides by the old one");
+        if self.written.as_ref() == Some(&namespaces) {
+            return;
         }
-        records
+        let dir = self.state_dir.clone();
+        let written = tokio::task::spawn_blocking(move || {
+            state_dir::write_namespaces(&dir, &namespaces).map(|()| namespaces).map_err(|error| error.to_string())
+        });
+        match written.await.map_err(|error| error.to_string()).flatten() {
+            Ok(namespaces) => self.written = Some(namespaces),
+            Err(error) => {
+                tracing::warn!(error, dir = %self.state_dir.display(), "namespaces file not written: with pod-watcher down the plugin decides by the old one");
+            }
+        }
     }
 }
 
-/// Tells the node whenever the source says something else. An ADD that waits for its pod's record has the source read at once:
-/// while many pods come, changes that go on would put a reading off.
-pub async fn source(mut source: Source, mut last: Records, wanted: Arc<Notify>, inputs: Inputs) {
-    loop {
-        let watch = watch(&source.dir);
-        let loaded = tokio::task::spawn_blocking(move || {
-            let records = source.load();
-            (source, records)
-        });
-        let Ok((back, records)) = loaded.await else {
-            return tracing::error!("reading the source ended badly; pods keep their last records");
-        };
-        source = back;
-        if records != last {
-            last.clone_from(&records);
-            inputs.send(Input::Records(records)).await;
-        }
-        // Either may be dropped: the reading that follows serves both.
-        tokio::select! {
-            () = changed(watch, RELOAD) => {}
-            () = wanted.notified() => {}
-        }
+async fn due(at: Option<Instant>) {
+    match at {
+        Some(at) => tokio::time::sleep_until(at).await,
+        None => std::future::pending().await,
     }
 }
 

@@ -48,6 +48,8 @@ pub struct Metrics {
     pub of_keepers: Keepers,
     /// Packets that pass uncaptured.
     pub passed: Passed,
+    /// Following the API server.
+    pub source: mesh_kube::Metrics,
     add_stages: HistogramVec,
     enrolments: IntCounterVec,
     failures: IntCounterVec,
@@ -114,6 +116,7 @@ impl Metrics {
             read_at: Arc::default(),
             of_keepers: Keepers::new(registry)?,
             passed: Passed::new(registry)?,
+            source: mesh_kube::Metrics::new(registry, "watcher")?,
         };
         metrics.zero();
         Ok(metrics)

@@ -211,7 +211,7 @@ impl Node {
         }
         let condition = entry.to_condition();
         if entry.condition.as_ref() != Some(&condition) {
-            self.status.condition(uid, &condition);
+            self.status.condition(&entry.record.name, uid, &condition);
             entry.condition = Some(condition);
         }
     }

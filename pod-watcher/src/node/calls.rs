@@ -88,7 +88,8 @@ impl Node {
                 tracing::debug!(%pod, "ADD waits for the pod's record");
                 self.waiting.push(Waiting { request, attachment, netns });
                 self.timers.arm(RECORD, Due::Waiting(request));
-                self.wanted.notify_one();
+                // Full: as many look-ups are under way, and the watch goes on beside them.
+                let _ = self.wanted.try_send(pod);
             }
         }
     }

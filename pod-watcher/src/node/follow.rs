@@ -19,10 +19,17 @@ use crate::keepers::{self, KeeperHandle};
 use crate::metrics::labels::Cause;
 use crate::sandbox::{Done, Job, Sandbox};
 use crate::source::Records;
+use crate::status::EventType;
 use crate::watch::Scan;
 
 impl Node {
     pub(super) fn records(&mut self, records: Records) {
+        for uid in records.unsettled.difference(&self.records.unsettled) {
+            let Some(record) = records.pods.get(uid) else { continue };
+            let message = "labels change too fast: the pod stays in the mesh until it has said otherwise for 2 s";
+            tracing::warn!(pod = %record.name, %uid, message, "enrolment");
+            self.status.event(EventType::Warning, "LabelsFlap", &record.name, uid, message);
+        }
         self.records = records;
         let uids: Vec<PodUid> = self.pods.keys().cloned().collect();
         for uid in uids {

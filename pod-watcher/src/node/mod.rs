@@ -17,7 +17,7 @@ use mesh_api::link::proxy::Refused;
 use mesh_api::link::state_dir::Marker;
 use mesh_daemon::ready::Latch;
 use mesh_daemon::tasks;
-use mesh_model::PodUid;
+use mesh_model::{PodName, PodUid};
 use tokio::sync::{Notify, mpsc, oneshot};
 
 use crate::cni::Call;
@@ -127,8 +127,8 @@ pub struct Parts {
     pub inputs: Inputs,
     /// Asks for a look at the processes.
     pub look: Arc<Notify>,
-    /// Asks for a reading of the source.
-    pub wanted: Arc<Notify>,
+    /// Asks the source for a pod whose ADD is ahead of it.
+    pub wanted: mpsc::Sender<PodName>,
     /// Released when every pod that was there before us has been read back.
     pub adopted: Latch,
     /// The same, for whoever opens the sockets.
@@ -158,7 +158,7 @@ pub struct Node {
     group: tasks::Handle,
     inputs: Inputs,
     look: Arc<Notify>,
-    wanted: Arc<Notify>,
+    wanted: mpsc::Sender<PodName>,
     /// Until the first scan has been worked off: pods whose rules are being read.
     adopting: Option<Adopting>,
     pods: BTreeMap<PodUid, Entry>,

@@ -29,6 +29,11 @@ pub struct Node {
 impl Node {
     /// With pod-watcher running; `flags` are added to its command line.
     pub fn start(flags: &[&str]) -> Self {
+        Self::start_with(flags, |_| Vec::new())
+    }
+
+    /// The same, with flags that depend on what is set up in the node before.
+    pub fn start_with(flags: &[&str], prepare: impl FnOnce(&Self) -> Vec<String>) -> Self {
         assert!(rustix::process::geteuid().is_root(), "this test makes network namespaces: run it as root");
         // Two hundred namespaces and their listeners are held by this process.
         let mut limit = rustix::process::getrlimit(rustix::process::Resource::Nofile);
@@ -42,8 +47,11 @@ impl Node {
             watcher: None,
             flags: flags.iter().map(|flag| (*flag).to_owned()).collect(),
         };
+        node.netns.run(|| run("ip", &["link", "set", "lo", "up"])).expect("entered");
         node.namespace("shop", Some("enabled"));
         node.namespace("tools", None);
+        let more = prepare(&node);
+        node.flags.extend(more);
         node.start_watcher();
         node
     }
@@ -57,8 +65,8 @@ impl Node {
         let mut command = Command::new(env!("CARGO_BIN_EXE_pod-watcher"));
         let log = std::fs::File::options().create(true).append(true).open(self.path("log")).expect("log");
         command
-            .args(["--node-name", "n1", "--metrics-address", "127.0.0.1:15025", "--source"])
-            .arg(self.path("source"))
+            .args(["--node-name", "n1", "--metrics-address", "127.0.0.1:15025"])
+            .env("CULVERT_SOURCE", self.path("source"))
             .arg("--cni-socket")
             .arg(self.path("run/cni.sock"))
             .arg("--proxy-socket")
@@ -75,10 +83,7 @@ impl Node {
             .stdout(Stdio::null())
             .stderr(log);
         // A child of this thread starts in the netns that the thread is in.
-        let child = self.netns.run(|| {
-            run("ip", &["link", "set", "lo", "up"]);
-            command.spawn()
-        });
+        let child = self.netns.run(|| command.spawn());
         self.watcher = Some(child.expect("entered").expect("pod-watcher starts"));
         let (admin, log) = (self.path("run/admin.sock"), self.path("log"));
         eventually("pod-watcher serves", || {
