@@ -7,9 +7,11 @@ use std::time::Duration;
 use anyhow::Context as _;
 use clap::{Args, Parser, Subcommand};
 use mesh_daemon::logs::Format;
+use mesh_kube::Place;
 use mesh_model::TrustDomain;
 
 use crate::compile::{CompileConfig, DefaultMode};
+use crate::tokens::review::Expected;
 
 /// Culvert's control plane: compiles Kubernetes objects into what the node proxies are told, and signs their certificates.
 #[derive(Debug, Parser)]
@@ -36,9 +38,10 @@ pub enum Command {
 /// What both commands compile by.
 #[derive(Clone, Debug, Args)]
 pub struct MeshArgs {
-    /// Directory of Kubernetes manifests (*.yaml, *.yml, *.json). Replace files by rename.
-    #[arg(long, env = "CULVERT_SOURCE", value_name = "DIR")]
-    pub source: PathBuf,
+    /// Where objects come from: `api` for the Kubernetes API server (`serve` only), or a directory of Kubernetes manifests (*.yaml,
+    /// *.yml, *.json; replace files by rename).
+    #[arg(long, env = "CULVERT_SOURCE", default_value = "api", value_name = "api|DIR")]
+    pub source: Place,
     /// The cluster, as it stands in the names of workloads; the node proxies must use the same.
     #[arg(long, env = "CULVERT_CLUSTER_ID", default_value = "Kubernetes", value_name = "ID")]
     pub cluster_id: String,
@@ -74,9 +77,30 @@ pub struct ServeArgs {
     /// What to compile, and how.
     #[command(flatten)]
     pub mesh: MeshArgs,
-    /// File with the nodes' tokens, a JSON object of token to node name; read again when it changes. Default: tokens.json in the source.
+    /// How the API server is reached; without it, as a pod of the cluster with its own service account.
+    #[arg(long, env = "CULVERT_KUBECONFIG", value_name = "FILE")]
+    pub kubeconfig: Option<PathBuf>,
+    /// File with the nodes' tokens, a JSON object of token to node name; read again when it changes. Default: tokens.json in the
+    /// source's directory; with `--source api` tokens are reviewed by the API server instead.
     #[arg(long, env = "CULVERT_TOKENS", value_name = "FILE")]
     pub tokens: Option<PathBuf>,
+    /// Audience that a reviewed token must be for.
+    #[arg(long, env = "CULVERT_TOKEN_AUDIENCE", default_value = "mesh-ca", value_name = "AUDIENCE")]
+    pub token_audience: String,
+    /// Service account that a reviewed token must be of.
+    #[arg(
+        long,
+        env = "CULVERT_PROXY_ACCOUNT",
+        default_value = "culvert-system/node-proxy",
+        value_name = "NAMESPACE/NAME"
+    )]
+    pub proxy_account: String,
+    /// Namespace of the Lease by which one of several control planes is chosen to write statuses (`--source api` only).
+    #[arg(long, env = "CULVERT_LEASE_NAMESPACE", default_value = "culvert-system", value_name = "NAMESPACE")]
+    pub lease_namespace: String,
+    /// Our name in that Lease: the pod's, and no other's. Default: the host's name.
+    #[arg(long, env = "CULVERT_POD_NAME", value_name = "NAME")]
+    pub pod_name: Option<String>,
     /// Where configuration and certificates are served.
     #[arg(long, env = "CULVERT_LISTEN", default_value = "[::]:15012", value_name = "ADDR:PORT")]
     pub listen: SocketAddr,
@@ -117,10 +141,14 @@ pub struct CompileArgs {
 /// The settings of `serve`, checked.
 #[derive(Debug)]
 pub struct Settings {
-    /// Directory of manifests.
-    pub source: PathBuf,
-    /// The tokens' file.
-    pub tokens: PathBuf,
+    /// Where objects come from.
+    pub source: Place,
+    /// How the API server is reached, if not as a pod.
+    pub kubeconfig: Option<PathBuf>,
+    /// Whose tokens are taken.
+    pub callers: Callers,
+    /// Namespace of the Lease, and our name in it.
+    pub lease: (String, String),
     /// For xDS and certificates.
     pub listen: SocketAddr,
     /// For metrics.
@@ -137,9 +165,18 @@ pub struct Settings {
     pub drain_for: Duration,
 }
 
+/// Whose tokens are taken.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Callers {
+    /// Those that this file names.
+    File(PathBuf),
+    /// Those that the API server takes.
+    Reviewed(Expected),
+}
+
 impl MeshArgs {
     /// Checked.
-    pub fn config(self) -> anyhow::Result<(PathBuf, CompileConfig)> {
+    pub fn config(self) -> anyhow::Result<(Place, CompileConfig)> {
         let domain = |text: &String| TrustDomain::parse(text);
         let config = CompileConfig {
             cluster_id: self.cluster_id,
@@ -167,8 +204,29 @@ impl ServeArgs {
     /// Checked.
     pub fn settings(self) -> anyhow::Result<Settings> {
         let (source, compile) = self.mesh.config()?;
+        let callers = match (self.tokens, &source) {
+            (Some(file), _) => Callers::File(file),
+            (None, Place::Dir(dir)) => Callers::File(dir.join(mesh_api::manifests::TOKENS)),
+            (None, Place::Api) => {
+                let account = self.proxy_account.split_once('/').filter(|(namespace, name)| {
+                    !namespace.is_empty() && !name.is_empty() && !name.contains(['/', ':']) && !namespace.contains(':')
+                });
+                let (namespace, name) = account.context("--proxy-account: not NAMESPACE/NAME")?;
+                anyhow::ensure!(
+                    !self.token_audience.is_empty(),
+                    "--token-audience: empty, which is the API server's own"
+                );
+                let account = (namespace.to_owned(), name.to_owned());
+                Callers::Reviewed(Expected { audience: self.token_audience, account })
+            }
+        };
+        let host = || rustix::system::uname().nodename().to_string_lossy().into_owned();
+        let name = self.pod_name.unwrap_or_else(host);
+        anyhow::ensure!(!name.is_empty() && !self.lease_namespace.is_empty(), "--pod-name or --lease-namespace: empty");
         Ok(Settings {
-            tokens: self.tokens.unwrap_or_else(|| source.join(mesh_api::manifests::TOKENS)),
+            callers,
+            kubeconfig: self.kubeconfig,
+            lease: (self.lease_namespace, name),
             source,
             listen: self.listen,
             metrics_address: self.metrics_address,
@@ -196,10 +254,32 @@ mod tests {
         .expect("parsed");
         let Command::Serve(args) = cli.command else { panic!("serve") };
         let settings = args.settings().expect("checked");
-        assert_eq!(settings.tokens, PathBuf::from("/s/tokens.json"));
+        assert_eq!(settings.source, Place::Dir("/s".into()));
+        assert_eq!(settings.callers, Callers::File("/s/tokens.json".into()));
         assert_eq!(settings.names, ["a", "198.19.255.1"]);
         assert_eq!(settings.longest, Duration::from_secs(24 * 3600));
         assert_eq!(settings.compile.excluded_namespaces, ["kube-system"]);
+    }
+
+    #[test]
+    fn with_the_api_server_tokens_are_reviewed_for_one_account_and_audience() {
+        let settings = |more: &str| {
+            let text = format!("control-plane serve --ca-dir /c --server-name a{more}");
+            let Command::Serve(args) = Cli::try_parse_from(text.split(' ')).expect("parsed").command else {
+                panic!("serve")
+            };
+            args.settings()
+        };
+        let account = ("culvert-system".to_owned(), "node-proxy".to_owned());
+        let expected = Expected { audience: "mesh-ca".to_owned(), account };
+        let by_default = settings("").expect("checked");
+        assert_eq!((by_default.source, by_default.callers), (Place::Api, Callers::Reviewed(expected)));
+        assert_eq!(settings(" --tokens /t").expect("checked").callers, Callers::File("/t".into()));
+        for wrong in ["node-proxy", "/node-proxy", "a/", "a/b/c", "a/b:c"] {
+            let error = settings(&format!(" --proxy-account {wrong}")).expect_err(wrong);
+            assert!(error.to_string().contains("--proxy-account"), "{error}");
+        }
+        assert!(settings(" --token-audience=").is_err());
     }
 
     #[test]

@@ -68,9 +68,7 @@ enum Refused {
 impl Refused {
     fn cause(&self) -> Cause {
         match self {
-            Self::Stranger(Stranger::NoToken) => Cause::NoToken,
-            Self::Stranger(Stranger::UnknownToken) => Cause::UnknownToken,
-            Self::Stranger(Stranger::OtherCluster(_)) => Cause::OtherCluster,
+            Self::Stranger(stranger) => stranger.cause(),
             Self::TooOften => Cause::TooOften,
             Self::NotReady => Cause::NotReady,
             Self::NoIdentity => Cause::NoIdentity,
@@ -86,6 +84,7 @@ impl Refused {
     /// What the caller is told. Whoever is not entitled learns nothing, not even whether the identity exists.
     fn status(&self) -> Status {
         match self {
+            Self::Stranger(stranger) => stranger.status(),
             Self::TooOften => Status::resource_exhausted("too many certificate requests from this node"),
             Self::NotReady => Status::unavailable("not ready"),
             Self::Authority(AuthorityError::Request(what)) => {
@@ -104,7 +103,10 @@ impl IstioCertificateService for Ca {
         request: Request<IstioCertificateRequest>,
     ) -> Result<Response<IstioCertificateResponse>, Status> {
         let peer = request.remote_addr();
-        let caller = self.tokens.authenticate(request.metadata());
+        let caller = match self.tokens.shown(request.metadata()) {
+            Ok(token) => self.tokens.authenticate(token).await,
+            Err(stranger) => Err(stranger),
+        };
         let node = caller.as_ref().map(|caller| caller.node.clone()).unwrap_or_default();
         let timer = self.metrics.sign_seconds.start_timer();
         let signed = caller.map_err(Refused::from).and_then(|_| self.sign(&node, request.get_ref()));

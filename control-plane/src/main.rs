@@ -1,4 +1,4 @@
-//! Culvert's control plane: watches Kubernetes objects (here: a directory of manifests), compiles them into the records that the node
+//! Culvert's control plane: watches Kubernetes objects (of the API server or of a directory of manifests), compiles them into the records that the node
 //! proxies judge and route by, serves these over delta xDS, and signs workload certificates.
 //!
 //! The path of a change: `source` → `compile` → `snapshot` → `ads`. The path of a certificate: `tokens` → `ca` → `mesh_tls`.
@@ -9,6 +9,7 @@ mod args;
 mod ca;
 mod compile;
 mod incoming;
+mod lease;
 mod metrics;
 mod save;
 mod serve;

@@ -9,6 +9,7 @@ use std::time::SystemTime;
 use anyhow::Context as _;
 use mesh_api::manifests::{Objects, load_dir};
 use mesh_api::xds::saved::Saved;
+use mesh_kube::Place;
 
 use crate::args::CompileArgs;
 use crate::compile::compile;
@@ -18,6 +19,7 @@ use crate::snapshot::Snapshot;
 pub fn run(args: CompileArgs) -> anyhow::Result<()> {
     let CompileArgs { mesh, node, out, strict } = args;
     let (source, config) = mesh.config()?;
+    let Place::Dir(source) = source else { anyhow::bail!("compile reads a directory: --source DIR") };
     anyhow::ensure!(source.is_dir(), "{} (--source) is not a directory", source.display());
     let (objects, rejected) = load_dir(&source, &Objects::default());
     let compiled = compile(&objects, &rejected, &config);

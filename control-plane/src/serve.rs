@@ -4,23 +4,38 @@ use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use anyhow::Context as _;
+use mesh_api::manifests::Kind;
 use mesh_api::xds::ca::istio_certificate_service_server::IstioCertificateServiceServer;
 use mesh_api::xds::discovery::aggregated_discovery_service_server::AggregatedDiscoveryServiceServer;
 use mesh_daemon::{drain, http, ready::Readiness, tasks};
+use mesh_kube::{Api, Files, Following, Place, Server, Timing};
 use mesh_tls::authority::Authority;
 use mesh_tls::endpoint_server_config;
 use tokio::net::TcpListener;
 use tokio::sync::watch;
 
 use crate::ads::Ads;
-use crate::args::{ServeArgs, Settings};
+use crate::args::{Callers, ServeArgs, Settings};
 use crate::ca::{Budgets, Ca};
 use crate::incoming;
+use crate::lease::Lease;
 use crate::metrics::Metrics;
 use crate::services::Services;
-use crate::source::Source;
-use crate::tokens;
+use crate::source::Compiling;
+use crate::tokens::review::Reviewer;
+use crate::tokens::{self, Tokens};
 
+/// What is compiled. Service accounts are not: a pod names its own.
+const KINDS: [Kind; 8] = [
+    Kind::Namespace,
+    Kind::Node,
+    Kind::Pod,
+    Kind::Service,
+    Kind::EndpointSlice,
+    Kind::NetworkPolicy,
+    Kind::AuthorizationPolicy,
+    Kind::PeerAuthentication,
+];
 /// A request for a certificate and an acknowledgement are small; a node's list of what it has grows with the mesh (100 bytes a
 /// resource).
 const LARGEST_REQUEST: usize = 64 * 1024 * 1024;
@@ -61,7 +76,19 @@ pub async fn run(args: ServeArgs) -> anyhow::Result<()> {
 
 /// Starts everything but the metrics endpoint.
 pub async fn start(settings: Settings) -> anyhow::Result<Running> {
-    let Settings { source, tokens, listen, metrics_address: _, ca_dir, names, longest, compile, drain_for } = settings;
+    let Settings {
+        source,
+        kubeconfig,
+        callers,
+        lease,
+        listen,
+        metrics_address: _,
+        ca_dir,
+        names,
+        longest,
+        compile,
+        drain_for,
+    } = settings;
     let metrics = Metrics::new();
     let readiness = Readiness::new();
     let listening = readiness.latch("listener");
@@ -73,11 +100,42 @@ pub async fn start(settings: Settings) -> anyhow::Result<Running> {
     let authority = Arc::new(authority);
     let config = certificate(&authority, names, &metrics, &group, watch.clone())?;
 
-    let (writer, tokens) = tokens::tokens(&tokens, &compile.cluster_id);
     let trust_domain = compile.trust_domain.clone();
-    anyhow::ensure!(source.is_dir(), "{} (--source) is not a directory", source.display());
-    let (source, snapshots) = Source::new(&source, compile, writer, metrics.clone(), &readiness);
-    group.spawn("source", source.run(watch.clone()));
+    let api = match (&source, &callers) {
+        (Place::Dir(_), Callers::File(_)) => None,
+        _ => Some(Api::connect(kubeconfig.as_deref()).await.context("--source api")?),
+    };
+    let tokens = match (callers, &api) {
+        (Callers::Reviewed(expected), Some(api)) => {
+            Tokens::of_review(Reviewer::new(api.clone(), expected), &compile.cluster_id)
+        }
+        (Callers::File(path), _) => {
+            let (mut writer, known) = tokens::file::tokens(&path, metrics.clone());
+            writer.read();
+            group.spawn("tokens", writer.follow(watch.clone()));
+            Tokens::of_file(known, &compile.cluster_id)
+        }
+        (Callers::Reviewed(_), None) => anyhow::bail!("tokens can be reviewed only with --source api"),
+    };
+    let snapshots = match (source, api) {
+        (Place::Api, Some(api)) => {
+            let follow = KINDS.map(|kind| Following { kind, node: None });
+            // Nothing writes statuses yet; who would is shown.
+            let (lease, _leads) = Lease::new(api.clone(), lease.0, lease.1, metrics.leader.clone());
+            group.spawn("lease", lease.run(watch.clone()));
+            let source = Server::start(api, &follow, Timing::default(), metrics.source.clone(), &group.handle());
+            let (compiling, snapshots) = Compiling::new(source, compile, metrics.clone(), &readiness);
+            group.spawn("source", compiling.run(watch.clone()));
+            snapshots
+        }
+        (Place::Dir(dir), _) => {
+            anyhow::ensure!(dir.is_dir(), "{} (--source) is not a directory", dir.display());
+            let (compiling, snapshots) = Compiling::new(Files::new(dir), compile, metrics.clone(), &readiness);
+            group.spawn("source", compiling.run(watch.clone()));
+            snapshots
+        }
+        (Place::Api, None) => anyhow::bail!("--source api needs the API server"),
+    };
 
     let listener = TcpListener::bind(listen).await.with_context(|| format!("listen on {listen} (--listen)"))?;
     let address = listener.local_addr().context("own address")?;

@@ -1,148 +1,87 @@
-//! The file source: a watched directory of manifests and the token file, read again when anything changes there.
+//! From the source of objects to what is served: whatever changed there is compiled, and what differs is published.
 //!
-//! Everything is read and compiled anew on each change: thousands of objects take milliseconds, and there is no state that could
-//! drift. What does not differ from before is not published.
+//! Everything is compiled anew on each change: there is no state that could drift. A compilation that takes long is followed by as long
+//! a rest, in which changes gather.
 
 use std::collections::BTreeSet;
-use std::io;
-use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use mesh_api::manifests::{Objects, load_dir};
-use mesh_daemon::{dir, drain, ready};
+use mesh_daemon::{drain, ready};
+use mesh_kube::Source;
 use tokio::sync::watch;
 
 use crate::compile::{CompileConfig, compile};
 use crate::metrics::Metrics;
 use crate::snapshot::Snapshot;
-use crate::tokens;
 
-/// Looks again without being told, for what notification misses (a directory replaced as a whole, an overflow, a network file
-/// system). Nothing is published if nothing changed.
-const ANYWAY: Duration = Duration::from_secs(30);
+/// Longest rest between compilations: well below the second in which a policy must bite.
+const REST: Duration = Duration::from_millis(300);
+/// After a compilation that panicked: a bug, and of an object that may change.
+const AFTER_PANIC: Duration = Duration::from_secs(5);
 
-/// What the source reads and where it goes.
-pub struct Source {
-    dir: PathBuf,
+/// What is compiled and where it goes.
+pub struct Compiling<S> {
+    source: S,
     config: Arc<CompileConfig>,
-    tokens: tokens::Writer,
     snapshots: watch::Sender<Arc<Snapshot>>,
     metrics: Metrics,
-    last: Arc<Objects>,
     /// Complaints already logged, so that each is logged when it appears and not at every reload.
     known: BTreeSet<String>,
-    tokens_broken: bool,
     waiting: Option<ready::Latch>,
 }
 
-impl Source {
+impl<S: Source> Compiling<S> {
     /// Reads nothing yet.
     pub fn new(
-        dir: &Path,
+        source: S,
         config: CompileConfig,
-        tokens: tokens::Writer,
         metrics: Metrics,
         readiness: &ready::Readiness,
     ) -> (Self, watch::Receiver<Arc<Snapshot>>) {
         let (snapshots, receiver) = watch::channel(Arc::default());
-        let source = Self {
-            dir: dir.to_owned(),
-            config: Arc::new(config),
-            tokens,
-            snapshots,
-            metrics,
-            last: Arc::default(),
-            known: BTreeSet::new(),
-            tokens_broken: false,
-            waiting: Some(readiness.latch("manifests")),
-        };
-        (source, receiver)
+        let waiting = Some(readiness.latch("manifests"));
+        let config = Arc::new(config);
+        (Self { source, config, snapshots, metrics, known: BTreeSet::new(), waiting }, receiver)
     }
 
     /// Reads, then follows until the drain is asked for.
     pub async fn run(mut self, drain: drain::Watch) {
         loop {
-            // Watching before reading: a change in between is not lost.
-            let watched = self.watch();
-            self.read().await;
-            let mut watched = match watched {
-                Ok(watched) => Some(watched),
-                Err(error) => {
-                    tracing::error!(dir = %self.dir.display(), %error, "watch manifests; looking again every 30 s");
-                    None
-                }
-            };
-            let told = async {
-                match &mut watched {
-                    Some((manifests, Some(tokens))) => tokio::select! {
-                        changed = manifests.changed() => changed,
-                        changed = tokens.changed() => changed,
-                    },
-                    Some((manifests, None)) => manifests.changed().await,
-                    None => std::future::pending().await,
-                }
-            };
-            // Each branch may be dropped: what changed is found by reading, not by the notification.
+            // Each branch may be dropped: what changed is found by reading.
             tokio::select! {
                 biased;
                 () = drain.asked() => return,
-                changed = told => if let Err(error) = changed {
-                    tracing::warn!(dir = %self.dir.display(), %error, "watching the manifests failed; starting over");
-                },
-                () = tokio::time::sleep(ANYWAY) => {}
+                () = self.source.changed() => {}
+            }
+            let begun = Instant::now();
+            let rest = match self.read(begun).await {
+                Ok(()) => begun.elapsed().min(REST),
+                Err(mesh_kube::Ended) => AFTER_PANIC,
+            };
+            tokio::select! {
+                biased;
+                () = drain.asked() => return,
+                () = tokio::time::sleep(rest) => {}
             }
         }
     }
 
-    /// Watches the manifests' directory, and the tokens' one where it is another.
-    fn watch(&self) -> io::Result<(dir::Watch, Option<dir::Watch>)> {
-        let manifests = dir::Watch::new(&self.dir)?;
-        let elsewhere =
-            self.tokens.path().parent().filter(|parent| *parent != self.dir && !parent.as_os_str().is_empty());
-        Ok((manifests, elsewhere.map(dir::Watch::new).transpose()?))
-    }
-
-    async fn read(&mut self) {
-        match self.tokens.reload() {
-            Ok(count) => {
-                self.metrics.tokens_good.set(1);
-                if self.tokens_broken {
-                    tracing::info!(count, "tokens can be read again");
-                }
-                self.tokens_broken = false;
-            }
-            Err(error) => {
-                self.metrics.tokens_good.set(0);
-                if !self.tokens_broken {
-                    tracing::error!(%error, "tokens cannot be read; those known before stay");
-                }
-                self.tokens_broken = true;
-            }
-        }
-        let started = Instant::now();
-        let (dir, last, config) = (self.dir.clone(), self.last.clone(), self.config.clone());
-        let before = self.snapshots.borrow().clone();
-        let worked = tokio::task::spawn_blocking(move || {
-            let (objects, rejected) = load_dir(&dir, &last);
-            let compiled = compile(&objects, &rejected, &config);
+    async fn read(&mut self, started: Instant) -> Result<(), mesh_kube::Ended> {
+        let (config, before) = (self.config.clone(), self.snapshots.borrow().clone());
+        let compiled = self.source.read(move |objects, rejected| {
+            let compiled = compile(objects, rejected, &config);
             let snapshot = Snapshot::new(&compiled, &before);
-            (objects, rejected, compiled.problems, snapshot)
+            (rejected.to_vec(), compiled.problems, snapshot)
         });
-        let (objects, rejected, problems, snapshot) = match worked.await {
-            Ok(done) => done,
-            Err(error) => {
-                // A panic while compiling: a bug, but not one that may take the last good configuration away.
-                tracing::error!(%error, "compiling the manifests failed; the configuration before stays");
-                return;
-            }
-        };
-        self.last = Arc::new(objects);
+        // A panic while compiling may not take the last good configuration away.
+        let (rejected, problems, snapshot) = compiled.await?;
         self.metrics.source_read();
         self.metrics.rejected.set(rejected.len() as i64);
         self.metrics.problems.set(problems.len() as i64);
         self.complain(rejected.iter().map(ToString::to_string), problems.iter().map(ToString::to_string));
         self.publish(snapshot, started);
+        Ok(())
     }
 
     /// Logs what is new among the complaints, and what is over.

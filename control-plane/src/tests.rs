@@ -1,5 +1,6 @@
 //! The control plane whole, in this process, asked over loopback by a real gRPC client with TLS.
 
+mod api;
 mod certificates;
 mod configuration;
 mod files;
@@ -13,12 +14,15 @@ use hyper_util::rt::TokioIo;
 use mesh_api::xds::discovery::aggregated_discovery_service_client::AggregatedDiscoveryServiceClient;
 use mesh_api::xds::discovery::{DeltaDiscoveryRequest, DeltaDiscoveryResponse};
 use mesh_api::xds::{ADDRESS_TYPE, AUTHORIZATION_TYPE};
+use mesh_kube::Place;
+use mesh_kube::fake::Fake;
 use tokio::sync::mpsc;
 use tonic::transport::{Channel, Endpoint};
 use tonic::{Request, Status, Streaming};
 
-use crate::args::Settings;
+use crate::args::{Callers, Settings};
 use crate::serve::{Running, start};
+use crate::tokens::review::Expected;
 
 /// Long enough for a busy machine; nothing waits for it to pass.
 const PATIENCE: Duration = Duration::from_secs(20);
@@ -41,15 +45,26 @@ impl Lab {
         let tokens = r#"{"token-1": "node-1", "token-2": "node-2"}"#;
         std::fs::write(source.join("tokens.json"), tokens).expect("written");
         let settings = Settings {
-            tokens: source.join("tokens.json"),
-            source,
-            listen: "127.0.0.1:0".parse().expect("an address"),
-            metrics_address: "127.0.0.1:0".parse().expect("an address"),
-            ca_dir: dir.path().join("ca"),
-            names: vec!["control-plane.test".into()],
-            longest: Duration::from_secs(24 * 3600),
-            compile: crate::compile::tests::config(),
-            drain_for: Duration::from_secs(2),
+            callers: Callers::File(source.join("tokens.json")),
+            source: Place::Dir(source),
+            ..settings(dir.path())
+        };
+        let running = start(settings).await.expect("started");
+        Self { running, dir }
+    }
+
+    /// Starts with the API server as its source.
+    async fn start_api(fake: &Fake) -> Self {
+        let dir = tempfile::tempdir().expect("a directory");
+        let kubeconfig = dir.path().join("kubeconfig");
+        std::fs::write(&kubeconfig, fake.kubeconfig()).expect("written");
+        let account = ("culvert-system".to_owned(), "node-proxy".to_owned());
+        let settings = Settings {
+            callers: Callers::Reviewed(Expected { audience: "mesh-ca".to_owned(), account }),
+            source: Place::Api,
+            kubeconfig: Some(kubeconfig),
+            lease: ("culvert-system".into(), "test".into()),
+            ..settings(dir.path())
         };
         let running = start(settings).await.expect("started");
         Self { running, dir }
@@ -92,6 +107,23 @@ impl Lab {
 
     async fn node(&self, token: &str) -> Node {
         Node::connect(self.channel().await, token, &[], &[]).await.expect("a stream")
+    }
+}
+
+/// On ports of the kernel's choice, with everything that is written below this directory.
+fn settings(dir: &Path) -> Settings {
+    Settings {
+        callers: Callers::File(dir.join("tokens.json")),
+        source: Place::Dir(dir.to_owned()),
+        kubeconfig: None,
+        lease: ("culvert-system".into(), "test".into()),
+        listen: "127.0.0.1:0".parse().expect("an address"),
+        metrics_address: "127.0.0.1:0".parse().expect("an address"),
+        ca_dir: dir.join("ca"),
+        names: vec!["control-plane.test".into()],
+        longest: Duration::from_secs(24 * 3600),
+        compile: crate::compile::tests::config(),
+        drain_for: Duration::from_secs(2),
     }
 }
 

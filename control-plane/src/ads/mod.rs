@@ -57,10 +57,16 @@ impl AggregatedDiscoveryService for Ads {
         request: Request<Streaming<DeltaDiscoveryRequest>>,
     ) -> Result<Response<Answers>, Status> {
         let peer = request.remote_addr();
-        let caller = self.tokens.authenticate(request.metadata()).map_err(|stranger| {
-            self.metrics.stream_ended(Reason::PeerUntrusted);
-            tracing::warn!(?peer, cause = %stranger, "configuration stream refused");
-            Status::unauthenticated("not authorized")
+        let shown = self.tokens.shown(request.metadata());
+        let caller = match shown {
+            Ok(token) => self.tokens.authenticate(token).await,
+            Err(stranger) => Err(stranger),
+        };
+        let caller = caller.map_err(|stranger| {
+            let reason = stranger.reason();
+            self.metrics.stream_ended(reason);
+            tracing::warn!(?peer, %reason, cause = %stranger, "configuration stream refused");
+            stranger.status()
         })?;
         if self.drain.is_asked() {
             return Err(Status::unavailable("shutting down"));
@@ -141,7 +147,7 @@ impl Serving {
                 biased;
                 () = self.drain.asked() => return End::Ours(Reason::Draining, Status::unavailable("shutting down")),
                 () = self.tokens.changed() => {
-                    if !self.tokens.still(&self.caller) {
+                    if !self.tokens.still(&self.caller).await {
                         return End::Ours(Reason::PeerUntrusted, Status::unauthenticated("not authorized"));
                     }
                 }

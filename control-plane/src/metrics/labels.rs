@@ -71,8 +71,18 @@ pub enum Cause {
     NoToken,
     /// A token that is nobody's.
     UnknownToken,
+    /// The API server does not take the token.
+    NotTaken,
+    /// The token is of an account that is not the proxies'.
+    OtherAccount,
+    /// The token is bound to no pod, or to one without a node.
+    Unbound,
     /// The caller names another cluster.
     OtherCluster,
+    /// The API server cannot be asked about the token.
+    NoReview,
+    /// Too many tokens wait for their review.
+    TooMany,
     /// The node has used up its budget.
     TooOften,
     /// The manifests have not been read yet.
@@ -95,10 +105,15 @@ pub enum Cause {
 
 impl Cause {
     /// All.
-    pub const ALL: [Self; 12] = [
+    pub const ALL: [Self; 17] = [
         Self::NoToken,
         Self::UnknownToken,
+        Self::NotTaken,
+        Self::OtherAccount,
+        Self::Unbound,
         Self::OtherCluster,
+        Self::NoReview,
+        Self::TooMany,
         Self::TooOften,
         Self::NotReady,
         Self::NoIdentity,
@@ -115,7 +130,12 @@ impl Cause {
         match self {
             Self::NoToken => "no_token",
             Self::UnknownToken => "unknown_token",
+            Self::NotTaken => "not_taken",
+            Self::OtherAccount => "other_account",
+            Self::Unbound => "unbound",
             Self::OtherCluster => "other_cluster",
+            Self::NoReview => "no_review",
+            Self::TooMany => "too_many",
             Self::TooOften => "too_often",
             Self::NotReady => "not_ready",
             Self::NoIdentity => "no_identity",
@@ -131,9 +151,14 @@ impl Cause {
     /// The label `reason`: each cause has one.
     pub const fn reason(self) -> Reason {
         match self {
-            Self::NoToken | Self::UnknownToken | Self::OtherCluster => Reason::PeerUntrusted,
-            Self::TooOften => Reason::Overloaded,
-            Self::NotReady => Reason::NotReady,
+            Self::NoToken
+            | Self::UnknownToken
+            | Self::NotTaken
+            | Self::OtherAccount
+            | Self::Unbound
+            | Self::OtherCluster => Reason::PeerUntrusted,
+            Self::TooOften | Self::TooMany => Reason::Overloaded,
+            Self::NotReady | Self::NoReview => Reason::NotReady,
             Self::NoIdentity | Self::BadIdentity | Self::BadRequest => Reason::Malformed,
             Self::TrustDomain | Self::NotOnNode => Reason::PolicyDenied,
             Self::RootExpired => Reason::CertificateExpired,

@@ -39,6 +39,10 @@ pub struct Metrics {
     pub problems: IntGauge,
     /// Whether the tokens could be read at the last try.
     pub tokens_good: IntGauge,
+    /// Following the API server.
+    pub source: mesh_kube::Metrics,
+    /// Whether this control plane holds the Lease.
+    pub leader: IntGauge,
     /// Certificates signed.
     pub issued: IntCounter,
     /// From a certificate request to its answer.
@@ -121,6 +125,11 @@ impl Metrics {
             rejected: number("rejected_documents", "Documents of the source that are refused now."),
             problems: number("problems", "Objects of the source that cannot be carried out as written, now."),
             tokens_good: number("tokens_good", "1 if the tokens could be read at the last try."),
+            source: mesh_kube::Metrics::new(&registry, "control_plane").expect("constant names, each used once"),
+            leader: number(
+                "leader",
+                "1 if this control plane holds the Lease by which one is chosen to write statuses.",
+            ),
             issued: counter("certificates_issued_total", "Certificates signed for nodes' pods."),
             refused: by(
                 "certificates_refused_total",

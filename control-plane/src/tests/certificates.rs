@@ -14,7 +14,7 @@ use tonic::{Code, Status};
 use super::{Lab, eventually, pod, with_token};
 use crate::metrics::labels::Cause;
 
-async fn ask(
+pub(super) async fn ask(
     lab: &Lab,
     token: Option<&str>,
     csr: &str,

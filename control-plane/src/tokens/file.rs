@@ -1,39 +1,22 @@
-//! Who is calling: bearer tokens that stand for nodes, read from `tokens.json` (`{"<token>": "<node>"}`) and again when it changes.
+//! Tokens of a file: `tokens.json` (`{"<token>": "<node>"}`), read again when it changes.
 //!
-//! Stands where Kubernetes' TokenReview will: what follows knows only a [`Caller`]. A file that cannot be read as a whole keeps the
-//! tokens that were good; a token that is not there any more is refused at once, also on streams that are open.
+//! A file that cannot be read as a whole keeps the tokens that were good; a token that is not there any more is refused at once, also
+//! on streams that are open.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::Duration;
 
+use mesh_daemon::{dir, drain};
 use tokio::sync::watch;
-use tonic::metadata::MetadataMap;
+
+use crate::metrics::Metrics;
 
 /// Far above what any cluster's tokens need (1,000 nodes with tokens of 1 KiB are 1 MiB).
 const LONGEST_FILE: u64 = 16 * 1024 * 1024;
-
-/// An authenticated caller: a node's proxy.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Caller {
-    /// The node that its token is bound to.
-    pub node: String,
-    token: Arc<str>,
-}
-
-/// Why a caller is not let in: for the log. Outside it is one opaque answer.
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-pub enum Stranger {
-    /// No `authorization: Bearer …`.
-    #[error("no bearer token")]
-    NoToken,
-    /// The token is nobody's.
-    #[error("unknown token")]
-    UnknownToken,
-    /// The call names another cluster.
-    #[error("cluster id {0:?} is not ours")]
-    OtherCluster(String),
-}
+/// Looks again without being told, for what notification misses.
+const ANYWAY: Duration = Duration::from_secs(30);
 
 /// The token file cannot be used.
 #[derive(Debug, thiserror::Error)]
@@ -67,33 +50,71 @@ pub struct Position {
     column: usize,
 }
 
-/// The tokens as they are now. Cheap to clone; each clone sees changes.
+/// The tokens as they are now. Each clone sees changes.
 #[derive(Clone)]
-pub struct Tokens {
-    cluster: Arc<str>,
-    known: watch::Receiver<Arc<BTreeMap<String, String>>>,
-}
+pub struct Known(watch::Receiver<Arc<BTreeMap<String, String>>>);
 
 /// Replaces the tokens.
 pub struct Writer {
     path: PathBuf,
     known: watch::Sender<Arc<BTreeMap<String, String>>>,
+    metrics: Metrics,
+    is_broken: bool,
 }
 
-/// Tokens that nobody has yet, for this cluster, to be read from `path`.
-pub fn tokens(path: &Path, cluster: &str) -> (Writer, Tokens) {
+/// Tokens that nobody has yet, to be read from `path`.
+pub fn tokens(path: &Path, metrics: Metrics) -> (Writer, Known) {
     let (send, receive) = watch::channel(Arc::default());
-    (Writer { path: path.to_owned(), known: send }, Tokens { cluster: cluster.into(), known: receive })
+    (Writer { path: path.to_owned(), known: send, metrics, is_broken: false }, Known(receive))
 }
 
 impl Writer {
-    /// The file.
-    pub fn path(&self) -> &Path {
-        &self.path
+    /// Reads the file, and again whenever it changes, until the drain is asked for.
+    pub async fn follow(mut self, drain: drain::Watch) {
+        loop {
+            // Watching before reading: a change in between is not lost.
+            let parent = self.path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
+            let mut watch = dir::Watch::new(parent).ok();
+            self.read();
+            let told = async {
+                match &mut watch {
+                    // An error: looked at again all the same.
+                    Some(watch) => drop(watch.changed().await),
+                    None => std::future::pending().await,
+                }
+            };
+            // Each branch may be dropped: what changed is found by reading.
+            tokio::select! {
+                biased;
+                () = drain.asked() => return,
+                () = told => {}
+                () = tokio::time::sleep(ANYWAY) => {}
+            }
+        }
+    }
+
+    /// Reads once; says what changed for the worse or the better.
+    pub fn read(&mut self) {
+        match self.reload() {
+            Ok(count) => {
+                self.metrics.tokens_good.set(1);
+                if self.is_broken {
+                    tracing::info!(count, "tokens can be read again");
+                }
+                self.is_broken = false;
+            }
+            Err(error) => {
+                self.metrics.tokens_good.set(0);
+                if !self.is_broken {
+                    tracing::error!(%error, "tokens cannot be read; those known before stay");
+                }
+                self.is_broken = true;
+            }
+        }
     }
 
     /// Reads the file again. How many tokens there are now; on an error those from before stay.
-    pub fn reload(&self) -> Result<usize, BadTokens> {
+    fn reload(&self) -> Result<usize, BadTokens> {
         let fresh = read(&self.path)?;
         let count = fresh.len();
         self.known.send_if_modified(|known| {
@@ -105,30 +126,15 @@ impl Writer {
     }
 }
 
-impl Tokens {
-    /// The caller of a request with this metadata.
-    pub fn authenticate(&self, metadata: &MetadataMap) -> Result<Caller, Stranger> {
-        // Absent is taken as ours: stock clients always send it.
-        if let Some(cluster) = metadata.get("clusterid").map(|value| value.to_str().unwrap_or_default())
-            && *cluster != *self.cluster
-        {
-            return Err(Stranger::OtherCluster(cluster.chars().take(80).collect()));
-        }
-        let header = metadata.get("authorization").and_then(|value| value.to_str().ok()).ok_or(Stranger::NoToken)?;
-        let token = header.strip_prefix("Bearer ").filter(|token| !token.is_empty()).ok_or(Stranger::NoToken)?;
-        let known = self.known.borrow();
-        let node = lookup(&known, token).ok_or(Stranger::UnknownToken)?;
-        Ok(Caller { node: node.to_owned(), token: token.into() })
-    }
-
-    /// Whether a caller from before still is who it was.
-    pub fn still(&self, caller: &Caller) -> bool {
-        lookup(&self.known.borrow(), &caller.token) == Some(&caller.node)
+impl Known {
+    /// The node that a token stands for.
+    pub fn node(&self, token: &str) -> Option<String> {
+        lookup(&self.0.borrow(), token).cloned()
     }
 
     /// Resolves when the tokens changed.
     pub async fn changed(&mut self) {
-        if self.known.changed().await.is_err() {
+        if self.0.changed().await.is_err() {
             // The writer ends with the process; nothing changes any more.
             std::future::pending::<()>().await;
         }
@@ -165,7 +171,19 @@ fn read(path: &Path) -> Result<BTreeMap<String, String>, BadTokens> {
 
 #[cfg(test)]
 mod tests {
+    use tonic::metadata::MetadataMap;
+
     use super::*;
+    use crate::tokens::{Caller, Stranger, Tokens};
+
+    fn tokens(path: &Path) -> (Writer, Tokens) {
+        let (writer, known) = super::tokens(path, Metrics::new());
+        (writer, Tokens::of_file(known, "Kubernetes"))
+    }
+
+    async fn caller(tokens: &Tokens, metadata: &MetadataMap) -> Result<Caller, Stranger> {
+        tokens.authenticate(tokens.shown(metadata)?).await
+    }
 
     fn with(authorization: Option<&str>, cluster: Option<&str>) -> MetadataMap {
         let mut metadata = MetadataMap::new();
@@ -178,43 +196,43 @@ mod tests {
         metadata
     }
 
-    #[test]
-    fn only_a_known_token_of_our_cluster_is_a_caller_and_only_while_it_is_known() {
+    #[tokio::test]
+    async fn only_a_known_token_of_our_cluster_is_a_caller_and_only_while_it_is_known() {
         let dir = tempfile::tempdir().expect("a directory");
         let path = dir.path().join("tokens.json");
-        let (writer, tokens) = tokens(&path, "Kubernetes");
+        let (writer, tokens) = tokens(&path);
         assert!(matches!(writer.reload(), Err(BadTokens::Read { .. })));
         std::fs::write(&path, r#"{"abc": "node-1", "abcd": "node-2"}"#).expect("written");
         assert_eq!(writer.reload().expect("read"), 2);
-        let ask = |authorization, cluster| tokens.authenticate(&with(authorization, cluster)).map(|c| c.node);
-        assert_eq!(ask(Some("Bearer abc"), None), Ok("node-1".into()));
-        assert_eq!(ask(Some("Bearer abcd"), Some("Kubernetes")), Ok("node-2".into()));
-        assert_eq!(ask(Some("Bearer ab"), None), Err(Stranger::UnknownToken));
-        assert_eq!(ask(Some("Bearer abcde"), None), Err(Stranger::UnknownToken));
-        assert_eq!(ask(Some("Bearer ABC"), None), Err(Stranger::UnknownToken));
+        let ask = async |authorization, cluster| caller(&tokens, &with(authorization, cluster)).await.map(|c| c.node);
+        assert_eq!(ask(Some("Bearer abc"), None).await, Ok("node-1".into()));
+        assert_eq!(ask(Some("Bearer abcd"), Some("Kubernetes")).await, Ok("node-2".into()));
+        assert_eq!(ask(Some("Bearer ab"), None).await, Err(Stranger::UnknownToken));
+        assert_eq!(ask(Some("Bearer abcde"), None).await, Err(Stranger::UnknownToken));
+        assert_eq!(ask(Some("Bearer ABC"), None).await, Err(Stranger::UnknownToken));
         for none in [None, Some("abc"), Some("Bearer "), Some("Basic abc")] {
-            assert_eq!(ask(none, None), Err(Stranger::NoToken));
+            assert_eq!(ask(none, None).await, Err(Stranger::NoToken));
         }
-        assert_eq!(ask(Some("Bearer abc"), Some("other")), Err(Stranger::OtherCluster("other".into())));
-        let caller = tokens.authenticate(&with(Some("Bearer abc"), None)).expect("known");
-        assert!(tokens.still(&caller));
+        assert_eq!(ask(Some("Bearer abc"), Some("other")).await, Err(Stranger::OtherCluster("other".into())));
+        let known = caller(&tokens, &with(Some("Bearer abc"), None)).await.expect("known");
+        assert!(tokens.still(&known).await);
         std::fs::write(&path, r#"{"abc": "node-3"}"#).expect("written");
         writer.reload().expect("read");
-        assert!(!tokens.still(&caller), "another node's now");
+        assert!(!tokens.still(&known).await, "another node's now");
     }
 
-    #[test]
-    fn a_broken_file_keeps_the_tokens_and_its_error_shows_none() {
+    #[tokio::test]
+    async fn a_broken_file_keeps_the_tokens_and_its_error_shows_none() {
         let dir = tempfile::tempdir().expect("a directory");
         let path = dir.path().join("tokens.json");
-        let (writer, tokens) = tokens(&path, "Kubernetes");
+        let (writer, tokens) = tokens(&path);
         std::fs::write(&path, r#"{"abc": "node-1"}"#).expect("written");
         writer.reload().expect("read");
         for broken in [r#"{"secret": "node-1""#, r#"["secret"]"#, r#"{"secret": 5}"#, r#"{"": "node-1"}"#] {
             std::fs::write(&path, broken).expect("written");
             let error = writer.reload().expect_err("broken").to_string();
             assert!(error.contains("tokens.json") && !error.contains("secret"), "{error}");
-            assert!(tokens.authenticate(&with(Some("Bearer abc"), None)).is_ok());
+            assert!(caller(&tokens, &with(Some("Bearer abc"), None)).await.is_ok());
         }
     }
 }
