@@ -52,7 +52,7 @@ pub(crate) fn certificates(pki: &Pki) -> Result<()> {
     pki.client("proxy", "system:kube-proxy", None, &server)
 }
 
-/// Starts etcd and the API server; they are ready some seconds later, see [`wait`].
+/// Starts etcd and the API server; they are ready some seconds later, see [`finish`].
 pub(crate) fn start(lab: &Lab) -> Result<Process> {
     let etcd = lab.fabric().spawn(
         Program::new("etcd", &["/usr/bin/etcd"])

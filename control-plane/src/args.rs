@@ -95,9 +95,10 @@ pub struct ServeArgs {
         value_name = "NAMESPACE/NAME"
     )]
     pub proxy_account: String,
-    /// Namespace of the Lease by which one of several control planes is chosen to write statuses (`--source api` only).
-    #[arg(long, env = "CULVERT_LEASE_NAMESPACE", default_value = "culvert-system", value_name = "NAMESPACE")]
-    pub lease_namespace: String,
+    /// Our own namespace: of the Secret with the authority, of the ConfigMap with its root, and of the Lease by which one of several
+    /// control planes is chosen to write statuses (`--source api` only).
+    #[arg(long, env = "CULVERT_OWN_NAMESPACE", default_value = "culvert-system", value_name = "NAMESPACE")]
+    pub own_namespace: String,
     /// Our name in that Lease: the pod's, and no other's. Default: the host's name.
     #[arg(long, env = "CULVERT_POD_NAME", value_name = "NAME")]
     pub pod_name: Option<String>,
@@ -107,9 +108,10 @@ pub struct ServeArgs {
     /// Where metrics (/metrics) and readiness (/healthz/ready) are served.
     #[arg(long, env = "CULVERT_METRICS_ADDRESS", default_value = "[::]:15014", value_name = "ADDR:PORT")]
     pub metrics_address: SocketAddr,
-    /// Directory of the certificate authority: root-key.pem (0600) and root-cert.pem; made there if neither exists.
+    /// Directory of the certificate authority: root-key.pem (0600) and root-cert.pem; made there if neither exists. Default with
+    /// `--source api`: the Secret culvert-ca in our namespace, with the same two keys; made there if there is none.
     #[arg(long, env = "CULVERT_CA_DIR", value_name = "DIR")]
-    pub ca_dir: PathBuf,
+    pub ca_dir: Option<PathBuf>,
     /// A DNS name or address in our own certificate: what node proxies connect to. May be repeated.
     #[arg(long, env = "CULVERT_SERVER_NAMES", value_delimiter = ',', required = true, value_name = "NAME")]
     pub server_name: Vec<String>,
@@ -147,14 +149,16 @@ pub struct Settings {
     pub kubeconfig: Option<PathBuf>,
     /// Whose tokens are taken.
     pub callers: Callers,
-    /// Namespace of the Lease, and our name in it.
-    pub lease: (String, String),
+    /// Our own namespace.
+    pub own_namespace: String,
+    /// Our name in the Lease.
+    pub pod_name: String,
     /// For xDS and certificates.
     pub listen: SocketAddr,
     /// For metrics.
     pub metrics_address: SocketAddr,
-    /// The authority's directory.
-    pub ca_dir: PathBuf,
+    /// Where the authority is kept.
+    pub authority: Keep,
     /// Names of our own certificate.
     pub names: Vec<String>,
     /// Longest life of a certificate.
@@ -163,6 +167,15 @@ pub struct Settings {
     pub compile: CompileConfig,
     /// Time to drain.
     pub drain_for: Duration,
+}
+
+/// Where the certificate authority is kept.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Keep {
+    /// In this directory.
+    Dir(PathBuf),
+    /// In a Secret of our own namespace.
+    Secret,
 }
 
 /// Whose tokens are taken.
@@ -222,15 +235,21 @@ impl ServeArgs {
         };
         let host = || rustix::system::uname().nodename().to_string_lossy().into_owned();
         let name = self.pod_name.unwrap_or_else(host);
-        anyhow::ensure!(!name.is_empty() && !self.lease_namespace.is_empty(), "--pod-name or --lease-namespace: empty");
+        anyhow::ensure!(!name.is_empty() && !self.own_namespace.is_empty(), "--pod-name or --own-namespace: empty");
+        let authority = match (self.ca_dir, &source) {
+            (Some(dir), _) => Keep::Dir(dir),
+            (None, Place::Api) => Keep::Secret,
+            (None, Place::Dir(_)) => anyhow::bail!("--ca-dir: needed when --source is a directory"),
+        };
         Ok(Settings {
             callers,
             kubeconfig: self.kubeconfig,
-            lease: (self.lease_namespace, name),
+            own_namespace: self.own_namespace,
+            pod_name: name,
             source,
             listen: self.listen,
             metrics_address: self.metrics_address,
-            ca_dir: self.ca_dir,
+            authority,
             names: self.server_name,
             longest: Duration::from_secs(60 * u64::from(self.certificate_minutes)),
             compile,
@@ -264,7 +283,7 @@ mod tests {
     #[test]
     fn with_the_api_server_tokens_are_reviewed_for_one_account_and_audience() {
         let settings = |more: &str| {
-            let text = format!("control-plane serve --ca-dir /c --server-name a{more}");
+            let text = format!("control-plane serve --server-name a{more}");
             let Command::Serve(args) = Cli::try_parse_from(text.split(' ')).expect("parsed").command else {
                 panic!("serve")
             };
@@ -274,6 +293,9 @@ mod tests {
         let expected = Expected { audience: "mesh-ca".to_owned(), account };
         let by_default = settings("").expect("checked");
         assert_eq!((by_default.source, by_default.callers), (Place::Api, Callers::Reviewed(expected)));
+        assert_eq!(by_default.authority, Keep::Secret);
+        assert_eq!(settings(" --ca-dir /c").expect("checked").authority, Keep::Dir("/c".into()));
+        assert!(settings(" --source /s").expect_err("no directory").to_string().contains("--ca-dir"));
         assert_eq!(settings(" --tokens /t").expect("checked").callers, Callers::File("/t".into()));
         for wrong in ["node-proxy", "/node-proxy", "a/", "a/b/c", "a/b:c"] {
             let error = settings(&format!(" --proxy-account {wrong}")).expect_err(wrong);

@@ -9,6 +9,7 @@ mod args;
 mod ca;
 mod compile;
 mod incoming;
+mod kept;
 mod lease;
 mod metrics;
 mod save;

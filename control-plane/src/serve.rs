@@ -15,15 +15,15 @@ use tokio::net::TcpListener;
 use tokio::sync::watch;
 
 use crate::ads::Ads;
-use crate::args::{Callers, ServeArgs, Settings};
+use crate::args::{Callers, Keep, ServeArgs, Settings};
 use crate::ca::{Budgets, Ca};
-use crate::incoming;
 use crate::lease::Lease;
 use crate::metrics::Metrics;
 use crate::services::Services;
 use crate::source::Compiling;
 use crate::tokens::review::Reviewer;
 use crate::tokens::{self, Tokens};
+use crate::{incoming, kept};
 
 /// What is compiled. Service accounts are not: a pod names its own.
 const KINDS: [Kind; 8] = [
@@ -80,10 +80,11 @@ pub async fn start(settings: Settings) -> anyhow::Result<Running> {
         source,
         kubeconfig,
         callers,
-        lease,
+        own_namespace,
+        pod_name,
         listen,
         metrics_address: _,
-        ca_dir,
+        authority,
         names,
         longest,
         compile,
@@ -95,16 +96,24 @@ pub async fn start(settings: Settings) -> anyhow::Result<Running> {
     let (trigger, watch) = drain::pair();
     let group = tasks::Group::new("control-plane");
 
-    let authority = Authority::load_or_create(&ca_dir)
-        .with_context(|| format!("certificate authority in {} (--ca-dir)", ca_dir.display()))?;
-    let authority = Arc::new(authority);
-    let config = certificate(&authority, names, &metrics, &group, watch.clone())?;
-
     let trust_domain = compile.trust_domain.clone();
     let api = match (&source, &callers) {
         (Place::Dir(_), Callers::File(_)) => None,
         _ => Some(Api::connect(kubeconfig.as_deref()).await.context("--source api")?),
     };
+    let authority = match (authority, &api) {
+        (Keep::Dir(dir), _) => Authority::load_or_create(&dir)
+            .with_context(|| format!("certificate authority in {} (--ca-dir)", dir.display()))?,
+        (Keep::Secret, Some(api)) => kept::authority(api, &own_namespace).await?,
+        (Keep::Secret, None) => anyhow::bail!("the authority can be kept in a Secret only with --source api"),
+    };
+    let authority = Arc::new(authority);
+    if let Some(api) = api.clone() {
+        let publisher = kept::Publisher::new(api, &own_namespace, authority.root_pem());
+        group.spawn("root", publisher.run(watch.clone()));
+    }
+    let config = certificate(&authority, names, &metrics, &group, watch.clone())?;
+
     let tokens = match (callers, &api) {
         (Callers::Reviewed(expected), Some(api)) => {
             Tokens::of_review(Reviewer::new(api.clone(), expected), &compile.cluster_id)
@@ -121,7 +130,7 @@ pub async fn start(settings: Settings) -> anyhow::Result<Running> {
         (Place::Api, Some(api)) => {
             let follow = KINDS.map(|kind| Following { kind, node: None });
             // Nothing writes statuses yet; who would is shown.
-            let (lease, _leads) = Lease::new(api.clone(), lease.0, lease.1, metrics.leader.clone());
+            let (lease, _leads) = Lease::new(api.clone(), own_namespace, pod_name, metrics.leader.clone());
             group.spawn("lease", lease.run(watch.clone()));
             let source = Server::start(api, &follow, Timing::default(), metrics.source.clone(), &group.handle());
             let (compiling, snapshots) = Compiling::new(source, compile, metrics.clone(), &readiness);

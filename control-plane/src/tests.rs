@@ -20,7 +20,7 @@ use tokio::sync::mpsc;
 use tonic::transport::{Channel, Endpoint};
 use tonic::{Request, Status, Streaming};
 
-use crate::args::{Callers, Settings};
+use crate::args::{Callers, Keep, Settings};
 use crate::serve::{Running, start};
 use crate::tokens::review::Expected;
 
@@ -63,7 +63,6 @@ impl Lab {
             callers: Callers::Reviewed(Expected { audience: "mesh-ca".to_owned(), account }),
             source: Place::Api,
             kubeconfig: Some(kubeconfig),
-            lease: ("culvert-system".into(), "test".into()),
             ..settings(dir.path())
         };
         let running = start(settings).await.expect("started");
@@ -116,10 +115,11 @@ fn settings(dir: &Path) -> Settings {
         callers: Callers::File(dir.join("tokens.json")),
         source: Place::Dir(dir.to_owned()),
         kubeconfig: None,
-        lease: ("culvert-system".into(), "test".into()),
+        own_namespace: "culvert-system".into(),
+        pod_name: "test".into(),
         listen: "127.0.0.1:0".parse().expect("an address"),
         metrics_address: "127.0.0.1:0".parse().expect("an address"),
-        ca_dir: dir.join("ca"),
+        authority: Keep::Dir(dir.join("ca")),
         names: vec!["control-plane.test".into()],
         longest: Duration::from_secs(24 * 3600),
         compile: crate::compile::tests::config(),

@@ -82,9 +82,7 @@ impl Authority {
             (true, true) => return Self::load(dir),
             (false, true) => return Err(FileError::Missing(key_path, cert_path).into()),
             (false, false) => {
-                let key = PrivateKey::generate()?;
-                let der = PrivateKeyDer::Pkcs8(PrivatePkcs8KeyDer::from(key.pkcs8()));
-                let text = Zeroizing::new(to_pem("PRIVATE KEY", der.secret_der()));
+                let text = key_pem(&PrivateKey::generate()?);
                 io("write", &key_path, place(dir, KEY, 0o600, text.as_bytes()))?;
             }
             (true, false) => {}
@@ -99,12 +97,22 @@ fn read_key(dir: &Path) -> Result<PrivateKey, AuthorityError> {
     let path = dir.join(KEY);
     private(&path, 0o600)?;
     let text = io("read", &path, read(&path))?;
-    let bad = |cause: String| FileError::Key { path: path.clone(), cause };
+    Ok(key_of_pem(&text).map_err(|cause| FileError::Key { path, cause })?)
+}
+
+/// The key that a PEM text holds, or what is wrong with it.
+pub(super) fn key_of_pem(text: &str) -> Result<PrivateKey, String> {
     let der = PrivatePkcs8KeyDer::from_pem_slice(text.as_bytes())
-        .map_err(|error| bad(format!("holds no private key in PKCS #8 PEM: {error:?}")))?;
+        .map_err(|error| format!("holds no private key in PKCS #8 PEM: {error:?}"))?;
     let pkcs8 = Zeroizing::new(der.secret_pkcs8_der().to_vec());
     drop(Zeroizing::new(der));
-    Ok(PrivateKey::from_pkcs8(pkcs8).map_err(|error| bad(error.to_string()))?)
+    PrivateKey::from_pkcs8(pkcs8).map_err(|error| error.to_string())
+}
+
+/// Secret.
+pub(super) fn key_pem(key: &PrivateKey) -> Zeroizing<String> {
+    let der = PrivateKeyDer::Pkcs8(PrivatePkcs8KeyDer::from(key.pkcs8()));
+    Zeroizing::new(to_pem("PRIVATE KEY", der.secret_der()))
 }
 
 /// Nobody but the owner may read or write it.

@@ -18,6 +18,7 @@ use rcgen::{
 use rustls::pki_types::CertificateDer;
 use time::OffsetDateTime;
 use x509_parser::prelude::{FromDer as _, X509Certificate};
+use zeroize::Zeroizing;
 
 use crate::csr::uri;
 use crate::key::PrivateKey;
@@ -48,6 +49,9 @@ pub enum AuthorityError {
     /// The first root certificate is not one that can sign with the key.
     #[error("the first certificate of the root file {0}")]
     Root(&'static str),
+    /// The signing key is not one that we can use.
+    #[error("the signing key: {0}")]
+    Key(String),
     /// The client's request is not usable.
     #[error("the certificate signing request {0}")]
     Request(&'static str),
@@ -86,6 +90,18 @@ impl Authority {
         let key = PrivateKey::generate()?;
         let root = Self::self_signed(&key)?;
         Self::from_parts(key, root)
+    }
+
+    /// A new root, and its signing key in PKCS #8 PEM for whoever keeps both (the root: [`Authority::root_pem`]).
+    pub fn create_to_keep() -> Result<(Self, Zeroizing<String>), AuthorityError> {
+        let key = PrivateKey::generate()?;
+        let (root, text) = (Self::self_signed(&key)?, files::key_pem(&key));
+        Ok((Self::from_parts(key, root)?, text))
+    }
+
+    /// From a signing key (PKCS #8) and root certificates, both PEM, that are kept elsewhere than in files.
+    pub fn from_pem(key: &str, root: &str) -> Result<Self, AuthorityError> {
+        Self::from_parts(files::key_of_pem(key).map_err(AuthorityError::Key)?, root.to_owned())
     }
 
     /// From the signing key and the root file: the first certificate is the signer's, further ones are trusted beside it (for
