@@ -92,6 +92,18 @@ impl Fake {
         self.wake();
     }
 
+    /// Makes or changes an object of a kind that the mesh does not compile, in the collection of all namespaces.
+    pub fn put_in(&self, collection: &str, object: Value) {
+        self.shared.state().put(collection, object);
+        self.wake();
+    }
+
+    /// Deletes it.
+    pub fn delete_in(&self, collection: &str, namespace: &str, name: &str) {
+        self.shared.state().delete(collection, namespace, name);
+        self.wake();
+    }
+
     /// Sends this line to whoever watches the kind now or from an earlier version.
     pub fn say(&self, kind: Kind, line: &str) {
         self.shared.state().say(&crate::paths::collection(kind), line);

@@ -96,13 +96,18 @@ pub(super) async fn answer(shared: Shared, request: Request<Incoming>) -> Result
     })
 }
 
-/// The part of a strategic merge patch that is used: conditions by their type, and a uid that must be the object's.
+/// The part of a strategic merge patch that is used: conditions by their type, taints whole, and a uid or version that must be the
+/// object's.
 fn patch(shared: &Shared, place: &Place, name: &str, body: &Value) -> Answer {
     let mut state = shared.state();
     let Some(mut object) = state.find(&place.collection, &place.namespace, name).cloned() else { return refused(404) };
-    let uid = |of: &Value| of.pointer("/metadata/uid").cloned();
-    if uid(body).is_some() && uid(body) != uid(&object) {
-        return refused(409);
+    for key in ["/metadata/uid", "/metadata/resourceVersion"] {
+        if body.pointer(key).is_some() && body.pointer(key) != object.pointer(key) {
+            return refused(409);
+        }
+    }
+    if let Some(taints) = body.pointer("/spec/taints") {
+        object["spec"]["taints"] = taints.clone();
     }
     for wanted in body.pointer("/status/conditions").and_then(Value::as_array).into_iter().flatten() {
         let conditions = &mut object["status"]["conditions"];
