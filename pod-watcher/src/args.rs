@@ -23,6 +23,26 @@ pub struct Cli {
 pub enum Command {
     /// Show what a running pod-watcher knows: `admin pods`, `admin rules NAMESPACE/POD`.
     Admin(AdminArgs),
+    /// Take the CNI plugin out of this node: its entry from the network configuration first, then its binary. For a node on which
+    /// pod-watcher was killed and does not come back.
+    Uninstall(UninstallArgs),
+}
+
+/// `pod-watcher uninstall`.
+#[derive(Debug, clap::Args)]
+pub struct UninstallArgs {
+    /// The node's network configurations.
+    #[arg(long, env = "CULVERT_CNI_CONF_DIR", default_value = "/etc/cni/net.d")]
+    pub cni_conf_dir: PathBuf,
+    /// The node's CNI plugins.
+    #[arg(long, env = "CULVERT_CNI_BIN_DIR", default_value = "/opt/cni/bin")]
+    pub cni_bin_dir: PathBuf,
+    /// Socket that the CNI plugin dials; a pod-watcher that runs holds a lock beside it.
+    #[arg(long, env = "CULVERT_CNI_SOCKET", default_value = mesh_api::link::cni::SOCKET)]
+    pub cni_socket: PathBuf,
+    /// State shared with the CNI plugin.
+    #[arg(long, env = "CULVERT_STATE_DIR", default_value = "/var/lib/culvert/cni")]
+    pub state_dir: PathBuf,
 }
 
 const EXAMPLES: &str = "Examples:
@@ -146,9 +166,34 @@ pub struct RunArgs {
     /// worker's `--opt-out-seconds`.
     #[arg(long, env = "CULVERT_LINGER_SECONDS", default_value_t = 600)]
     pub linger_seconds: u64,
+    /// How our plugin comes into the node's CNI chain.
+    #[command(flatten)]
+    pub install: InstallArgs,
     /// Form of log lines.
     #[arg(long, env = "CULVERT_LOG_FORMAT", value_enum, default_value_t = LogFormat::Text)]
     pub log_format: LogFormat,
+}
+
+/// How our plugin comes into the node's CNI chain.
+#[derive(Clone, Debug, clap::Args)]
+pub struct InstallArgs {
+    /// The node's network configurations: our plugin is put into the chain of the first and kept there. Without it the chain is
+    /// somebody else's care.
+    #[arg(long, env = "CULVERT_CNI_CONF_DIR")]
+    pub cni_conf_dir: Option<PathBuf>,
+    /// Where the runtime looks for plugins.
+    #[arg(long, env = "CULVERT_CNI_BIN_DIR", default_value = "/opt/cni/bin")]
+    pub cni_bin_dir: PathBuf,
+    /// The plugin's binary that is copied there; without it, `culvert-cni` beside pod-watcher's own.
+    #[arg(long, env = "CULVERT_CNI_PLUGIN", value_name = "FILE")]
+    pub cni_plugin: Option<PathBuf>,
+    /// How long the plugin waits for pod-watcher: its `timeoutSeconds`.
+    #[arg(long, env = "CULVERT_CNI_TIMEOUT_SECONDS", default_value_t = 15, value_parser = clap::value_parser!(u64).range(1..=120))]
+    pub cni_timeout_seconds: u64,
+    /// Our DaemonSet, in the mesh's own namespace: when it has gone, or is not for this node any more, the plugin is taken out at the
+    /// end.
+    #[arg(long, env = "CULVERT_DAEMON_SET", default_value = "pod-watcher", value_name = "NAME")]
+    pub daemon_set: String,
 }
 
 #[cfg(test)]

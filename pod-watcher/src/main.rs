@@ -1,7 +1,8 @@
 //! `pod-watcher`: the node's daemon for pods.
 //!
 //! Read in the order in which a pod meets it: [`cni`] takes the plugin's call, [`node`] owns what is known and steps [`enrol`],
-//! [`sandbox`] works in the pod's netns, [`keepers`] tells node-proxy; [`source`] and [`watch`] say what the world wants. It holds
+//! [`sandbox`] works in the pod's netns, [`keepers`] tells node-proxy; [`source`] and [`watch`] say what the world wants; [`install`] puts the plugin
+//! on the node. It holds
 //! no pod key, parses nothing from the network but what the API server says, and never changes the node's own netns.
 
 mod admin;
@@ -9,6 +10,7 @@ mod args;
 mod cni;
 mod enrol;
 mod facts;
+mod install;
 mod keepers;
 mod metrics;
 mod node;
@@ -24,6 +26,7 @@ mod watch;
 use std::process::ExitCode;
 use std::time::Duration;
 
+use anyhow::Context;
 use args::{Cli, Command};
 use clap::Parser;
 
@@ -38,6 +41,7 @@ fn main() -> ExitCode {
     let cli = Cli::parse();
     let done = match cli.command {
         Some(Command::Admin(args)) => runtime().and_then(|runtime| runtime.block_on(admin::run(&args))),
+        Some(Command::Uninstall(args)) => uninstall(&args).map(|()| ExitCode::SUCCESS),
         None => daemon(cli.run).map(|()| ExitCode::SUCCESS),
     };
     match done {
@@ -63,6 +67,16 @@ fn daemon(args: args::RunArgs) -> anyhow::Result<()> {
     runtime()?
         .block_on(serve::run(args))
         .inspect_err(|error| tracing::error!(error = format!("{error:#}"), "pod-watcher ends"))
+}
+
+fn uninstall(args: &args::UninstallArgs) -> anyhow::Result<()> {
+    mesh_daemon::logs::init("pod-watcher", mesh_daemon::logs::Format::Text);
+    let args::UninstallArgs { cni_conf_dir, cni_bin_dir, cni_socket, state_dir } = args;
+    let _lock = runtime()?.block_on(serve::lock(&cni_socket.with_file_name("pod-watcher.lock")))?;
+    let done = install::take_out(cni_conf_dir, cni_bin_dir)?;
+    state_dir::remove(state_dir).with_context(|| format!("remove {}", state_dir.display()))?;
+    tracing::info!(dir = %cni_conf_dir.display(), was_there = done, "our plugin is in no CNI chain of this node");
+    Ok(())
 }
 
 fn runtime() -> anyhow::Result<tokio::runtime::Runtime> {

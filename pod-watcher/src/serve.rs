@@ -19,7 +19,9 @@ use mesh_net::{Netns, procfs};
 use rustix::fs::{FlockOperation, flock};
 use tokio::sync::{Notify, mpsc, oneshot};
 
-use crate::args::{OnEnroll, RunArgs, TableMode};
+use crate::args::{InstallArgs, OnEnroll, RunArgs, TableMode};
+use crate::install::chain::{Entry, PLUGIN};
+use crate::install::{Install, Installation};
 use crate::metrics::Metrics;
 use crate::node::{Inputs, Node, Parts};
 use crate::sandbox::Kernel;
@@ -51,6 +53,7 @@ pub async fn run(args: RunArgs) -> anyhow::Result<()> {
         own_namespace,
         on_enroll: OnEnroll::Keep,
         linger_seconds,
+        install,
         log_format: _,
     } = args;
     let node = node_name.context("--node-name is required")?;
@@ -59,6 +62,9 @@ pub async fn run(args: RunArgs) -> anyhow::Result<()> {
     {
         bail!("--source {} is not a directory", dir.display());
     }
+    let excluded: Vec<String> = exclude_namespaces.iter().chain([&own_namespace]).cloned().collect();
+    let daemon_set = (own_namespace.clone(), install.daemon_set.clone());
+    let install = installed(install, &cni_socket, &state_dir, excluded)?;
     for socket in [&cni_socket, &proxy_socket, &admin_socket] {
         let parent = socket.parent().with_context(|| format!("socket {} has no directory", socket.display()))?;
         DirBuilder::new()
@@ -75,6 +81,7 @@ pub async fn run(args: RunArgs) -> anyhow::Result<()> {
     let readiness = Readiness::new();
     let (loaded, adopted, sockets) =
         (readiness.latch("source"), readiness.latch("running pods"), readiness.latch("sockets"));
+    let chained = install.is_some().then(|| readiness.latch("cni chain"));
     let listener = tokio::net::TcpListener::bind(metrics_address)
         .await
         .with_context(|| format!("listen on --metrics-address {metrics_address}"))?;
@@ -95,10 +102,10 @@ pub async fn run(args: RunArgs) -> anyhow::Result<()> {
         wanted,
         inputs: inputs.clone(),
     };
-    let (first, begin, reporter) = match place {
+    let (first, begin, reporter, api) = match place {
         Place::Dir(dir) => {
             let (first, begin) = watching.start(Files::new(dir), &group, &stop);
-            (first, begin, None)
+            (first, begin, None, None)
         }
         Place::Api => {
             let api = Api::connect(kubeconfig.as_deref()).await.context("--source api")?;
@@ -108,19 +115,23 @@ pub async fn run(args: RunArgs) -> anyhow::Result<()> {
             ];
             let server =
                 Server::start(api.clone(), &follow, Timing::default(), metrics.source.clone(), &group.handle());
-            let reporter = Reporter::start(api, &node, CONDITION, metrics.source.clone(), &group.handle());
+            let reporter = Reporter::start(api.clone(), &node, CONDITION, metrics.source.clone(), &group.handle());
             let (first, begin) = watching.start(server, &group, &stop);
-            (first, begin, Some(reporter))
+            (first, begin, Some(reporter), Some(api))
         }
     };
+    let chain_metrics = metrics.chain.clone();
+    let asking = api.map(|api| (api, node.as_str(), (daemon_set.0.as_str(), daemon_set.1.as_str())));
+    let mut install = install.map(|install| Installation::new(install, asking, &group, &stop));
     let status =
         Status::open(&status_dir, reporter).with_context(|| format!("create --status-dir {}", status_dir.display()))?;
     let records = tokio::select! {
         why = signals::stop() => {
             tracing::info!(why = why?, "stopping before the source was read; rules stay in place");
+            let left = left(install).await;
             trigger.ask();
             group.cut().await;
-            return Ok(());
+            return if left { state_dir::remove(&state_dir).context("remove the state directory") } else { Ok(()) };
         }
         // An error means that the task has ended, which its log explains.
         records = first => records.context("reading the source")?,
@@ -167,20 +178,63 @@ pub async fn run(args: RunArgs) -> anyhow::Result<()> {
         group.spawn("admin socket", mesh_daemon::admin::serve(people, admin::handler(inputs.clone()), stop.clone()));
         // An error: the source's task has ended, which its log explains.
         let _ = begin.send(());
-        group.spawn("markers", until(stop.clone(), watch::markers(state_dir, inputs.clone())));
+        group.spawn("markers", until(stop.clone(), watch::markers(state_dir.clone(), inputs.clone())));
         group.spawn("node facts", until(stop.clone(), watch::node_facts(node, inputs.clone())));
         sockets.release();
+        // Not before: who is in the chain is asked.
+        if let (Some(install), Some(chained)) = (&mut install, chained) {
+            install.begin(chained, chain_metrics, &group);
+        }
         tracing::info!("serving");
         let why = signals::stop().await?;
         tracing::info!(why, "stopping; rules stay in place");
     }
+    // First of all: while we still answer, no pod waits for us.
+    let left = left(install).await;
     trigger.ask();
     drop(inputs);
     let cut = group.finish(STOP).await;
     if cut > 0 {
         tracing::warn!(cut, "tasks did not end in time; what they held is read back at the next start");
     }
-    Ok(())
+    if left { state_dir::remove(&state_dir).context("remove the state directory") } else { Ok(()) }
+}
+
+/// Whether this was the end of us on this node.
+async fn left(install: Option<Installation>) -> bool {
+    match install {
+        Some(install) => install.end().await,
+        None => false,
+    }
+}
+
+/// What is to be put into the node's CNI chain, if that is our care.
+fn installed(
+    args: InstallArgs,
+    socket: &Path,
+    state_dir: &Path,
+    excluded: Vec<String>,
+) -> anyhow::Result<Option<Install>> {
+    let InstallArgs { cni_conf_dir, cni_bin_dir, cni_plugin, cni_timeout_seconds, daemon_set: _ } = args;
+    let Some(conf_dir) = cni_conf_dir else { return Ok(None) };
+    let plugin = match cni_plugin {
+        Some(plugin) => plugin,
+        None => std::env::current_exe().context("own path")?.with_file_name(PLUGIN),
+    };
+    if !plugin.is_file() {
+        bail!("--cni-plugin {} is not a file", plugin.display());
+    }
+    // The plugin takes absolute paths only, and its configuration is text.
+    for path in [socket, state_dir] {
+        if !path.is_absolute() || path.to_str().is_none() {
+            bail!(
+                "{} cannot be written into a network configuration: it is not an absolute path in UTF-8",
+                path.display()
+            );
+        }
+    }
+    let entry = Entry::new(socket.to_owned(), cni_timeout_seconds, excluded, state_dir.to_owned());
+    Ok(Some(Install { conf_dir, bin_dir: cni_bin_dir, plugin, entry }))
 }
 
 /// What following a source needs besides the source.
@@ -226,7 +280,7 @@ async fn until(stop: drain::Watch, work: impl Future<Output = ()>) {
 }
 
 /// One writer of pods' netns on a node. The file stays; the lock goes with the process, however it ends.
-async fn lock(path: &Path) -> anyhow::Result<File> {
+pub async fn lock(path: &Path) -> anyhow::Result<File> {
     let file = File::options()
         .create(true)
         .append(true)

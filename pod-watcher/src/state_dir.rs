@@ -12,6 +12,18 @@ pub fn prepare(state_dir: &Path) -> io::Result<()> {
     DirBuilder::new().recursive(true).mode(0o700).create(Marker::dir(state_dir))
 }
 
+/// Nobody asks any more: what is shared with the plugin goes, and the directory too unless it is a mount.
+pub fn remove(state_dir: &Path) -> io::Result<()> {
+    for result in [std::fs::remove_file(Namespaces::path(state_dir)), std::fs::remove_dir_all(Marker::dir(state_dir))] {
+        match result {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+            _ => {}
+        }
+    }
+    let _ = std::fs::remove_dir(state_dir); // busy where it is a mount; empty then
+    Ok(())
+}
+
 /// Writes a file that is either the old or the new one, also after a power cut.
 pub fn write_atomically(path: &Path, bytes: &[u8]) -> io::Result<()> {
     let aside = path.with_extension("tmp");

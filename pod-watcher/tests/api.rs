@@ -4,48 +4,15 @@
 
 mod common;
 
-use std::sync::mpsc;
 use std::time::{Duration, Instant};
 
+use common::api::{namespace, node};
 use common::keeper::Answers;
 use common::{FakeKeeper, Node, Pod, Seen, eventually, within};
 use mesh_api::manifests::Kind;
 use mesh_kube::fake::Fake;
 use mesh_net::capture::Stage;
 use serde_json::{Value, json};
-
-/// A node whose pod-watcher follows the API server, on IPv4 or IPv6.
-fn node(loopback: &'static str, flags: &[&str]) -> (Node, Fake) {
-    let mut fake = None;
-    let node = Node::start_with(flags, |node| {
-        let (send, receive) = mpsc::channel();
-        let netns = node.netns.try_clone().expect("descriptor");
-        // Its sockets are of the netns that their thread is in.
-        std::thread::spawn(move || {
-            let serve = || {
-                let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("runtime");
-                runtime.block_on(async {
-                    send.send(Fake::start(loopback).await).expect("the test waits");
-                    std::future::pending::<()>().await;
-                });
-            };
-            netns.run(serve).expect("entered");
-        });
-        let server = receive.recv_timeout(Duration::from_secs(20)).expect("the server starts");
-        for (name, mesh) in [("shop", json!({"culvert.io/mesh": "enabled"})), ("tools", json!({}))] {
-            server.put(Kind::Namespace, namespace(name, mesh));
-        }
-        std::fs::write(node.path("kubeconfig"), server.kubeconfig()).expect("written");
-        fake = Some(server);
-        let kubeconfig = node.path("kubeconfig").to_string_lossy().into_owned();
-        vec!["--source".to_owned(), "api".to_owned(), "--kubeconfig".to_owned(), kubeconfig]
-    });
-    (node, fake.expect("set above"))
-}
-
-fn namespace(name: &str, labels: Value) -> Value {
-    json!({"metadata": {"name": name, "labels": labels}})
-}
 
 fn keeper(node: &Node) -> FakeKeeper {
     let keeper = FakeKeeper::connect(&node.path("run/proxy.sock"), Answers::Serve);

@@ -1,6 +1,7 @@
 //! Every metric of pod-watcher, in one place. Label values are closed enums ([`labels`]), kinds of objects, and pods that this node
 //! has now ([`passed`]). What keepers count is offered here too, since they have no network ([`keeper`]).
 
+pub mod chain;
 pub mod keeper;
 pub mod labels;
 pub mod passed;
@@ -50,6 +51,8 @@ pub struct Metrics {
     pub passed: Passed,
     /// Following the API server.
     pub source: mesh_kube::Metrics,
+    /// Our plugin in the node's CNI chain.
+    pub chain: chain::Metrics,
     add_stages: HistogramVec,
     enrolments: IntCounterVec,
     failures: IntCounterVec,
@@ -117,6 +120,7 @@ impl Metrics {
             of_keepers: Keepers::new(registry)?,
             passed: Passed::new(registry)?,
             source: mesh_kube::Metrics::new(registry, "watcher")?,
+            chain: chain::Metrics::new(registry)?,
         };
         metrics.zero();
         Ok(metrics)

@@ -1,7 +1,8 @@
 //! One node for a test: a netns of its own with the real pod-watcher in it, the real `culvert-cni` called as a runtime calls it, a
 //! keeper that does what the test says, and pods that are bare network namespaces. Everything ends with the value.
-#![allow(dead_code, reason = "each test binary uses its part")]
+#![allow(dead_code, unused_imports, reason = "each test binary uses its part")]
 
+pub mod api;
 pub mod keeper;
 pub mod pod;
 
@@ -283,7 +284,7 @@ pub fn run(program: &str, args: &[&str]) {
 }
 
 /// culvert-cni, built as cargo builds this test: another package's binary is not built for it.
-fn plugin() -> &'static Path {
+pub fn plugin() -> &'static Path {
     static BUILT: OnceLock<PathBuf> = OnceLock::new();
     BUILT.get_or_init(|| {
         let built = Command::new(env!("CARGO"))
