@@ -62,7 +62,11 @@ pub async fn run(args: RunArgs) -> anyhow::Result<()> {
     {
         bail!("--source {} is not a directory", dir.display());
     }
-    let excluded: Vec<String> = exclude_namespaces.iter().chain([&own_namespace]).cloned().collect();
+    // The mesh's own pods need nobody's answer: they start with pod-watcher dead, too.
+    let mut excluded = exclude_namespaces.clone();
+    if !excluded.contains(&own_namespace) {
+        excluded.push(own_namespace.clone());
+    }
     let daemon_set = (own_namespace.clone(), install.daemon_set.clone());
     let install = installed(install, &cni_socket, &state_dir, excluded)?;
     for socket in [&cni_socket, &proxy_socket, &admin_socket] {

@@ -3,7 +3,7 @@
 //! A file is only replaced while it says what the plan was made for: what its owner writes meanwhile is never lost. Blocking.
 
 use std::fs::{File, Metadata, Permissions};
-use std::io::{self, Read, Write};
+use std::io::{self, Read};
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
@@ -14,6 +14,8 @@ use super::plan::{Files, KEPT, Plan, Step, is_live};
 
 /// The largest configuration that is read; real ones have a few KiB.
 const LARGEST: u64 = 1024 * 1024;
+/// How much of a binary is looked at in one go.
+const PIECE: u64 = 64 * 1024;
 /// What is written before it takes a name; runtimes read no such file.
 const ASIDE: &str = ".culvert-cni.tmp";
 /// Plans in a row before somebody else's turn: an owner that writes in a loop must not keep us here.
@@ -125,7 +127,7 @@ fn write(dir: &Path, name: &str, before: Option<&str>, wanted: &str) -> Result<(
         Some(_) => std::fs::metadata(&path).map_err(io("look at", &path))?.mode() & 0o7777,
         None => 0o644,
     };
-    put_aside(&aside, wanted.as_bytes(), mode).map_err(io("write", &aside))?;
+    put_aside(&aside, &mut wanted.as_bytes(), mode).map_err(io("write", &aside))?;
     let result = match before {
         None => match renameat_with(CWD, &aside, CWD, &path, RenameFlags::NOREPLACE) {
             Err(rustix::io::Errno::EXIST) => Err(NotDone::Changed(name.to_owned())),
@@ -159,11 +161,11 @@ fn rename(dir: &Path, name: &str, before: &str, to: &str) -> Result<(), NotDone>
     Err(NotDone::Changed(name.to_owned()))
 }
 
-fn put_aside(aside: &Path, bytes: &[u8], mode: u32) -> io::Result<()> {
+fn put_aside(aside: &Path, from: &mut impl Read, mode: u32) -> io::Result<()> {
     // Of a run that was cut off.
     let _ = std::fs::remove_file(aside);
     let mut file = File::options().write(true).create_new(true).mode(0o600).open(aside)?;
-    file.write_all(bytes)?;
+    io::copy(from, &mut file)?;
     // Not by the process's umask.
     file.set_permissions(Permissions::from_mode(mode))?;
     file.sync_all()
@@ -191,18 +193,36 @@ pub fn put_binary(from: &Path, dir: &Path, known: &mut Option<Stamp>) -> Result<
     if stamp.is_some() && stamp == *known {
         return Ok(false);
     }
-    let wanted = std::fs::read(from).map_err(io("read", from))?;
-    let right = found.is_some_and(|found| found.mode() & 0o7777 == 0o755)
-        && std::fs::read(&path).is_ok_and(|there| there == wanted);
+    let right =
+        found.is_some_and(|found| found.mode() & 0o7777 == 0o755) && same(from, &path).map_err(io("compare", &path))?;
     if !right {
         let aside = dir.join(ASIDE);
-        put_aside(&aside, &wanted, 0o755).map_err(io("write", &aside))?;
+        let mut wanted = File::open(from).map_err(io("read", from))?;
+        put_aside(&aside, &mut wanted, 0o755).map_err(io("write", &aside))?;
         // One that runs goes on with the file it has.
         std::fs::rename(&aside, &path).map_err(io("rename to", &path))?;
         sync(dir).map_err(io("sync", dir))?;
     }
     *known = std::fs::symlink_metadata(&path).ok().as_ref().map(Stamp::of);
     Ok(!right)
+}
+
+/// Whether two files say the same; never more than a piece of each in memory.
+fn same(one: &Path, other: &Path) -> io::Result<bool> {
+    let (mut one, mut other) = (File::open(one)?, File::open(other)?);
+    let (mut here, mut there) = (Vec::new(), Vec::new());
+    loop {
+        here.clear();
+        there.clear();
+        one.by_ref().take(PIECE).read_to_end(&mut here)?;
+        other.by_ref().take(PIECE).read_to_end(&mut there)?;
+        if here != there {
+            return Ok(false);
+        }
+        if here.is_empty() {
+            return Ok(true);
+        }
+    }
 }
 
 /// Takes it away again.

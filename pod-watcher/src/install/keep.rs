@@ -65,7 +65,9 @@ pub async fn keep(
         if last.as_ref() != Some(&found) {
             tell(&install, &found);
         }
-        if wrote && last.is_some() {
+        // The first time it is put there, nobody had taken it out.
+        let repaired = wrote && last.is_some();
+        if repaired {
             tracing::warn!(dir = %install.conf_dir.display(), "the CNI chain had been changed and was put right");
         }
         metrics.state(is_in, found.left.len());
@@ -74,7 +76,7 @@ pub async fn keep(
         }
         ready.send_if_modified(|ready| std::mem::replace(ready, is_in) != is_in);
         last = Some(found);
-        if wrote && repairs.is_fight(Instant::now()) {
+        if repaired && repairs.is_fight(Instant::now()) {
             tracing::warn!(
                 dir = %install.conf_dir.display(),
                 "somebody takes our plugin out of the CNI chain again and again; Cilium does unless cni.exclusive is false"
