@@ -37,6 +37,8 @@ pub(crate) struct Boot {
 
 /// Where a node sees our binaries.
 pub(crate) const BIN: &str = "/opt/culvert/bin";
+/// Where a node keeps its network configurations.
+const NETWORKS: &str = "net.d";
 /// Said on standard output when the node stands.
 pub(crate) const READY: &str = "ready";
 /// Said on standard input when the node may outlive the lab.
@@ -92,7 +94,7 @@ fn file_system(boot: &Boot) -> Result<()> {
     mount_change("/", MountPropagationFlags::PRIVATE | MountPropagationFlags::REC).context("make / private")?;
     mount("tmpfs", &scratch, "tmpfs", MountFlags::empty(), c"mode=755").context("mount scratch")?;
     // Looked at before the overlay that will hold it hides it.
-    let first_boot = !disk.join("etc-upper").exists();
+    let first_boot = !disk.join(if boot.host.is_some() { "etc-upper" } else { NETWORKS }).exists();
     let written = if boot.host.is_some() { &disk } else { &scratch };
     for dir in ["/etc", "/opt"] {
         overlay(written, Path::new(dir))?;
@@ -103,8 +105,13 @@ fn file_system(boot: &Boot) -> Result<()> {
     }
     fs::create_dir_all(BIN)?;
     mount_bind(&boot.binaries, BIN).context("bind our binaries")?;
-    if let Some(conflist) = boot.conflist.as_ref().filter(|_| first_boot) {
-        cni(conflist, boot.host.is_none())?;
+    if let Some(conflist) = &boot.conflist {
+        if boot.host.is_none() {
+            keep_cni(&disk)?;
+        }
+        if first_boot {
+            cni(conflist, boot.host.is_none())?;
+        }
     }
     run_dir(boot, &scratch)?;
     // /var/lib last: it hides the disks.
@@ -153,6 +160,17 @@ fn overlay(place: &Path, dir: &Path) -> Result<()> {
     let options = std::ffi::CString::new(options)?;
     mount("overlay", dir, "overlay", MountFlags::empty(), options.as_c_str())
         .with_context(|| format!("mount an overlay on {}: the lab needs overlayfs", dir.display()))
+}
+
+/// What is in the CNI directories after a power cut is what was there before. Of a [`Host`] all of /etc and /opt is kept.
+fn keep_cni(disk: &Path) -> Result<()> {
+    for (name, at) in [(NETWORKS, "/etc/cni/net.d"), ("cni-bin", "/opt/cni/bin")] {
+        let dir = disk.join(name);
+        make_dir(&dir)?;
+        fs::create_dir_all(at)?;
+        mount_bind(&dir, at).with_context(|| format!("bind the node's {at}"))?;
+    }
+    Ok(())
 }
 
 /// /etc/cni/net.d with one network, /opt/cni/bin with Debian's plugins, and with ours where it is in the chain.

@@ -287,6 +287,13 @@ impl Lab {
     /// through CNI and made anew under their old uid; with a mesh its processes are started first. How long it took.
     pub fn boot(&self, index: usize) -> Result<Duration> {
         let start = Instant::now();
+        self.power_on(index)?;
+        self.start_pods(index)?;
+        Ok(start.elapsed())
+    }
+
+    /// The first half of [`Lab::boot`]: the node stands, the sandboxes from before are deleted, and nothing runs yet.
+    pub fn power_on(&self, index: usize) -> Result<()> {
         let node = self.node(index);
         ensure!(!node.init().is_alive(), "{} is running", node.name());
         let config: Config = self.shared.dir.read("config.json")?;
@@ -294,19 +301,25 @@ impl Lab {
         node.rebooted(fresh);
         node::unplug(&self.shared.fabric, index)?;
         node::plug(&self.shared.fabric, node, config.families)?;
-        let pods: Vec<PodHandle> = self.pods().into_iter().filter(|p| p.node() == index).collect();
-        for pod in &pods {
+        for pod in self.pods().iter().filter(|pod| pod.node() == index) {
             pod.with(|s| (s.pause, s.app, s.record.pause) = (None, None, None));
             self.shared.reset_sandbox(pod)?;
         }
+        Ok(())
+    }
+
+    /// The second half: the mesh's processes, then every pod of the node that does not run.
+    pub fn start_pods(&self, index: usize) -> Result<()> {
         if let Some(mesh) = &self.mesh {
             mesh.start_node(self, index)?;
         }
-        for pod in pods.iter().filter(|p| !self.mesh.as_ref().is_some_and(|m| m.is_proxy_pod(p))) {
+        let ours = |pod: &PodHandle| self.mesh.as_ref().is_some_and(|mesh| mesh.is_proxy_pod(pod));
+        let stopped = |pod: &PodHandle| pod.node() == index && pod.with(|s| s.pause.is_none());
+        for pod in self.pods().iter().filter(|pod| stopped(pod) && !ours(pod)) {
             self.shared.run_sandbox(pod)?;
             self.start_app(pod)?;
         }
-        Ok(start.elapsed())
+        Ok(())
     }
 }
 

@@ -44,7 +44,7 @@ impl Node {
         let host = config.host.clone();
         let plugin = match &host {
             Some(host) => host.plugin.clone(),
-            None => config.mesh.as_ref().map(|mesh| mesh.netconf()),
+            None => config.mesh.as_ref().and_then(|mesh| mesh.netconf()),
         };
         let conflist = (index > 0).then(|| cni::conflist(index, families, plugin));
         let boot = Boot { lab: lab.clone(), name: name.clone(), binaries: binaries::dir()?, conflist, host };

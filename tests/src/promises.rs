@@ -9,6 +9,7 @@ mod both_ends;
 mod cardinality;
 mod cleanup;
 mod cni;
+mod cni_chain;
 mod deny_first;
 mod doubt;
 mod exact_counts;

@@ -43,6 +43,8 @@ pub struct MeshConfig {
     pub worker_memory: Option<u64>,
     /// Memory limit of the keeper, bytes.
     pub keeper_memory: Option<u64>,
+    /// pod-watcher puts the plugin into each node's chain, as on a real node; otherwise it is there from the start.
+    pub install_chain: bool,
     /// More arguments for pod-watcher.
     pub watcher_args: Vec<String>,
     /// More arguments for the keeper.
@@ -68,6 +70,7 @@ impl Default for MeshConfig {
             threads: None,
             worker_memory: None,
             keeper_memory: Some(64 << 20),
+            install_chain: false,
             watcher_args: Vec::new(),
             keeper_args: Vec::new(),
             worker_args: Vec::new(),
@@ -77,11 +80,13 @@ impl Default for MeshConfig {
 }
 
 impl MeshConfig {
-    /// Our plugin's part of the conflist.
-    pub(crate) fn netconf(&self) -> Value {
-        json!({
-            "type": "culvert-cni", "socket": CNI_SOCKET, "timeoutSeconds": self.cni_timeout,
-            "excludeNamespaces": self.excluded, "stateDir": "/var/lib/culvert/cni",
+    /// Our plugin's part of the conflist, unless pod-watcher puts it there.
+    pub(crate) fn netconf(&self) -> Option<Value> {
+        (!self.install_chain).then(|| {
+            json!({
+                "type": "culvert-cni", "socket": CNI_SOCKET, "timeoutSeconds": self.cni_timeout,
+                "excludeNamespaces": self.excluded, "stateDir": "/var/lib/culvert/cni",
+            })
         })
     }
 
@@ -94,6 +99,10 @@ impl MeshConfig {
         args.extend(strings(&["--admin-socket", "/run/culvert/watcher-admin.sock"]));
         for namespace in &self.excluded {
             args.extend(strings(&["--exclude-namespace", namespace]));
+        }
+        if self.install_chain {
+            args.extend(strings(&["--cni-conf-dir", "/etc/cni/net.d", "--cni-bin-dir", "/opt/cni/bin"]));
+            args.extend(["--cni-timeout-seconds".to_owned(), self.cni_timeout.to_string()]);
         }
         args.extend(self.watcher_args.iter().cloned());
         args

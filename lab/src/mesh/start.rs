@@ -100,6 +100,13 @@ impl Mesh {
         watcher.cgroup = Some(format!("{}/system/pod-watcher", node.name()));
         let watcher = node.spawn(watcher)?;
         self.wait_for_file(&watcher, &node.init().root(CNI_SOCKET))?;
+        if self.config.install_chain {
+            let network = "/etc/cni/net.d/10-culvert-lab.conflist";
+            wait::until_true("our plugin in the chain", READY_DEADLINE, || {
+                node.read(network).is_ok_and(|text| text.contains("culvert-cni"))
+            })
+            .with_context(|| watcher.tail(15))?;
+        }
 
         let proxy = match lab.pod(ROOT_NAMESPACE, &proxy_name(index)) {
             Some(pod) => {
