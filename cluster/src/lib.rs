@@ -12,12 +12,13 @@
 //! control plane runs on the lab's fabric. The machine's own network, firewall, kernel settings and file system are not touched.
 //!
 //! Read on in the order of what happens: [`parts`] (what is needed), `pki`, `control` (the control plane), `node`, `images`,
-//! [`Cluster::up`], `ready` (waiting, and errors that say why).
+//! [`Cluster::up`], `ready` (waiting, and errors that say why); [`mesh`] installs Culvert.
 
 mod control;
 mod images;
 mod kubectl;
 mod make;
+pub mod mesh;
 mod node;
 pub mod parts;
 mod pki;

@@ -7,6 +7,7 @@ use std::process::ExitCode;
 
 use anyhow::{Context as _, Result, ensure};
 use clap::{Parser, Subcommand, ValueEnum};
+use cluster::mesh::Mesh;
 use cluster::{Cluster, Config, status};
 use lab::{interrupt, state};
 
@@ -25,6 +26,7 @@ struct Cli {
 
 const AFTER: &str = "Examples:
   cargo xtask cluster up
+  cargo xtask cluster up --mesh                      # with Culvert installed
   cargo xtask cluster status
   cargo xtask cluster shell                          # KUBECONFIG set, kubectl in PATH
   cargo xtask cluster shell -- kubectl get pods -A
@@ -39,6 +41,15 @@ enum Verb {
         /// Nodes
         #[arg(long, default_value_t = 2)]
         nodes: usize,
+        /// Install Culvert as well, as built from this checkout
+        #[arg(long)]
+        mesh: bool,
+    },
+    /// Give every node an image from an archive (docker save, cargo xtask image)
+    Load {
+        /// The archives
+        #[arg(required = true)]
+        archives: Vec<std::path::PathBuf>,
     },
     /// Take it away, in whatever state it is
     Down,
@@ -78,7 +89,11 @@ fn main() -> ExitCode {
 
 fn run(verb: Verb, name: &str) -> Result<ExitCode> {
     match verb {
-        Verb::Up { nodes } => up(name, nodes)?,
+        Verb::Up { nodes, mesh } => up(name, nodes, mesh)?,
+        Verb::Load { archives } => {
+            let cluster = Cluster::attach(name)?;
+            archives.iter().try_for_each(|archive| cluster.load(archive))?;
+        }
         Verb::Down => down(name)?,
         Verb::Status { output } => return show(name, output),
         Verb::Shell { argv } => return shell(name, argv),
@@ -87,10 +102,14 @@ fn run(verb: Verb, name: &str) -> Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
-fn up(name: &str, nodes: usize) -> Result<()> {
+fn up(name: &str, nodes: usize, mesh: bool) -> Result<()> {
+    let mesh = mesh.then(Mesh::find).transpose()?;
     interrupt::take_down_on_signal(&state::Dir::of(name)?)?;
     let config = Config { name: name.to_owned(), nodes };
     let cluster = Cluster::up(&config, |step| eprintln!("cluster: {step}"))?;
+    if let Some(mesh) = mesh {
+        cluster.install(&mesh, |step| eprintln!("cluster: {step}"))?;
+    }
     cluster.keep()?;
     let named = if name == "cluster" { String::new() } else { format!(" --name {name}") };
     say(&format!(

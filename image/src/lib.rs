@@ -15,6 +15,7 @@
 
 mod archive;
 mod layer;
+pub mod mesh;
 
 use std::path::{Path, PathBuf};
 

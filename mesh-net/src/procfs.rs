@@ -64,8 +64,11 @@ pub fn pod_of_cgroups(text: &str) -> Option<PodUid> {
     text.lines().find_map(|line| {
         let path = line.splitn(3, ':').nth(2)?;
         // Below a cgroup namespace of our own the upper parts read as `..`; a full uuid is then proof enough.
-        let under_kubelet = path.contains("kubepods");
-        path.split('/').find_map(|part| pod_of_component(part, under_kubelet))
+        // What lies above kubelet's own part is named by whoever made the node, and may well begin with `pod`.
+        let kubelets = |part: &str| part.contains("kubepods");
+        let under_kubelet = path.split('/').any(kubelets);
+        let mut parts = path.split('/').skip_while(|part| under_kubelet && !kubelets(part));
+        parts.find_map(|part| pod_of_component(part, under_kubelet))
     })
 }
 
@@ -99,6 +102,7 @@ mod tests {
             format!(
                 "0::/kubelet.slice/kubelet-kubepods.slice/kubelet-kubepods-besteffort.slice/kubelet-kubepods-besteffort-pod{under}.slice/x.scope"
             ),
+            format!("9:name=systemd:/pods/of-node-1/kubepods/besteffort/pod{UID}/abc"),
             format!("12:cpu,cpuacct:/user.slice\n11:memory:/kubepods/besteffort/pod{UID}/abc"),
             format!("0::/../../pod{UID}/abc"),
         ] {

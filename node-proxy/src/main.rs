@@ -4,6 +4,7 @@
 mod admin;
 mod harden;
 mod keeper;
+mod own_state;
 mod seccomp;
 mod supervisor;
 mod worker;
@@ -34,6 +35,8 @@ enum Role {
     Worker(Box<WorkerArgs>),
     /// Ask the running worker.
     Admin(admin::Args),
+    /// Give the worker's user the directory of the last good configuration, once, before the worker starts (root with CHOWN).
+    OwnState(own_state::Args),
 }
 
 #[derive(clap::Args)]
@@ -50,6 +53,7 @@ fn main() -> ExitCode {
         Role::Keeper(args) => keeper::run(args),
         Role::Worker(args) if args.child => be_the_worker(args.worker),
         Role::Worker(args) => supervisor::run(args.worker.log_format),
+        Role::OwnState(args) => own_state::run(&args),
         Role::Admin(args) => return admin::run(&args).unwrap_or_else(|error| failed(&error)),
     };
     match ended {

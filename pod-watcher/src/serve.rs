@@ -1,8 +1,8 @@
 //! Starting and stopping. The order matters: one pod-watcher a node (lock), then what is wanted (source), then what is there
 //! (every running pod read back), and only then the sockets: a keeper that got a snapshot too early would let go of live pods.
 
-use std::fs::{DirBuilder, File};
-use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
+use std::fs::{DirBuilder, File, Permissions};
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
@@ -21,7 +21,7 @@ use tokio::sync::{Notify, mpsc, oneshot};
 
 use crate::args::{InstallArgs, OnEnroll, RunArgs, TableMode};
 use crate::install::chain::{Entry, PLUGIN};
-use crate::install::{Install, Installation};
+use crate::install::{Install, Installation, rules};
 use crate::metrics::Metrics;
 use crate::node::{Inputs, Node, Parts};
 use crate::sandbox::Kernel;
@@ -76,8 +76,13 @@ pub async fn run(args: RunArgs) -> anyhow::Result<()> {
             .mode(0o700)
             .create(parent)
             .with_context(|| format!("create {}", parent.display()))?;
+        // kubelet makes a hostPath for everybody to read.
+        std::fs::set_permissions(parent, Permissions::from_mode(0o700))
+            .with_context(|| format!("keep {} to ourselves", parent.display()))?;
     }
-    let _lock = lock(&cni_socket.with_file_name("pod-watcher.lock")).await?;
+    let lock_file = cni_socket.with_file_name("pod-watcher.lock");
+    let _lock = lock(&lock_file).await?;
+    let run = (vec![cni_socket.clone(), proxy_socket.clone(), admin_socket.clone(), lock_file], status_dir.clone());
     state_dir::prepare(&state_dir).with_context(|| format!("create --state-dir {}", state_dir.display()))?;
 
     let registry = prometheus::Registry::new();
@@ -135,7 +140,7 @@ pub async fn run(args: RunArgs) -> anyhow::Result<()> {
             let left = left(install).await;
             trigger.ask();
             group.cut().await;
-            return if left { state_dir::remove(&state_dir).context("remove the state directory") } else { Ok(()) };
+            return if left { remove_traces(&state_dir, &run) } else { Ok(()) };
         }
         // An error means that the task has ended, which its log explains.
         records = first => records.context("reading the source")?,
@@ -201,7 +206,18 @@ pub async fn run(args: RunArgs) -> anyhow::Result<()> {
     if cut > 0 {
         tracing::warn!(cut, "tasks did not end in time; what they held is read back at the next start");
     }
-    if left { state_dir::remove(&state_dir).context("remove the state directory") } else { Ok(()) }
+    if left { remove_traces(&state_dir, &run) } else { Ok(()) }
+}
+
+/// What of us is on the node and nobody will need: rules, sockets, files. The tasks have ended: nobody puts any of it back.
+fn remove_traces(state_dir: &Path, (files, status_dir): &(Vec<PathBuf>, PathBuf)) -> anyhow::Result<()> {
+    let cleared = rules::take_out().context("look for pods of this node")?;
+    tracing::info!(pods = cleared.clear, "no rules of ours are left in pods");
+    for failed in cleared.failed {
+        tracing::error!(failed, "rules stay in a pod; they go with it");
+    }
+    state_dir::remove(state_dir).context("remove the state directory")?;
+    state_dir::remove_run(files, status_dir).context("remove sockets and statuses")
 }
 
 /// Whether this was the end of us on this node.

@@ -24,6 +24,12 @@ pub fn remove(state_dir: &Path) -> io::Result<()> {
     Ok(())
 }
 
+/// The same for what lives under `/run`: sockets, the lock, what was observed. A directory that is a mount stays, empty.
+pub fn remove_run(files: &[PathBuf], status_dir: &Path) -> io::Result<()> {
+    let gone = files.iter().map(std::fs::remove_file).chain([std::fs::remove_dir_all(status_dir)]);
+    gone.filter(|result| !matches!(result, Err(error) if error.kind() == io::ErrorKind::NotFound)).collect()
+}
+
 /// Writes a file that is either the old or the new one, also after a power cut.
 pub fn write_atomically(path: &Path, bytes: &[u8]) -> io::Result<()> {
     let aside = path.with_extension("tmp");

@@ -5,7 +5,7 @@ use std::process::{Command, ExitCode};
 
 use anyhow::Context as _;
 
-use crate::{cargo, kubernetes, packages, phase};
+use crate::{cargo, image, kubernetes, manifests, packages, phase};
 
 /// Replaces this process by the cluster's program, so that signals and the exit status are its own.
 pub fn run(args: &[String]) -> anyhow::Result<ExitCode> {
@@ -23,7 +23,12 @@ pub fn run(args: &[String]) -> anyhow::Result<ExitCode> {
             return Ok(ExitCode::SUCCESS);
         }
     }
-    let binary = cargo::build()?.join("culvert-cluster");
+    let binaries = cargo::build()?;
+    if args.iter().take_while(|arg| *arg != "--").any(|arg| arg == "--mesh") {
+        environment.push(("CULVERT_IMAGES", image::of(&binaries)?));
+        environment.push(("CULVERT_MANIFESTS", manifests::for_cluster()?));
+    }
+    let binary = binaries.join("culvert-cluster");
     let mut cluster = Command::new(&binary);
     Err(cluster.args(args).envs(environment).env("CULVERT_CLUSTER_COMMAND", "cargo xtask cluster").exec())
         .with_context(|| format!("start {}", binary.display()))

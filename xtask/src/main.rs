@@ -7,8 +7,10 @@ mod bench;
 mod cache;
 mod cargo;
 mod cluster;
+mod image;
 mod kubernetes;
 mod lab;
+mod manifests;
 mod packages;
 mod phase;
 mod test;
@@ -64,6 +66,21 @@ enum Verb {
         #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
         args: Vec<String>,
     },
+    /// The mesh's container images, as files that docker, containerd and kind read: `--release` as they are to be installed.
+    ///
+    /// Arguments are passed on: `cargo xtask image --help` shows them all.
+    #[command(disable_help_flag = true)]
+    Image {
+        /// Arguments of the image writer.
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+        args: Vec<String>,
+    },
+    /// Renders manifests/culvert.yaml from the chart beside it.
+    Manifests {
+        /// Only say whether it is what the chart renders; ends with 1 if not.
+        #[arg(long)]
+        check: bool,
+    },
     /// Licences, sources and bans of all dependencies, by cargo-deny.
     Deny,
     /// Where downloads and tools are kept.
@@ -76,6 +93,8 @@ fn main() -> ExitCode {
         Verb::Test { part, filter } => test::run(part, filter.as_deref()),
         Verb::Bench { args } => bench::run(args),
         Verb::Cluster { args } => cluster::run(&args),
+        Verb::Image { args } => image::run(args),
+        Verb::Manifests { check } => manifests::run(check),
         Verb::Deny => tools::deny(),
         Verb::Cache => cache::show(),
     };

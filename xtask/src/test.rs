@@ -5,7 +5,7 @@ use std::time::Instant;
 
 use clap::ValueEnum;
 
-use crate::{cargo, kubernetes, packages, phase, tools};
+use crate::{cargo, image, kubernetes, manifests, packages, phase, tools};
 
 /// A part of the tests.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
@@ -49,8 +49,12 @@ pub fn run(part: Option<Part>, filter: Option<&str>) -> anyhow::Result<ExitCode>
         phase::run("lab tests", || cargo::run(binary("promises").envs(environment)))?;
     }
     if wanted(Part::Cluster) {
+        manifests::run(true)?;
         let environment = parts.iter().flat_map(|parts| parts.environment());
-        phase::run("cluster tests", || cargo::run(binary("cluster").envs(environment)))?;
+        let mut command = binary("cluster");
+        command.envs(environment).env("CULVERT_IMAGES", image::of(&binaries)?);
+        command.env("CULVERT_MANIFESTS", manifests::for_cluster()?);
+        phase::run("cluster tests", || cargo::run(&mut command))?;
     }
     phase::say(&format!("all tests passed in {:.0} s, builds included", begun.elapsed().as_secs_f64()));
     Ok(ExitCode::SUCCESS)

@@ -29,6 +29,26 @@ pub fn envoy() -> anyhow::Result<PathBuf> {
     find(&place, "envoy").with_context(|| format!("no envoy in {}", place.display()))
 }
 
+/// Renders the chart.
+const HELM: &str = "4.3.1";
+
+/// Path of `helm`.
+pub fn helm() -> anyhow::Result<PathBuf> {
+    let place = cache::tool("helm", HELM, |draft| {
+        phase::run(&format!("build helm {HELM} (Go module helm.sh/helm/v4, 1 to 2 minutes)"), || {
+            let go = go()?;
+            cargo::run(
+                Command::new(go)
+                    .args(["install", &format!("helm.sh/helm/v4/cmd/helm@v{HELM}")])
+                    .env("GOBIN", draft)
+                    .env("GOFLAGS", "-modcacherw")
+                    .env("CGO_ENABLED", "0"),
+            )
+        })
+    })?;
+    Ok(place.join("helm"))
+}
+
 /// Path of `cnitool`.
 pub fn cnitool() -> anyhow::Result<PathBuf> {
     let place = cache::tool("cnitool", CNITOOL, |draft| {

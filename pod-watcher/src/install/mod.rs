@@ -11,6 +11,7 @@ mod fate;
 mod json;
 mod keep;
 mod plan;
+pub mod rules;
 mod taint;
 
 use std::path::PathBuf;

@@ -7,5 +7,11 @@ mod figure;
 mod leaves_nothing;
 #[path = "../machine.rs"]
 mod machine;
+mod mesh_leaves;
+mod mesh_opt_in;
+mod mesh_outages;
+mod mesh_rights;
+mod mesh_talks;
 mod serves;
+mod shop;
 mod support;

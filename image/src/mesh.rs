@@ -1,0 +1,61 @@
+//! The mesh's own images: static binaries and nothing else.
+
+use std::path::{Path, PathBuf};
+
+use anyhow::Context as _;
+
+use crate::Image;
+
+/// Name and tag of each image without its repository, in the order in which they are written.
+const NAMES: [&str; 3] = ["control-plane", "node-proxy", "pod-watcher"];
+/// The unprivileged user of worker and control plane; what runs as root says so in its pod.
+const USER: u32 = 65532;
+/// How names are resolved: without it a C library would look for modules that are not there.
+const NSSWITCH: &str = "hosts: files dns\n";
+
+/// Describes them, from binaries in a directory: REPOSITORY/NAME:TAG.
+pub fn images(binaries: &Path, repository: &str, tag: &str) -> Vec<Image> {
+    let one = |name: &str| {
+        let image = Image::new(&format!("{repository}/{name}:{tag}"))
+            .file(binaries.join(name), &format!("/{name}"), 0o755)
+            .text(NSSWITCH, "/etc/nsswitch.conf", 0o644)
+            .entrypoint(&[&format!("/{name}")])
+            .user(USER);
+        // The plugin travels with the daemon that puts it on the node.
+        if name == "pod-watcher" { image.file(binaries.join("culvert-cni"), "/culvert-cni", 0o755) } else { image }
+    };
+    NAMES.map(one).into()
+}
+
+/// Writes them into a directory, NAME.tar each; the files, in the order of [`images`].
+pub fn write(binaries: &Path, repository: &str, tag: &str, to: &Path) -> anyhow::Result<Vec<PathBuf>> {
+    std::fs::create_dir_all(to).with_context(|| format!("make {}", to.display()))?;
+    let images = images(binaries, repository, tag);
+    let named = images.iter().zip(NAMES).map(|(image, name)| {
+        let file = to.join(format!("{name}.tar"));
+        image.write(&file).with_context(|| format!("write image {}", image.name()))?;
+        Ok(file)
+    });
+    named.collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_image_for_each_pod_of_the_mesh_and_the_plugin_travels_with_pod_watcher() {
+        let dir = tempfile::tempdir().expect("a directory");
+        for name in ["control-plane", "node-proxy", "pod-watcher", "culvert-cni"] {
+            std::fs::write(dir.path().join(name), name).expect("written");
+        }
+        let files = write(dir.path(), "localhost/culvert", "1", &dir.path().join("out")).expect("written");
+        assert_eq!(files.len(), 3);
+        let text = |n: usize| String::from_utf8_lossy(&std::fs::read(&files[n]).expect("read")).into_owned();
+        assert!(text(1).contains("localhost/culvert/node-proxy:1") && !text(1).contains("culvert-cni"));
+        assert!(text(2).contains("culvert-cni"));
+        std::fs::remove_file(dir.path().join("node-proxy")).expect("removed");
+        let error = write(dir.path(), "localhost/culvert", "1", dir.path()).expect_err("a binary is missing");
+        assert!(format!("{error:#}").contains("node-proxy"), "{error:#}");
+    }
+}

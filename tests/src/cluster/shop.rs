@@ -1,0 +1,179 @@
+//! A cluster with the mesh installed, a small shop in it, and what its pods say to each other: plain sockets in a pod's own network.
+
+use std::io::{self, Read as _, Write as _};
+use std::net::{IpAddr, SocketAddr, TcpStream};
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use anyhow::{Context as _, Result, ensure};
+use cluster::mesh::{Mesh, NAMESPACE};
+use cluster::{APPS, Cluster};
+use lab::{ns, wait};
+use serde_json::Value;
+
+use crate::support::{PODS, up};
+
+/// Where the shop's pods send everything back.
+pub(crate) const ECHO: u16 = 7000;
+/// How long a change may take until a test calls it lost.
+pub(crate) const CHANGE: Duration = Duration::from_secs(20);
+/// How long an attempt may go without an answer.
+const PATIENCE: Duration = Duration::from_secs(4);
+
+/// A cluster with the mesh, the namespace `shop` (in it, if `enrolled`) and the namespace `outside`.
+pub(crate) fn meshed(name: &str, enrolled: bool) -> Result<(Cluster, Mesh)> {
+    let mesh = Mesh::find()?;
+    let cluster = up(name)?;
+    cluster.install(&mesh, |step| println!("{step}"))?;
+    namespaces(&cluster, enrolled)?;
+    Ok((cluster, mesh))
+}
+
+pub(crate) fn namespaces(cluster: &Cluster, enrolled: bool) -> Result<()> {
+    cluster.apply("apiVersion: v1\nkind: Namespace\nmetadata: {name: shop}\n---\napiVersion: v1\nkind: Namespace\nmetadata: {name: outside}\n")?;
+    if enrolled { enrol(cluster, true) } else { Ok(()) }
+}
+
+/// Opts the namespace `shop` in or out.
+pub(crate) fn enrol(cluster: &Cluster, enrolled: bool) -> Result<()> {
+    let label = if enrolled { "culvert.io/mesh=enabled" } else { "culvert.io/mesh-" };
+    cluster.kubectl(&["label", "namespace", "shop", label]).map(drop)
+}
+
+/// A pod of the shop that runs.
+#[derive(Clone, Debug)]
+pub(crate) struct Member {
+    pub(crate) name: String,
+    pub(crate) namespace: String,
+    pub(crate) node: usize,
+    pub(crate) ips: Vec<IpAddr>,
+    netns: PathBuf,
+}
+
+/// Starts a pod on a node with a service account of its own name's first part (`web-1` is of `web`); returns when it is Ready.
+pub(crate) fn start(cluster: &Cluster, namespace: &str, name: &str, node: usize) -> Result<Member> {
+    let account = name.split('-').next().unwrap_or(name);
+    cluster.apply(&format!(
+        "apiVersion: v1
+kind: ServiceAccount
+metadata: {{name: {account}, namespace: {namespace}}}
+---
+apiVersion: v1
+kind: Pod
+metadata: {{name: {name}, namespace: {namespace}, labels: {{app: {account}}}}}
+spec:
+  serviceAccountName: {account}
+  automountServiceAccountToken: false
+  terminationGracePeriodSeconds: 1
+  nodeName: node-{node}
+  containers:
+  - name: app
+    image: {APPS}
+    imagePullPolicy: Never
+    command: [/bin/sh, -c, \"exec culvert-lab app echo:{ECHO}\"]
+    readinessProbe: {{tcpSocket: {{port: {ECHO}}}, periodSeconds: 1}}
+"
+    ))?;
+    let timeout = format!("--timeout={}s", PODS.as_secs());
+    let ready = cluster.kubectl(&["wait", "-n", namespace, &format!("pod/{name}"), "--for=condition=Ready", &timeout]);
+    ready
+        .with_context(|| cluster.kubectl(&["get", "pods,events", "-n", namespace, "-o", "wide"]).unwrap_or_default())?;
+    let pod = cluster.get(&["pod", name, "-n", namespace])?;
+    let ips = pod["status"]["podIPs"].as_array().context("addresses")?;
+    let ips = ips.iter().map(|ip| Ok(ip["ip"].as_str().context("text")?.parse()?)).collect::<Result<Vec<IpAddr>>>()?;
+    ensure!(ips.len() == 2, "{name} has {ips:?}");
+    Ok(Member { name: name.into(), namespace: namespace.into(), node, ips, netns: netns_of(name)? })
+}
+
+/// The network of a pod, by the name that every process in it has in its environment.
+fn netns_of(pod: &str) -> Result<PathBuf> {
+    let wanted = format!("HOSTNAME={pod}");
+    let of = |path: &Path| std::fs::read(path.join("environ")).unwrap_or_default();
+    let found = std::fs::read_dir("/proc")?
+        .flatten()
+        .map(|entry| entry.path())
+        .find(|path| of(path).split(|byte| *byte == 0).any(|variable| variable == wanted.as_bytes()));
+    Ok(found.with_context(|| format!("no process of {pod}"))?.join("ns/net"))
+}
+
+impl Member {
+    /// Its addresses with the echo server's port.
+    pub(crate) fn echo(&self) -> Vec<SocketAddr> {
+        self.ips.iter().map(|ip| SocketAddr::new(*ip, ECHO)).collect()
+    }
+
+    /// A connection from this pod.
+    pub(crate) fn connect(&self, to: SocketAddr) -> Result<io::Result<TcpStream>> {
+        let stream = ns::in_netns(&self.netns, || Ok(TcpStream::connect_timeout(&to, PATIENCE)))?;
+        if let Ok(stream) = &stream {
+            stream.set_read_timeout(Some(PATIENCE))?;
+            stream.set_write_timeout(Some(PATIENCE))?;
+            stream.set_nodelay(true)?;
+        }
+        Ok(stream)
+    }
+
+    /// Whether a connection from this pod is answered; an error says how it was not.
+    pub(crate) fn asks(&self, to: SocketAddr) -> Result<io::Result<()>> {
+        Ok(self.connect(to)?.and_then(|stream| say(&stream)))
+    }
+
+    /// The names of the tables in its network.
+    pub(crate) fn rules(&self) -> Result<String> {
+        let list = || {
+            let output = std::process::Command::new("nft").args(["list", "tables"]).output().context("start nft")?;
+            Ok(String::from_utf8_lossy(&output.stdout).into_owned())
+        };
+        ns::in_netns(&self.netns, list)
+    }
+
+    /// Whether what was observed of this pod is that it is captured.
+    pub(crate) fn is_captured(&self, cluster: &Cluster) -> bool {
+        let path = "{.status.conditions[?(@.type==\"culvert.io/Captured\")].status}";
+        let output = format!("jsonpath={path}");
+        cluster
+            .kubectl(&["get", "pod", &self.name, "-n", &self.namespace, "-o", &output])
+            .is_ok_and(|text| text == "True")
+    }
+}
+
+/// Says something on an open stream to an echo server and waits for it to come back.
+pub(crate) fn say(mut stream: &TcpStream) -> io::Result<()> {
+    let mut answer = [0; 5];
+    stream.write_all(b"hello")?;
+    stream.read_exact(&mut answer)?;
+    if &answer == b"hello" { Ok(()) } else { Err(io::ErrorKind::InvalidData.into()) }
+}
+
+/// Waits until every pod is captured, or none.
+pub(crate) fn captured(cluster: &Cluster, members: &[&Member], wanted: bool) -> Result<()> {
+    members.iter().try_for_each(|member| {
+        wait::until_true(&format!("{} to be captured: {wanted}", member.name), CHANGE, || {
+            member.is_captured(cluster) == wanted
+        })
+    })
+}
+
+/// Waits until connections from one to the other are answered, or refused, over both families.
+pub(crate) fn until(from: &Member, to: &Member, answered: bool) -> Result<()> {
+    to.echo().into_iter().try_for_each(|to| {
+        let mut last = String::new();
+        wait::until_true("a connection to be met as it should", CHANGE, || {
+            let met = from.asks(to);
+            last = format!("{met:?}");
+            met.is_ok_and(|met| met.is_ok() == answered)
+        })
+        .with_context(|| format!("{} to {to}, answered: {answered}; last: {last}", from.name))
+    })
+}
+
+/// The access log of a node's worker.
+pub(crate) fn access_log(cluster: &Cluster, node: usize) -> Result<Vec<Value>> {
+    let pods = cluster.get(&["pods", "-n", NAMESPACE, "-l", "app.kubernetes.io/component=node-proxy"])?;
+    let is_there = |pod: &&Value| pod["spec"]["nodeName"] == format!("node-{node}").as_str();
+    let pod = pods["items"].as_array().context("a list")?.iter().find(is_there).context("a node-proxy")?;
+    let name = pod["metadata"]["name"].as_str().context("text")?;
+    let text = cluster.kubectl(&["logs", "-n", NAMESPACE, name, "-c", "worker"])?;
+    let lines = text.lines().filter_map(|line| serde_json::from_str::<Value>(line).ok());
+    Ok(lines.filter(|line| line["log"] == "access").collect())
+}
