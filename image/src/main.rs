@@ -1,5 +1,6 @@
 //! `cargo xtask image`: the mesh's images as files that every container tool reads.
 
+use std::io::Write as _;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
@@ -36,7 +37,7 @@ fn main() -> ExitCode {
     match write(&args) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            eprintln!("image: {error:#}");
+            let _ = writeln!(std::io::stderr(), "image: {error:#}"); // nobody is left to tell
             ExitCode::FAILURE
         }
     }
@@ -47,7 +48,7 @@ fn write(args: &Args) -> anyhow::Result<()> {
     let files = image::mesh::write(&args.binaries, &args.repository, &args.tag, &args.out)?;
     for (image, file) in images.iter().zip(files) {
         let size = std::fs::metadata(&file).with_context(|| format!("look at {}", file.display()))?.len();
-        println!("{}  {:.1} MB  {}", file.display(), size as f64 / 1e6, image.name());
+        writeln!(std::io::stdout(), "{}  {:.1} MB  {}", file.display(), size as f64 / 1e6, image.name())?;
     }
     Ok(())
 }

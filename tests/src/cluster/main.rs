@@ -11,6 +11,7 @@ mod mesh_leaves;
 mod mesh_opt_in;
 mod mesh_outages;
 mod mesh_rights;
+mod mesh_starts;
 mod mesh_talks;
 mod serves;
 mod shop;

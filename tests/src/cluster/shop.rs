@@ -3,7 +3,7 @@
 use std::io::{self, Read as _, Write as _};
 use std::net::{IpAddr, SocketAddr, TcpStream};
 use std::path::{Path, PathBuf};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, ensure};
 use cluster::mesh::{Mesh, NAMESPACE};
@@ -11,7 +11,7 @@ use cluster::{APPS, Cluster};
 use lab::{ns, wait};
 use serde_json::Value;
 
-use crate::support::{PODS, up};
+use crate::support::{PODS, figure, up};
 
 /// Where the shop's pods send everything back.
 pub(crate) const ECHO: u16 = 7000;
@@ -24,7 +24,14 @@ const PATIENCE: Duration = Duration::from_secs(4);
 pub(crate) fn meshed(name: &str, enrolled: bool) -> Result<(Cluster, Mesh)> {
     let mesh = Mesh::find()?;
     let cluster = up(name)?;
-    cluster.install(&mesh, |step| println!("{step}"))?;
+    let begun = Instant::now();
+    cluster.install(&mesh, |_| {})?;
+    figure(
+        "mesh installed",
+        format!("{:.1}", begun.elapsed().as_secs_f64()),
+        "s",
+        "images loaded, applied, all of it Ready",
+    );
     namespaces(&cluster, enrolled)?;
     Ok((cluster, mesh))
 }

@@ -1,0 +1,135 @@
+//! What the mesh adds to the start of a pod, as the container runtime saw it, and sixty pods at once.
+
+use std::collections::BTreeMap;
+use std::time::Instant;
+
+use anyhow::{Context as _, Result, ensure};
+use cluster::{APPS, Cluster};
+use lab::wait;
+
+use crate::shop::meshed;
+use crate::support::{PODS, figure};
+
+/// Pods of each kind.
+const EACH: usize = 100;
+/// Started together, half of each kind: what the machine is busy with meets both alike.
+const BATCH: usize = 10;
+const AT_ONCE: usize = 60;
+
+/// A pod that does nothing, on node 1.
+fn pod(namespace: &str, name: &str) -> String {
+    format!(
+        "---\napiVersion: v1\nkind: Pod\nmetadata: {{name: {name}, namespace: {namespace}, labels: {{app: starts}}}}\nspec:\n  nodeName: node-1\n  \
+         automountServiceAccountToken: false\n  enableServiceLinks: false\n  terminationGracePeriodSeconds: 0\n  \
+         containers: [{{name: app, image: {APPS}, imagePullPolicy: Never, command: [/bin/sh, -c, \"exec sleep 100000\"]}}]\n"
+    )
+}
+
+/// Starts a batch, waits until all of it runs, and deletes it.
+fn batch(cluster: &Cluster, number: usize) -> Result<()> {
+    let both = |n: usize| [pod("shop", &format!("in-{number}-{n}")), pod("outside", &format!("out-{number}-{n}"))];
+    let yaml: String = (0..BATCH / 2).flat_map(both).collect();
+    cluster.apply(&yaml)?;
+    let running = || {
+        let phases = ["get", "pods", "-A", "-l", "app=starts", "-o", "jsonpath={.items[*].status.phase}"];
+        let said = cluster.kubectl(&phases).ok()?;
+        (said.split_whitespace().filter(|phase| *phase == "Running").count() == BATCH).then_some(())
+    };
+    wait::until(&format!("batch {number} to run"), PODS, running)?;
+    for namespace in ["shop", "outside"] {
+        cluster.kubectl(&["delete", "pods", "-n", namespace, "-l", "app=starts", "--wait=true"])?;
+    }
+    Ok(())
+}
+
+/// Milliseconds that RunPodSandbox took, by namespace, from containerd's own log.
+fn sandboxes(log: &str) -> BTreeMap<String, Vec<f64>> {
+    let (mut begun, mut took) = (BTreeMap::new(), BTreeMap::<String, Vec<f64>>::new());
+    for line in log.lines() {
+        let Some((_, rest)) = line.split_once("RunPodSandbox for &PodSandboxMetadata{") else { continue };
+        let Some((of, rest)) = rest.split_once('}') else { continue };
+        let Some(at) = line.strip_prefix("time=\"").and_then(|text| seconds(text.split('"').next()?)) else { continue };
+        let namespace = of.split(',').find_map(|part| part.strip_prefix("Namespace:")).unwrap_or_default();
+        if rest.contains("returns sandbox id") {
+            if let Some(from) = begun.remove(of) {
+                took.entry(namespace.to_owned()).or_default().push((at - from) * 1e3);
+            }
+        } else if !rest.contains("failed") {
+            begun.insert(of.to_owned(), at);
+        }
+    }
+    took
+}
+
+/// Seconds of the hour of an RFC 3339 time.
+fn seconds(text: &str) -> Option<f64> {
+    let time = text.split_once('T')?.1.split(['Z', '+']).next()?;
+    let mut parts = time.split(':').map(str::parse::<f64>);
+    let (hours, minutes, seconds) = (parts.next()?.ok()?, parts.next()?.ok()?, parts.next()?.ok()?);
+    Some(hours * 3600.0 + minutes * 60.0 + seconds)
+}
+
+#[test]
+fn the_mesh_adds_what_is_printed_to_the_start_of_a_pod_and_sixty_at_once_all_start() -> Result<()> {
+    let (cluster, _) = meshed("kube-starts", true)?;
+    batch(&cluster, 0)?;
+    let containerd = || cluster.lab().processes().remove("containerd-1").context("containerd of node 1");
+    let before = containerd()?.log().len();
+    for number in 1..=2 * EACH / BATCH {
+        batch(&cluster, number)?;
+    }
+    let log = containerd()?.log();
+    let mut took = sandboxes(log.get(before..).context("a log that grows")?);
+    let mut sorted = |namespace: &str| -> Result<Vec<f64>> {
+        let mut all =
+            took.remove(namespace).with_context(|| format!("no sandbox of {namespace} in containerd's log"))?;
+        ensure!(all.len() == EACH, "{} sandboxes of {namespace}", all.len());
+        all.sort_by(f64::total_cmp);
+        Ok(all)
+    };
+    let (enrolled, plain) = (sorted("shop")?, sorted("outside")?);
+    let (p50, max) = (enrolled[EACH / 2] - plain[EACH / 2], enrolled[EACH - 1] - plain[EACH - 1]);
+    let note = format!(
+        "RunPodSandbox, {EACH} enrolled and {EACH} plain, {BATCH} at a time; aim 50; plain {:.0} ms",
+        plain[EACH / 2]
+    );
+    figure("added_start_p50", format!("{p50:.1}"), "ms", &note);
+    let note = format!("difference of the slowest; plain {:.0} ms", plain[EACH - 1]);
+    figure("added_start_max", format!("{max:.1}"), "ms", &note);
+
+    cluster.apply(&format!(
+        "apiVersion: apps/v1\nkind: Deployment\nmetadata: {{name: many, namespace: shop}}\nspec:\n  replicas: {AT_ONCE}\n  \
+         selector: {{matchLabels: {{app: many}}}}\n  template:\n    metadata: {{labels: {{app: many}}}}\n    spec:\n      \
+         terminationGracePeriodSeconds: 0\n      containers: [{{name: app, image: {APPS}, imagePullPolicy: Never, command: [/bin/sh, -c, \"exec sleep 100000\"]}}]\n"
+    ))?;
+    let begun = Instant::now();
+    cluster.kubectl(&["rollout", "status", "-n", "shop", "deployment/many", "--timeout=180s"])?;
+    figure(
+        "sixty_pods_ready",
+        format!("{:.1}", begun.elapsed().as_secs_f64()),
+        "s",
+        "enrolled, on two nodes, after apply",
+    );
+    let captured = "jsonpath={.items[*].status.conditions[?(@.type==\"culvert.io/Captured\")].status}";
+    wait::until_true("all sixty to be captured", PODS, || {
+        let said = cluster.kubectl(&["get", "pods", "-n", "shop", "-l", "app=many", "-o", captured]);
+        said.is_ok_and(|said| said.split_whitespace().filter(|status| *status == "True").count() == AT_ONCE)
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn times_of_sandboxes_are_read_from_containerds_log() {
+        let line = |at: &str, rest: &str| {
+            format!(
+                "time=\"2026-11-21T20:24:{at}Z\" level=info msg=\"RunPodSandbox for &PodSandboxMetadata{{Name:a,Uid:1,Namespace:shop,Attempt:0,}}{rest}\"\n"
+            )
+        };
+        let log = line("35.100000000", "") + "noise\n" + &line("35.350000000", " returns sandbox id \\\"x\\\"");
+        let took = sandboxes(&log);
+        assert!((took["shop"][0] - 250.0).abs() < 0.001, "{took:?}");
+    }
+}
