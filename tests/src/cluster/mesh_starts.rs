@@ -13,31 +13,34 @@ use crate::support::{PODS, figure};
 /// Pods of each kind.
 const EACH: usize = 100;
 /// Started together, half of each kind: what the machine is busy with meets both alike.
-const BATCH: usize = 10;
+const BATCH: usize = 4;
 const AT_ONCE: usize = 60;
 
 /// A pod that does nothing, on node 1.
-fn pod(namespace: &str, name: &str) -> String {
+fn pod(namespace: &str, name: &str, batch: usize) -> String {
     format!(
-        "---\napiVersion: v1\nkind: Pod\nmetadata: {{name: {name}, namespace: {namespace}, labels: {{app: starts}}}}\nspec:\n  nodeName: node-1\n  \
+        "---\napiVersion: v1\nkind: Pod\nmetadata: {{name: {name}, namespace: {namespace}, labels: {{batch: \"{batch}\"}}}}\nspec:\n  nodeName: node-1\n  \
          automountServiceAccountToken: false\n  enableServiceLinks: false\n  terminationGracePeriodSeconds: 0\n  \
          containers: [{{name: app, image: {APPS}, imagePullPolicy: Never, command: [/bin/sh, -c, \"exec sleep 100000\"]}}]\n"
     )
 }
 
-/// Starts a batch, waits until all of it runs, and deletes it.
+/// Starts a batch, waits until all of it runs, and has it deleted.
 fn batch(cluster: &Cluster, number: usize) -> Result<()> {
-    let both = |n: usize| [pod("shop", &format!("in-{number}-{n}")), pod("outside", &format!("out-{number}-{n}"))];
+    let both = |n: usize| {
+        [pod("shop", &format!("in-{number}-{n}"), number), pod("outside", &format!("out-{number}-{n}"), number)]
+    };
     let yaml: String = (0..BATCH / 2).flat_map(both).collect();
     cluster.apply(&yaml)?;
+    let selector = format!("batch={number}");
     let running = || {
-        let phases = ["get", "pods", "-A", "-l", "app=starts", "-o", "jsonpath={.items[*].status.phase}"];
+        let phases = ["get", "pods", "-A", "-l", &selector, "-o", "jsonpath={.items[*].status.phase}"];
         let said = cluster.kubectl(&phases).ok()?;
         (said.split_whitespace().filter(|phase| *phase == "Running").count() == BATCH).then_some(())
     };
     wait::until(&format!("batch {number} to run"), PODS, running)?;
     for namespace in ["shop", "outside"] {
-        cluster.kubectl(&["delete", "pods", "-n", namespace, "-l", "app=starts", "--wait=true"])?;
+        cluster.kubectl(&["delete", "pods", "-n", namespace, "-l", &selector, "--wait=false"])?;
     }
     Ok(())
 }
