@@ -46,8 +46,16 @@ pub fn render(outcome: &Outcome) -> Result<String> {
     ))
 }
 
+/// What is longer than a few lines is folded away: a sidecar's configuration is a page of its own.
+const LONG: usize = 300;
+
 fn facts(outcome: &Outcome) -> String {
-    let rows = outcome.machine.iter().map(|(name, value)| format!("<dt>{}</dt><dd>{}</dd>\n", text(name), text(value)));
+    let shown = |value: &String| match value.len() {
+        ..LONG => text(value),
+        length => format!("<details><summary>{length} characters</summary><pre>{}</pre></details>", text(value)),
+    };
+    let rows =
+        outcome.machine.iter().map(|(name, value)| format!("<dt>{}</dt><dd>{}</dd>\n", text(name), shown(value)));
     format!("<dl>\n{}</dl>\n", rows.collect::<String>())
 }
 

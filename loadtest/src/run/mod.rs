@@ -44,6 +44,17 @@ pub fn run(options: &cli::Run) -> Result<Ran> {
     }
     let names = plan::planes(options)?;
     let scenarios = plan::scenarios(options)?;
+    if !options.scenario.is_empty() {
+        // What was asked for by name must not be left out in silence.
+        for scenario in scenarios.iter().filter(|scenario| plan::paths(options, scenario).is_empty()) {
+            let has: Vec<String> = scenario.paths(false).iter().map(ToString::to_string).collect();
+            anyhow::bail!(
+                "scenario {} is measured on none of the given paths; it has {}",
+                scenario.name,
+                has.join(", ")
+            );
+        }
+    }
     let labs: Vec<String> = names.iter().map(|name| format!("bench-{}-{name}", std::process::id())).collect();
     interrupt::take_all_down_on_signal(labs.iter().map(|lab| state::Dir::of(lab)).collect::<Result<_>>()?)?;
     let ran = measure(options, start, &names, &labs, &scenarios);
