@@ -11,9 +11,9 @@ use serde_json::Value;
 /// To connect (TCP and TLS each).
 const CONNECT: Duration = Duration::from_secs(5);
 /// For the head of an answer, and for the whole of a small one. The API server itself gives up after 60 s.
-const ANSWER: Duration = Duration::from_secs(15);
+pub(crate) const ANSWER: Duration = Duration::from_secs(15);
 /// The largest answer but a list.
-const SMALL: usize = 4 * 1024 * 1024;
+pub(crate) const SMALL: usize = 4 * 1024 * 1024;
 /// A page of a list of 250 objects of the largest size would be more; none is.
 const PAGE: usize = 128 * 1024 * 1024;
 /// What is read of a refusal.
@@ -22,7 +22,7 @@ const REFUSAL: usize = 64 * 1024;
 /// The API server. Cheap to clone.
 #[derive(Clone)]
 pub struct Api {
-    client: kube::Client,
+    pub(crate) client: kube::Client,
 }
 
 /// There is no way to reach it.
@@ -36,6 +36,9 @@ pub enum ConnectError {
         /// Why.
         source: Box<kube::config::KubeconfigError>,
     },
+    /// The files of `KUBECONFIG`, or `~/.kube/config`.
+    #[error("kubeconfig of KUBECONFIG or ~/.kube/config: {0}")]
+    Standard(Box<kube::config::KubeconfigError>),
     /// No file is given, and this is no pod.
     #[error("no --kubeconfig, and not in a pod: {0}")]
     InCluster(#[from] kube::config::InClusterError),
@@ -94,6 +97,12 @@ pub enum Method {
     Put,
     /// Changes parts of an object; lists are merged by their keys (strategic merge patch).
     Patch,
+    /// Changes parts of an object; `null` takes a key away, a list is replaced whole (RFC 7386).
+    Merge,
+    /// Makes an object or changes it, as the one who owns these fields (server-side apply); the path names the `fieldManager`.
+    Apply,
+    /// Deletes an object; the body is `DeleteOptions`.
+    Delete,
 }
 
 /// `Status` of the API server, and of an ERROR event.
@@ -120,7 +129,7 @@ impl Status {
 impl Api {
     /// By this kubeconfig; without one as a pod of the cluster. Connects when first asked.
     pub async fn connect(kubeconfig: Option<&Path>) -> Result<Self, ConnectError> {
-        let mut config = match kubeconfig {
+        let config = match kubeconfig {
             Some(path) => {
                 let fail = |source| ConnectError::Kubeconfig { path: path.to_owned(), source: Box::new(source) };
                 let read = kube::config::Kubeconfig::read_from(path).map_err(fail)?;
@@ -129,6 +138,11 @@ impl Api {
             }
             None => kube::Config::incluster()?,
         };
+        Self::configured(config)
+    }
+
+    /// With our deadlines and tries.
+    pub(crate) fn configured(mut config: kube::Config) -> Result<Self, ConnectError> {
         config.connect_timeout = Some(CONNECT);
         // Deadlines of answers and of silence are ours: a watch is quiet for longer than any request may be.
         config.read_timeout = None;
@@ -159,6 +173,10 @@ impl Api {
             Method::Post => ("POST", "application/json"),
             Method::Put => ("PUT", "application/json"),
             Method::Patch => ("PATCH", "application/strategic-merge-patch+json"),
+            Method::Merge => ("PATCH", "application/merge-patch+json"),
+            // JSON is YAML; servers before 1.34 know no other name for it.
+            Method::Apply => ("PATCH", "application/apply-patch+yaml"),
+            Method::Delete => ("DELETE", "application/json"),
         };
         let body = serde_json::to_vec(body).map_err(|error| Error::Answer(error.to_string()))?;
         self.json(request(method, path, Some(kind), body)?, SMALL).await
@@ -166,21 +184,20 @@ impl Api {
 
     /// The body of an answer that goes on.
     pub(crate) async fn stream(&self, path: &str) -> Result<Body, Error> {
-        self.send(request("GET", path, None, Vec::new())?).await
+        Ok(self.send(request("GET", path, None, Vec::new())?).await?.into_body())
     }
 
-    async fn json(&self, request: http::Request<Body>, limit: usize) -> Result<Value, Error> {
-        let body = self.send(request).await?;
-        let bytes = collect(body, limit).await?;
+    pub(crate) async fn json(&self, request: http::Request<Body>, limit: usize) -> Result<Value, Error> {
+        let bytes = collect(self.send(request).await?.into_body(), limit).await?;
         serde_json::from_slice(&bytes).map_err(|error| Error::Answer(error.to_string()))
     }
 
-    async fn send(&self, request: http::Request<Body>) -> Result<Body, Error> {
+    pub(crate) async fn send(&self, request: http::Request<Body>) -> Result<http::Response<Body>, Error> {
         let answer =
             tokio::time::timeout(ANSWER, quiet(self.client.send(request))).await.map_err(|_| Error::Late(ANSWER))?;
         let answer = answer.map_err(|error| Error::Transport(chain(&error)))?;
         if answer.status().is_success() {
-            return Ok(answer.into_body());
+            return Ok(answer);
         }
         let code = answer.status().as_u16();
         let after = answer.headers().get("retry-after").and_then(|value| value.to_str().ok()?.parse().ok());
@@ -196,13 +213,18 @@ pub(crate) fn quiet<F: Future>(work: F) -> tracing::instrument::WithDispatch<F> 
     tracing::instrument::WithSubscriber::with_subscriber(work, tracing::subscriber::NoSubscriber::default())
 }
 
-async fn collect(body: Body, limit: usize) -> Result<bytes::Bytes, Error> {
+pub(crate) async fn collect(body: Body, limit: usize) -> Result<bytes::Bytes, Error> {
     let read = tokio::time::timeout(4 * ANSWER, quiet(Limited::new(body, limit).collect())).await;
     let read = read.map_err(|_| Error::Late(4 * ANSWER))?;
     Ok(read.map_err(|error| Error::Transport(error.to_string()))?.to_bytes())
 }
 
-fn request(method: &str, path: &str, kind: Option<&str>, body: Vec<u8>) -> Result<http::Request<Body>, Error> {
+pub(crate) fn request(
+    method: &str,
+    path: &str,
+    kind: Option<&str>,
+    body: Vec<u8>,
+) -> Result<http::Request<Body>, Error> {
     let mut request = http::Request::builder().method(method).uri(path).header("accept", "application/json");
     if let Some(kind) = kind {
         request = request.header("content-type", kind);
@@ -212,7 +234,7 @@ fn request(method: &str, path: &str, kind: Option<&str>, body: Vec<u8>) -> Resul
 }
 
 /// An error with its causes.
-fn chain(error: &dyn std::error::Error) -> String {
+pub(crate) fn chain(error: &dyn std::error::Error) -> String {
     let mut text = error.to_string();
     let mut cause = error.source();
     while let Some(error) = cause {

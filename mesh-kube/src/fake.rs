@@ -81,6 +81,17 @@ impl Fake {
         self.wake();
     }
 
+    /// Makes or changes an object of any kind, by the path of its collection, all namespaces.
+    pub fn put_at(&self, collection: &str, object: Value) {
+        self.shared.state().put(collection, object);
+        self.wake();
+    }
+
+    /// The answer to a GET of this path, whatever it is of: discovery, the version.
+    pub fn say_at(&self, path: &str, answer: Value) {
+        self.shared.state().say_at(path, answer);
+    }
+
     /// The object as it is now.
     pub fn object(&self, kind: Kind, namespace: &str, name: &str) -> Option<Value> {
         self.shared.state().find(&crate::paths::collection(kind), namespace, name).cloned()

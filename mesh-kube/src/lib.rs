@@ -18,6 +18,8 @@ mod place;
 mod report;
 mod server;
 mod source;
+#[cfg(feature = "tool")]
+pub mod tool;
 
 pub use api::{Api, ConnectError, Error, Method};
 pub use backoff::Backoff;
@@ -25,6 +27,7 @@ pub use files::Files;
 pub use follow::{Following, Timing};
 pub use metrics::Metrics;
 pub use one::{Known, Single};
+pub use paths::escape;
 pub use place::Place;
 pub use report::{EventType, Reporter};
 pub use server::Server;

@@ -22,7 +22,7 @@ pub(crate) fn object(kind: Kind, namespace: &str, name: &str) -> String {
 }
 
 /// Percent-encodes all but what is safe anywhere in a URI.
-pub(crate) fn escape(text: &str) -> String {
+pub fn escape(text: &str) -> String {
     let mut escaped = String::with_capacity(text.len());
     for byte in text.bytes() {
         match byte {

@@ -105,5 +105,14 @@ impl fmt::Display for Rejected {
     }
 }
 
+/// The objects of a YAML text, whatever their kinds, in their order; else the line of the first fault, and what is wrong there.
+pub fn read_yaml(text: &str) -> Result<Vec<serde_json::Value>, (usize, String)> {
+    let mut objects = Vec::new();
+    for document in document::yaml(text) {
+        objects.extend(document::objects(document.content.map_err(|fault| (fault.line, fault.error))?));
+    }
+    Ok(objects)
+}
+
 #[cfg(test)]
 mod tests;

@@ -51,6 +51,11 @@ pub(super) async fn answer(shared: Shared, request: Request<Incoming>) -> Result
         |name: &str| query.split('&').find_map(|part| part.strip_prefix(name)?.strip_prefix('=')).map(str::to_owned);
     let node = value("fieldSelector").and_then(|selector| selector.strip_prefix("spec.nodeName%3D").map(str::to_owned));
     let place = Place::of(&path);
+    if head.method == "GET"
+        && let Some(said) = shared.state().said(&path)
+    {
+        return Ok(whole(200, &said));
+    }
     Ok(match (head.method.as_str(), place.name.as_deref()) {
         ("GET", None) if value("watch").is_some() => {
             let from = value("resourceVersion").and_then(|text| text.parse().ok()).unwrap_or(0);
@@ -59,7 +64,7 @@ pub(super) async fn answer(shared: Shared, request: Request<Incoming>) -> Result
         ("GET", None) => {
             let number = |name: &str| value(name).and_then(|text| text.parse().ok());
             let (start, limit) = (number("continue").unwrap_or(0), number("limit").unwrap_or(usize::MAX / 2));
-            whole(200, &shared.state().list(&place.collection, node.as_deref(), start, limit))
+            whole(200, &shared.state().list(&place.collection, &place.namespace, node.as_deref(), start, limit))
         }
         ("GET", Some(name)) => match shared.state().find(&place.collection, &place.namespace, name) {
             Some(object) => whole(200, object),
@@ -91,13 +96,34 @@ pub(super) async fn answer(shared: Shared, request: Request<Incoming>) -> Result
                 Some(_) => whole(200, &state.put(&place.collection, body)),
             }
         }
+        ("PATCH", Some(name)) if value("fieldManager").is_some() => apply(&shared, &place, name, body),
         ("PATCH", Some(name)) => patch(&shared, &place, name, &body),
+        ("DELETE", Some(name)) => {
+            let mut state = shared.state();
+            let known = state.find(&place.collection, &place.namespace, name).is_some();
+            state.delete(&place.collection, &place.namespace, name);
+            drop(state);
+            shared.changed.send_modify(|changed| *changed += 1);
+            if known { whole(200, &json!({"kind": "Status", "status": "Success"})) } else { refused(404) }
+        }
         _ => refused(405),
     })
 }
 
-/// The part of a strategic merge patch that is used: conditions by their type, taints whole, and a uid or version that must be the
-/// object's.
+/// Server-side apply by one who owns everything but the status.
+fn apply(shared: &Shared, place: &Place, name: &str, mut object: Value) -> Answer {
+    let mut state = shared.state();
+    if let Some(known) = state.find(&place.collection, &place.namespace, name) {
+        object["status"] = known["status"].clone();
+    }
+    let object = state.put(&place.collection, object);
+    drop(state);
+    shared.changed.send_modify(|changed| *changed += 1);
+    whole(200, &object)
+}
+
+/// The part of a strategic merge patch that is used: conditions by their type, labels, taints whole, and a uid or version that must be
+/// the object's.
 fn patch(shared: &Shared, place: &Place, name: &str, body: &Value) -> Answer {
     let mut state = shared.state();
     let Some(mut object) = state.find(&place.collection, &place.namespace, name).cloned() else { return refused(404) };
@@ -117,6 +143,14 @@ fn patch(shared: &Shared, place: &Place, name: &str, body: &Value) -> Answer {
         let Some(list) = conditions.as_array_mut() else { return refused(422) };
         list.retain(|one| one.get("type") != wanted.get("type"));
         list.push(wanted.clone());
+    }
+    for (key, value) in body.pointer("/metadata/labels").and_then(Value::as_object).into_iter().flatten() {
+        let labels = &mut object["metadata"]["labels"];
+        match (value, labels.as_object_mut()) {
+            (Value::Null, Some(labels)) => drop(labels.remove(key)),
+            (Value::Null, None) => {}
+            _ => labels[key] = value.clone(),
+        }
     }
     let object = state.put(&place.collection, object);
     drop(state);

@@ -32,6 +32,7 @@ pub(super) struct State {
     log: Vec<String>,
     posted: Vec<(String, Value)>,
     tokens: BTreeMap<String, Value>,
+    said: BTreeMap<String, Value>,
 }
 
 impl State {
@@ -125,9 +126,25 @@ impl State {
         self.tokens.get(token).cloned().unwrap_or_else(|| json!({"authenticated": false, "error": "unknown"}))
     }
 
-    /// A page of a list: from `start`, at most `limit`. The rest, if any, begins where `continue` says.
-    pub(super) fn list(&self, collection: &str, node: Option<&str>, start: usize, limit: usize) -> Value {
-        let all = self.objects.get(collection).into_iter().flat_map(BTreeMap::values);
+    pub(super) fn say_at(&mut self, path: &str, answer: Value) {
+        self.said.insert(path.to_owned(), answer);
+    }
+
+    pub(super) fn said(&self, path: &str) -> Option<Value> {
+        self.said.get(path).cloned()
+    }
+
+    /// A page of a list: of this namespace unless it is empty, from `start`, at most `limit`. The rest, if any, begins where `continue` says.
+    pub(super) fn list(
+        &self,
+        collection: &str,
+        namespace: &str,
+        node: Option<&str>,
+        start: usize,
+        limit: usize,
+    ) -> Value {
+        let all = self.objects.get(collection).into_iter().flatten();
+        let all = all.filter(|((of, _), _)| namespace.is_empty() || of == namespace).map(|(_, object)| object);
         let matching: Vec<&Value> = all.filter(|object| selected(object, node)).collect();
         let mut metadata = json!({"resourceVersion": self.version.to_string()});
         if start + limit < matching.len() {
