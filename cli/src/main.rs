@@ -1,54 +1,133 @@
-//! `culvert`: the person's tool. It grows with what there is to ask; what it cannot do yet, it does not offer.
+//! `culvert`: the person's tool. Each verb is a module: what it decides is pure, over what the API server and the daemons said; the
+//! requests stand in `mesh.rs`. It holds nothing of its own and changes only what a verb's name says.
 
-use std::io::Write;
+mod args;
+mod ask;
+mod check;
+mod enroll;
+mod failure;
+mod install;
+mod logs;
+mod mesh;
+mod names;
+mod print;
+mod ps;
+mod rollout;
+mod status;
+mod view;
+
+use std::io::Write as _;
 use std::process::ExitCode;
+use std::time::Duration;
 
-use clap::{CommandFactory, Parser, Subcommand, ValueEnum};
+use clap::{CommandFactory as _, Parser as _};
 
-/// Culvert, a service mesh with one proxy per node.
-#[derive(Debug, Parser)]
-#[command(version, arg_required_else_help = true)]
-struct Cli {
-    #[command(subcommand)]
-    command: Command,
-}
+use args::{Cli, Common, Output, Verb};
+use failure::Failure;
+use mesh::Mesh;
+use print::Answer;
 
-#[derive(Debug, Subcommand)]
-enum Command {
-    /// Print this build's version and the versions of the unix links that it speaks.
-    Version {
-        /// As JSON.
-        #[arg(long)]
-        json: bool,
-    },
-    /// Print a completion script: `source <(culvert completion bash)`.
-    Completion {
-        /// For this shell.
-        shell: Shell,
-    },
-}
-
-#[derive(Clone, Copy, Debug, ValueEnum)]
-enum Shell {
-    /// GNU bash.
-    Bash,
-    /// fish.
-    Fish,
-    /// zsh.
-    Zsh,
-}
+/// For a verb that only asks.
+const ASKING: Duration = Duration::from_secs(30);
+/// For a verb that waits until something has happened: images are pulled, nodes are taken one after the other.
+const WAITING: Duration = Duration::from_secs(300);
 
 fn main() -> ExitCode {
-    let text = match Cli::parse().command {
-        Command::Version { json } => version(json),
-        Command::Completion { shell } => completion(shell),
+    let cli = Cli::parse();
+    let runtime = match tokio::runtime::Builder::new_current_thread().enable_all().build() {
+        Ok(runtime) => runtime,
+        Err(error) => return failed(&Failure::silent(format!("start: {error}"), "the machine has no resources left")),
     };
-    match std::io::stdout().lock().write_all(text.as_bytes()) {
-        Ok(()) => ExitCode::SUCCESS,
+    let answer = runtime.block_on(within(cli));
+    // Look-ups of names block a thread that nobody needs to wait for.
+    runtime.shutdown_background();
+    match answer {
+        Ok(answer) => print(&answer),
+        Err(failure) => failed(&failure),
+    }
+}
+
+fn print(answer: &Answer) -> ExitCode {
+    match std::io::stdout().lock().write_all(answer.text.as_bytes()) {
+        // Whoever reads has seen enough: `culvert ps | head`.
+        Err(error) if error.kind() == std::io::ErrorKind::BrokenPipe => return ExitCode::SUCCESS,
         Err(error) => {
-            eprintln!("culvert: print the answer: {error}");
-            ExitCode::FAILURE
+            return failed(&Failure::silent(format!("print the answer: {error}"), "see where the output goes"));
         }
+        Ok(()) => {}
+    }
+    for silent in &answer.silent {
+        eprintln!("culvert: {silent}");
+    }
+    match (answer.silent.is_empty(), answer.well) {
+        (true, true) => ExitCode::SUCCESS,
+        (true, false) => ExitCode::FAILURE,
+        (false, _) => ExitCode::from(3),
+    }
+}
+
+fn failed(failure: &Failure) -> ExitCode {
+    eprintln!("culvert: {failure}");
+    ExitCode::from(failure.status())
+}
+
+async fn within(cli: Cli) -> Result<Answer, Failure> {
+    let patience = match &cli.verb {
+        // Ends when it is interrupted; its requests have deadlines of their own.
+        Verb::Logs { follow: true, .. } => return run(cli.verb, &cli.common, WAITING).await,
+        // They say what they wait for when their time is over; this is only what is behind that.
+        Verb::Install { .. } | Verb::Uninstall { .. } => cli.common.timeout.unwrap_or(WAITING),
+        Verb::Enroll(enroll) | Verb::Unenroll(enroll) if enroll.wait => cli.common.timeout.unwrap_or(WAITING),
+        _ => cli.common.timeout.unwrap_or(ASKING),
+    };
+    let late = || {
+        Failure::silent(format!("no end within {patience:?}"), "give it more time (--timeout), or see culvert check")
+    };
+    tokio::time::timeout(patience + GRACE, run(cli.verb, &cli.common, patience)).await.map_err(|_| late())?
+}
+
+/// What a verb that watches its own time may need to say so: one request.
+const GRACE: Duration = Duration::from_secs(2);
+
+async fn run(verb: Verb, common: &Common, patience: Duration) -> Result<Answer, Failure> {
+    match verb {
+        Verb::Version { json } => Ok(Answer::well(version(json || common.output == Output::Json))),
+        Verb::Completion { shell } => Ok(Answer::well(completion(shell))),
+        Verb::Check { pre, manifest } => {
+            check::run(&Mesh::connect(common, patience).await?, common.output, pre, manifest.as_deref()).await
+        }
+        Verb::Install { manifest, dry_run, no_wait } => {
+            let how = install::How { dry_run, wait: !no_wait };
+            install::run(&Mesh::connect(common, patience).await?, manifest.as_deref(), how).await
+        }
+        Verb::Uninstall { manifest, crds, dry_run } => {
+            let how = install::uninstall::How { crds, dry_run };
+            install::uninstall::run(&Mesh::connect(common, patience).await?, manifest.as_deref(), how).await
+        }
+        Verb::Status { brief } => status::run(&Mesh::connect(common, patience).await?, common.output, brief).await,
+        Verb::Ps { all, brief, node } => {
+            let which = ps::Which { all, brief, namespace: common.namespace.clone(), node };
+            ps::run(&Mesh::connect(common, patience).await?, common.output, &which).await
+        }
+        Verb::Identity { pod } => view::identity(&Mesh::connect(common, patience).await?, common.output, &pod).await,
+        Verb::Config(target) => {
+            view::run(&Mesh::connect(common, patience).await?, common.output, "config", &target).await
+        }
+        Verb::Connections(target) => {
+            view::run(&Mesh::connect(common, patience).await?, common.output, "connections", &target).await
+        }
+        Verb::Certificates(target) => {
+            view::run(&Mesh::connect(common, patience).await?, common.output, "certificates", &target).await
+        }
+        Verb::Stats(target) => {
+            view::run(&Mesh::connect(common, patience).await?, common.output, "stats", &target).await
+        }
+        Verb::Logs { component, node, tail, follow, previous } => {
+            let what = logs::What { component, node, tail, follow, previous };
+            logs::run(&Mesh::connect(common, patience).await?, &what).await
+        }
+        Verb::Enroll(args) => enroll::run(&Mesh::connect(common, patience).await?, common.output, &args, true).await,
+        Verb::Unenroll(args) => enroll::run(&Mesh::connect(common, patience).await?, common.output, &args, false).await,
     }
 }
 
@@ -62,16 +141,10 @@ fn version(json: bool) -> String {
     }
 }
 
-/// Subcommands, from the same definition that parses them.
-fn completion(shell: Shell) -> String {
-    let command = Cli::command();
-    let words: Vec<&str> = command.get_subcommands().map(clap::Command::get_name).chain(["help"]).collect();
-    let words = words.join(" ");
-    match shell {
-        Shell::Bash => format!("complete -W '{words}' culvert\n"),
-        Shell::Fish => format!("complete -c culvert -f -n __fish_use_subcommand -a '{words}'\n"),
-        Shell::Zsh => format!("#compdef culvert\n_culvert() {{ compadd {words} }}\ncompdef _culvert culvert\n"),
-    }
+fn completion(shell: clap_complete::Shell) -> String {
+    let mut script = Vec::new();
+    clap_complete::generate(shell, &mut Cli::command(), "culvert", &mut script);
+    String::from_utf8_lossy(&script).into_owned()
 }
 
 #[cfg(test)]
@@ -79,10 +152,13 @@ mod tests {
     use super::*;
 
     #[test]
-    fn completion_offers_every_subcommand_and_the_definition_is_sound() {
-        Cli::command().debug_assert();
-        for shell in [Shell::Bash, Shell::Fish, Shell::Zsh] {
-            assert!(completion(shell).contains("version completion help"));
+    fn completion_offers_every_verb_and_flags() {
+        for shell in [clap_complete::Shell::Bash, clap_complete::Shell::Fish, clap_complete::Shell::Zsh] {
+            let script = completion(shell);
+            for verb in Cli::command().get_subcommands() {
+                assert!(script.contains(verb.get_name()), "{shell}: {}", verb.get_name());
+            }
+            assert!(script.contains("kubeconfig") && script.contains("dry-run"), "{shell}");
         }
         assert!(version(true).contains(r#""links":{"newest":1"#));
     }
