@@ -34,6 +34,12 @@ impl Mesh {
         Ok(Self { api, namespace, until: Instant::now() + patience })
     }
 
+    /// Less patience from here on.
+    #[cfg(test)]
+    pub fn shorten(&mut self, patience: Duration) {
+        self.until = Instant::now() + patience;
+    }
+
     /// What is left of the verb's time.
     pub fn left(&self) -> Duration {
         self.until.saturating_duration_since(Instant::now())
@@ -95,17 +101,29 @@ pub fn typed<T: DeserializeOwned>(objects: Vec<Value>) -> Vec<T> {
 
 /// Namespaces whose pods are never enrolled, as the pod-watcher of this cluster is told; its defaults where it is not told.
 pub fn excluded(pod_watcher: Option<&Value>) -> Vec<String> {
-    let variables = pod_watcher.and_then(|object| object.pointer("/spec/template/spec/containers"));
-    let variables = variables.and_then(Value::as_array).into_iter().flatten();
-    let variables = variables.flat_map(|container| container["env"].as_array().into_iter().flatten()).cloned();
-    let told: BTreeMap<String, String> = variables
-        .filter_map(|one| Some((one["name"].as_str()?.to_owned(), one["value"].as_str()?.to_owned())))
-        .collect();
-    let value = |name: &str, default: &str| told.get(name).cloned().unwrap_or_else(|| default.to_owned());
-    let names = value("CULVERT_EXCLUDE_NAMESPACES", "kube-system");
-    let mut excluded: Vec<String> = names.split(',').filter(|name| !name.is_empty()).map(str::to_owned).collect();
-    excluded.push(value("CULVERT_OWN_NAMESPACE", NAMESPACE));
+    let containers = pod_watcher.and_then(|object| object.pointer("/spec/template/spec/containers"));
+    let containers: &[Value] = containers.and_then(Value::as_array).map_or(&[], Vec::as_slice);
+    let told = |flag: &str, variable: &str, default: &str| -> Vec<String> {
+        let by_flag: Vec<&str> = containers.iter().flat_map(|container| flags(container, flag)).collect();
+        let by_variable = containers.iter().flat_map(|container| container["env"].as_array().into_iter().flatten());
+        let by_variable = by_variable.filter(|one| one["name"] == variable).find_map(|one| one["value"].as_str());
+        // As its command line has it: flags before variables, names with commas between them.
+        let values = if by_flag.is_empty() { vec![by_variable.unwrap_or(default)] } else { by_flag };
+        let names = values.into_iter().flat_map(|value| value.split(','));
+        names.filter(|name| !name.is_empty()).map(str::to_owned).collect()
+    };
+    let mut excluded = told("--exclude-namespace", "CULVERT_EXCLUDE_NAMESPACES", "kube-system");
+    excluded.extend(told("--own-namespace", "CULVERT_OWN_NAMESPACE", NAMESPACE));
     excluded
+}
+
+/// The values of a flag of a container, `--flag=value` or `--flag value`.
+fn flags<'a>(container: &'a Value, flag: &'a str) -> impl Iterator<Item = &'a str> {
+    let words = || container["args"].as_array().into_iter().flatten().filter_map(Value::as_str);
+    words().zip(words().skip(1).chain([""])).filter_map(move |(word, next)| match word.strip_prefix(flag)? {
+        "" => Some(next),
+        rest => rest.strip_prefix('='),
+    })
 }
 
 /// Namespace and name of a pod as the command line names it.
@@ -123,8 +141,12 @@ mod tests {
     fn excluded_namespaces_are_those_that_pod_watcher_is_told() {
         assert_eq!(excluded(None), ["kube-system", "culvert-system"]);
         let env = json!([{"name": "CULVERT_EXCLUDE_NAMESPACES", "value": "kube-system,infra"}, {"name": "CULVERT_OWN_NAMESPACE", "value": "mesh"}]);
-        let object = json!({"spec": {"template": {"spec": {"containers": [{"name": "pod-watcher", "env": env}]}}}});
+        let object =
+            json!({"spec": {"template": {"spec": {"containers": [{"name": "pod-watcher", "env": env.clone()}]}}}});
         assert_eq!(excluded(Some(&object)), ["kube-system", "infra", "mesh"]);
+        let args = json!(["--exclude-namespace=a,b", "--exclude-namespace", "c", "--own-namespace=m", "--excluded"]);
+        let object = json!({"spec": {"template": {"spec": {"containers": [{"args": args, "env": env}]}}}});
+        assert_eq!(excluded(Some(&object)), ["a", "b", "c", "m"], "flags win");
     }
 
     #[test]

@@ -139,3 +139,6 @@ async fn wait(mesh: &Mesh, subject: &Subject, plans: &[Plan]) -> Result<(), Fail
         tokio::time::sleep(LOOK).await;
     }
 }
+
+#[cfg(test)]
+mod tests;
