@@ -67,18 +67,18 @@ pub enum Verb {
         /// Only what must hold before an install.
         #[arg(long)]
         pre: bool,
-        /// Ask for the permissions that this manifest needs, instead of those that the built-in one needs.
+        /// With --pre: ask for the permissions that these manifests need; else those that the built-in ones need.
         #[arg(long, value_name = "FILE")]
-        manifest: Option<PathBuf>,
+        manifest: Vec<PathBuf>,
     },
     /// Install the mesh, or bring it to this version: applies the manifest (server-side) and waits until it is rolled out.
     ///
     /// Definitions of security.istio.io that somebody else installed are left as they are. Can be repeated.
     #[command(after_help = EXIT)]
     Install {
-        /// The rendered manifest; else the one that this binary was built with.
+        /// The rendered manifest, or several; else those that this binary was built with.
         #[arg(long, value_name = "FILE")]
-        manifest: Option<PathBuf>,
+        manifest: Vec<PathBuf>,
         /// Let the API server judge everything and change nothing.
         #[arg(long)]
         dry_run: bool,
@@ -91,9 +91,9 @@ pub enum Verb {
     /// Labels of namespaces and pods stay as they are. Policies, and the definitions that they are made by, stay unless --crds.
     #[command(after_help = EXIT)]
     Uninstall {
-        /// The manifest that was installed; else the one that this binary was built with.
+        /// The manifest that was installed, or several; else those that this binary was built with.
         #[arg(long, value_name = "FILE")]
-        manifest: Option<PathBuf>,
+        manifest: Vec<PathBuf>,
         /// Delete Culvert's definitions too, and with them every AuthorizationPolicy and PeerAuthentication of the cluster.
         #[arg(long)]
         crds: bool,

@@ -94,15 +94,15 @@ async fn run(verb: Verb, common: &Common, patience: Duration) -> Result<Answer, 
         Verb::Version { json } => Ok(Answer::well(version(json || common.output == Output::Json))),
         Verb::Completion { shell } => Ok(Answer::well(completion(shell))),
         Verb::Check { pre, manifest } => {
-            check::run(&Mesh::connect(common, patience).await?, common.output, pre, manifest.as_deref()).await
+            check::run(&Mesh::connect(common, patience).await?, common.output, pre, &manifest).await
         }
         Verb::Install { manifest, dry_run, no_wait } => {
             let how = install::How { dry_run, wait: !no_wait };
-            install::run(&Mesh::connect(common, patience).await?, manifest.as_deref(), how).await
+            install::run(&Mesh::connect(common, patience).await?, &manifest, how).await
         }
         Verb::Uninstall { manifest, crds, dry_run } => {
             let how = install::uninstall::How { crds, dry_run };
-            install::uninstall::run(&Mesh::connect(common, patience).await?, manifest.as_deref(), how).await
+            install::uninstall::run(&Mesh::connect(common, patience).await?, &manifest, how).await
         }
         Verb::Status { brief } => status::run(&Mesh::connect(common, patience).await?, common.output, brief).await,
         Verb::Ps { all, brief, node } => {

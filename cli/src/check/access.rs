@@ -1,7 +1,7 @@
 //! Whether this account may do what an install does, and what culvert's questions need: SelfSubjectAccessReview for each.
 
 use std::collections::BTreeSet;
-use std::path::Path;
+use std::path::PathBuf;
 
 use futures_util::{StreamExt as _, TryStreamExt as _, stream};
 use mesh_kube::Method;
@@ -23,31 +23,14 @@ struct Permission {
     namespace: Option<String>,
 }
 
-/// What install writes where the manifest is not at hand: group, resource, whether it is in the mesh's namespace.
-const INSTALL: [(&str, &str, bool); 12] = [
-    ("", "namespaces", false),
-    ("", "serviceaccounts", true),
-    ("", "services", true),
-    ("apps", "daemonsets", true),
-    ("apps", "deployments", true),
-    ("rbac.authorization.k8s.io", "clusterroles", false),
-    ("rbac.authorization.k8s.io", "clusterrolebindings", false),
-    ("rbac.authorization.k8s.io", "roles", true),
-    ("rbac.authorization.k8s.io", "rolebindings", true),
-    ("apiextensions.k8s.io", "customresourcedefinitions", false),
-    ("admissionregistration.k8s.io", "validatingadmissionpolicies", false),
-    ("admissionregistration.k8s.io", "validatingadmissionpolicybindings", false),
-];
-
 /// Questions at a time.
 const AT_A_TIME: usize = 8;
 
 /// Asks for those of an install (`pre`), or for those of culvert's own questions.
-pub async fn ask(mesh: &Mesh, pre: bool, manifest: Option<&Path>) -> Result<Vec<Finding>, Failure> {
-    let needed = match (pre, manifest) {
-        (true, Some(_)) => of_manifest(mesh, manifest).await?,
-        (true, None) => of_install(),
-        (false, _) => of_questions(),
+pub async fn ask(mesh: &Mesh, pre: bool, manifests: &[PathBuf]) -> Result<Vec<Finding>, Failure> {
+    let needed = match pre {
+        true => of_manifests(mesh, manifests).await?,
+        false => of_questions(),
     };
     let asked = stream::iter(needed).map(|permission| async move {
         let attributes = permission.attributes();
@@ -105,17 +88,10 @@ fn to_apply(group: &str, resource: &str, namespace: Option<&str>) -> [Permission
     })
 }
 
-fn of_install() -> BTreeSet<Permission> {
-    INSTALL
-        .iter()
-        .flat_map(|(group, resource, inside)| to_apply(group, resource, inside.then_some(NAMESPACE)))
-        .collect()
-}
-
-async fn of_manifest(mesh: &Mesh, manifest: Option<&Path>) -> Result<BTreeSet<Permission>, Failure> {
+async fn of_manifests(mesh: &Mesh, manifests: &[PathBuf]) -> Result<BTreeSet<Permission>, Failure> {
     let mut resources = install::Resources::default();
     let mut needed = BTreeSet::new();
-    for object in install::read(manifest)? {
+    for object in install::read(manifests)? {
         // A kind that the manifest itself defines is not there yet.
         if let Some(resource) = resources.of(mesh, &object).await? {
             let namespace = resource.is_namespaced.then_some(object.namespace.as_deref()).flatten();

@@ -8,7 +8,7 @@ mod nodes;
 mod running;
 mod server;
 
-use std::path::Path;
+use std::path::PathBuf;
 
 use mesh_api::manifests::Node;
 use serde_json::{Value, json};
@@ -67,7 +67,7 @@ impl Finding {
 }
 
 /// Looks at everything and prints. Fails itself only when the API server does not answer at all.
-pub async fn run(mesh: &Mesh, output: Output, pre: bool, manifest: Option<&Path>) -> Result<Answer, Failure> {
+pub async fn run(mesh: &Mesh, output: Output, pre: bool, manifests: &[PathBuf]) -> Result<Answer, Failure> {
     let before = print::now();
     let (version, date) =
         mesh.api.dated("/version").await.map_err(|error| Failure::of("read the version of the API server", &error))?;
@@ -80,7 +80,7 @@ pub async fn run(mesh: &Mesh, output: Output, pre: bool, manifest: Option<&Path>
     keep("API groups", groups(mesh).await);
     keep("nodes", of_nodes(mesh, date.as_deref()).await);
     keep("definitions", definitions(mesh).await);
-    keep("permissions", access::ask(mesh, pre, manifest).await);
+    keep("permissions", access::ask(mesh, pre, manifests).await);
     if !pre {
         keep("mesh", of_mesh(mesh).await);
     }

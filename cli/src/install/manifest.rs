@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 use std::fmt;
-use std::path::Path;
+use std::path::PathBuf;
 
 use mesh_api::manifests::read_yaml;
 use serde_json::Value;
@@ -10,8 +10,8 @@ use serde_json::Value;
 use crate::failure::Failure;
 use crate::names::{Component, NAMESPACE};
 
-/// The manifest that this binary was built with, where there was one.
-const BUILT_IN: Option<&str> = include!(concat!(env!("OUT_DIR"), "/manifest.rs"));
+/// The manifests that this binary was built with; none where they had not been rendered.
+const BUILT_IN: &[&str] = include!(concat!(env!("OUT_DIR"), "/manifests.rs"));
 
 /// One object.
 #[derive(Clone, Debug, PartialEq)]
@@ -96,27 +96,31 @@ impl fmt::Display for Object {
     }
 }
 
-/// The given manifest, or the built-in one, in the order of applying.
-pub fn read(file: Option<&Path>) -> Result<Vec<Object>, Failure> {
-    let (text, place) = match (file, BUILT_IN) {
-        (Some(file), _) => {
-            let read = std::fs::read_to_string(file);
-            let text = read.map_err(|error| {
-                Failure::usage(format!("manifest {}: {error}", file.display()), "name a file that can be read")
-            })?;
-            (text, file.display().to_string())
-        }
-        (None, Some(text)) => (text.to_owned(), "the built-in manifest".to_owned()),
-        (None, None) => {
-            return Err(Failure::usage("this culvert was built without a manifest", "name one: --manifest FILE"));
-        }
-    };
-    parse(&text).map_err(|(line, error)| {
-        Failure::usage(
-            format!("{place}, line {line}: {error}"),
-            "render the manifest anew; nothing was sent to the cluster",
-        )
-    })
+/// The given manifests, or the built-in ones, in the order of applying.
+pub fn read(files: &[PathBuf]) -> Result<Vec<Object>, Failure> {
+    let mut texts = Vec::new();
+    for file in files {
+        let text = std::fs::read_to_string(file).map_err(|error| {
+            Failure::usage(format!("manifest {}: {error}", file.display()), "name a file that can be read")
+        })?;
+        texts.push((file.display().to_string(), text));
+    }
+    if files.is_empty() {
+        texts.extend(BUILT_IN.iter().map(|text| ("the built-in manifest".to_owned(), (*text).to_owned())));
+    }
+    if texts.is_empty() {
+        return Err(Failure::usage("this culvert was built without manifests", "name one: --manifest FILE"));
+    }
+    let mut objects = Vec::new();
+    for (place, text) in &texts {
+        let of_file = parse(text).map_err(|(line, error)| {
+            let what = format!("{place}, line {line}: {error}");
+            Failure::usage(what, "render the manifest anew; nothing was sent to the cluster")
+        })?;
+        objects.extend(of_file);
+    }
+    objects.sort_by_key(Object::stage);
+    Ok(objects)
 }
 
 /// In the order of applying. One object that cannot be read refuses the whole: half a mesh is none.
@@ -214,14 +218,10 @@ metadata: {name: culvert-system}
 
     #[test]
     fn a_built_in_manifest_is_a_sound_one() {
-        if let Some(text) = BUILT_IN {
-            let objects = parse(text).expect("the built-in manifest");
-            for component in Component::ALL {
-                assert!(
-                    names(&objects).contains(&component.object().1),
-                    "{component:?} is not in the built-in manifest"
-                );
-            }
+        let objects = read(&[]).expect("the built-in manifests");
+        for component in Component::ALL {
+            assert!(names(&objects).contains(&component.object().1), "{component:?} is not in the built-in manifests");
         }
+        assert_eq!(objects.iter().filter(|object| object.is_of_others()).count(), 2, "definitions of policies");
     }
 }

@@ -5,7 +5,7 @@ mod resource;
 pub mod uninstall;
 
 use std::collections::BTreeMap;
-use std::path::Path;
+use std::path::PathBuf;
 use std::time::Duration;
 
 use mesh_kube::Method;
@@ -43,8 +43,8 @@ enum Applied {
 }
 
 /// Applies and waits; says on standard error how far it is.
-pub async fn run(mesh: &Mesh, file: Option<&Path>, how: How) -> Result<Answer, Failure> {
-    let objects = read(file)?;
+pub async fn run(mesh: &Mesh, files: &[PathBuf], how: How) -> Result<Answer, Failure> {
+    let objects = read(files)?;
     let mut resources = Resources::default();
     let mut count = BTreeMap::from([("applied", 0), ("left alone", 0), ("not judged", 0)]);
     let mut stage = Stage::Namespace;

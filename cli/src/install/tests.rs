@@ -97,7 +97,7 @@ async fn install_applies_in_order_waits_and_can_be_repeated() {
         world.definition(json!({"app.kubernetes.io/part-of": "culvert"}));
         world.workloads(1);
         let mesh = world.mesh(Duration::from_secs(20)).await;
-        let answer = run(&mesh, Some(&world.manifest()), HOW).await.expect("installed");
+        let answer = run(&mesh, &[world.manifest()], HOW).await.expect("installed");
         assert!(
             answer.well && answer.text.starts_with("6 objects applied, 0 left alone; everything is ready"),
             "{}",
@@ -106,7 +106,7 @@ async fn install_applies_in_order_waits_and_can_be_repeated() {
         let order = world.applied();
         assert_eq!(order[..3], ["culvert-system", "authorizationpolicies.security.istio.io", "pod-watcher"]);
         assert_eq!(order.len(), 6);
-        run(&mesh, Some(&world.manifest()), HOW).await.expect("installed again");
+        run(&mesh, &[world.manifest()], HOW).await.expect("installed again");
     }
 }
 
@@ -116,10 +116,10 @@ async fn a_definition_of_others_is_neither_changed_nor_deleted() {
     world.definition(json!({"app": "istio"}));
     world.workloads(1);
     let mesh = world.mesh(Duration::from_secs(20)).await;
-    let answer = run(&mesh, Some(&world.manifest()), HOW).await.expect("installed");
+    let answer = run(&mesh, &[world.manifest()], HOW).await.expect("installed");
     assert!(answer.text.starts_with("5 objects applied, 1 left alone"), "{}", answer.text);
     let how = uninstall::How { crds: true, dry_run: false };
-    uninstall::run(&mesh, Some(&world.manifest()), how).await.expect("uninstalled");
+    uninstall::run(&mesh, &[world.manifest()], how).await.expect("uninstalled");
     assert!(!world.deleted().iter().any(|name| name == "authorizationpolicies.security.istio.io"));
 }
 
@@ -129,7 +129,7 @@ async fn a_roll_out_that_does_not_end_says_what_is_missing() {
     world.definition(json!({"app.kubernetes.io/part-of": "culvert"}));
     world.workloads(0);
     let mesh = world.mesh(Duration::from_secs(1)).await;
-    let failure = run(&mesh, Some(&world.manifest()), HOW).await.expect_err("not ready");
+    let failure = run(&mesh, &[world.manifest()], HOW).await.expect_err("not ready");
     assert_eq!(failure.status(), 1);
     assert!(failure.what().contains("DaemonSet culvert-system/culvert-pod-watcher"), "{failure}");
 }
@@ -140,16 +140,16 @@ async fn uninstall_takes_pod_watcher_first_keeps_policies_and_can_be_repeated() 
     world.definition(json!({"app.kubernetes.io/part-of": "culvert"}));
     world.workloads(1);
     let mesh = world.mesh(Duration::from_secs(20)).await;
-    run(&mesh, Some(&world.manifest()), HOW).await.expect("installed");
+    run(&mesh, &[world.manifest()], HOW).await.expect("installed");
     let how = uninstall::How { crds: false, dry_run: false };
-    let answer = uninstall::run(&mesh, Some(&world.manifest()), how).await.expect("uninstalled");
+    let answer = uninstall::run(&mesh, &[world.manifest()], how).await.expect("uninstalled");
     assert!(answer.well, "{}", answer.text);
     let order = ["culvert-pod-watcher", "culvert-node-proxy", "culvert-control-plane", "pod-watcher", "culvert-system"];
     assert_eq!(world.deleted(), order);
-    let again = uninstall::run(&mesh, Some(&world.manifest()), how).await.expect("nothing to do");
+    let again = uninstall::run(&mesh, &[world.manifest()], how).await.expect("nothing to do");
     assert_eq!(again.text, "0 objects deleted\n");
     let crds = uninstall::How { crds: true, dry_run: false };
-    uninstall::run(&mesh, Some(&world.manifest()), crds).await.expect("definitions");
+    uninstall::run(&mesh, &[world.manifest()], crds).await.expect("definitions");
     assert!(world.deleted().iter().any(|name| name == "authorizationpolicies.security.istio.io"));
 }
 
@@ -163,7 +163,7 @@ async fn uninstall_names_what_pod_watcher_left_behind() {
     world.fake.put_at("/api/v1/nodes", node);
     let mesh = world.mesh(Duration::from_secs(20)).await;
     let how = uninstall::How { crds: false, dry_run: false };
-    let answer = uninstall::run(&mesh, Some(&world.manifest()), how).await.expect("ended");
+    let answer = uninstall::run(&mesh, &[world.manifest()], how).await.expect("ended");
     assert!(
         !answer.well && answer.text.contains("pod shop/cart") && answer.text.contains("node n1: taint"),
         "{}",
@@ -177,9 +177,9 @@ async fn a_dry_run_writes_nothing() {
     let mesh = world.mesh(Duration::from_secs(20)).await;
     let how = uninstall::How { crds: true, dry_run: true };
     world.workloads(1);
-    uninstall::run(&mesh, Some(&world.manifest()), how).await.expect("said");
+    uninstall::run(&mesh, &[world.manifest()], how).await.expect("said");
     assert!(world.deleted().is_empty());
-    run(&mesh, Some(&world.manifest()), How { dry_run: true, wait: true }).await.expect("said");
+    run(&mesh, &[world.manifest()], How { dry_run: true, wait: true }).await.expect("said");
     let requests = world.fake.requests();
     assert!(
         requests.iter().filter(|line| line.starts_with("PATCH")).all(|line| line.contains("dryRun=All")),

@@ -1,7 +1,7 @@
 //! `culvert uninstall`: pod-watcher first. While it ends it takes the entry out of the CNI chain and the rules out of the pods, for
 //! which it needs its account, the proxy and the API server; so each step is waited for before the next.
 
-use std::path::Path;
+use std::path::PathBuf;
 
 use mesh_api::manifests::{Node, is_ready, is_terminal, node_name, pod_name};
 use mesh_kube::Method;
@@ -26,8 +26,8 @@ pub struct How {
 }
 
 /// Takes away, waits, and says what is left that it cannot take away.
-pub async fn run(mesh: &Mesh, file: Option<&Path>, how: How) -> Result<Answer, Failure> {
-    let objects = backwards(read(file)?);
+pub async fn run(mesh: &Mesh, files: &[PathBuf], how: How) -> Result<Answer, Failure> {
+    let objects = backwards(read(files)?);
     let mut left = without_watcher(mesh).await?;
     let mut resources = Resources::default();
     let mut deleted = 0;
