@@ -86,9 +86,9 @@ pub enum Verb {
         #[arg(long)]
         no_wait: bool,
     },
-    /// Take the mesh away: pod-watcher first, which takes its chain entry and the pods' rules along, then the rest.
+    /// Take the mesh away: pod-watcher first, which takes its chain entry along, then the rest. Its pods leave before that.
     ///
-    /// Labels of namespaces and pods stay as they are. Policies, and the definitions that they are made by, stay unless --crds.
+    /// Policies, and the definitions that they are made by, stay unless --crds.
     #[command(after_help = EXIT)]
     Uninstall {
         /// The manifest that was installed, or several; else those that this binary was built with.
@@ -97,6 +97,13 @@ pub enum Verb {
         /// Delete Culvert's definitions too, and with them every AuthorizationPolicy and PeerAuthentication of the cluster.
         #[arg(long)]
         crds: bool,
+        /// Take every label that asks for the mesh away first, and wait until no pod is captured. Without it, nothing is done while
+        /// one is.
+        #[arg(long)]
+        unenroll: bool,
+        /// Leave captured pods as they are: they reach nobody until they are restarted. For nodes that cannot free them any more.
+        #[arg(long, conflicts_with = "unenroll")]
+        force: bool,
         /// Say what would be deleted, in which order.
         #[arg(long)]
         dry_run: bool,

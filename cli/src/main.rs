@@ -24,6 +24,7 @@ use clap::{CommandFactory as _, Parser as _};
 
 use args::{Cli, Common, Output, Verb};
 use failure::Failure;
+use install::uninstall::Captured;
 use mesh::Mesh;
 use print::Answer;
 
@@ -100,8 +101,13 @@ async fn run(verb: Verb, common: &Common, patience: Duration) -> Result<Answer, 
             let how = install::How { dry_run, wait: !no_wait };
             install::run(&Mesh::connect(common, patience).await?, &manifest, how).await
         }
-        Verb::Uninstall { manifest, crds, dry_run } => {
-            let how = install::uninstall::How { crds, dry_run };
+        Verb::Uninstall { manifest, crds, unenroll, force, dry_run } => {
+            let captured = match (unenroll, force) {
+                (true, _) => Captured::Unenroll,
+                (false, true) => Captured::Abandon,
+                (false, false) => Captured::Refuse,
+            };
+            let how = install::uninstall::How { crds, captured, dry_run };
             install::uninstall::run(&Mesh::connect(common, patience).await?, &manifest, how).await
         }
         Verb::Status { brief } => status::run(&Mesh::connect(common, patience).await?, common.output, brief).await,

@@ -149,7 +149,7 @@ async fn rolled_out(mesh: &Mesh, objects: &[Object]) -> Result<(), Failure> {
             let Some(resource) = resources.of(mesh, object).await? else { continue };
             let there = mesh.get(&path(object, &resource)).await?.unwrap_or_default();
             let rollout = Rollout::of(&there);
-            if told.insert(object.to_string(), rollout) != Some(rollout) {
+            if rollout.is_observed && told.insert(object.to_string(), rollout) != Some(rollout) {
                 eprintln!(
                     "{object}: {} of {} ready, {} of this version",
                     rollout.ready, rollout.desired, rollout.updated

@@ -3,10 +3,12 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
+use mesh_api::manifests::Kind;
 use mesh_kube::fake::Fake;
 use serde_json::{Value, json};
 
 use super::manifest::tests::SMALL;
+use super::uninstall::Captured;
 use super::*;
 use crate::args::{Common, Output};
 
@@ -118,7 +120,7 @@ async fn a_definition_of_others_is_neither_changed_nor_deleted() {
     let mesh = world.mesh(Duration::from_secs(20)).await;
     let answer = run(&mesh, &[world.manifest()], HOW).await.expect("installed");
     assert!(answer.text.starts_with("5 objects applied, 1 left alone"), "{}", answer.text);
-    let how = uninstall::How { crds: true, dry_run: false };
+    let how = uninstall::How { crds: true, captured: Captured::Refuse, dry_run: false };
     uninstall::run(&mesh, &[world.manifest()], how).await.expect("uninstalled");
     assert!(!world.deleted().iter().any(|name| name == "authorizationpolicies.security.istio.io"));
 }
@@ -141,14 +143,14 @@ async fn uninstall_takes_pod_watcher_first_keeps_policies_and_can_be_repeated() 
     world.workloads(1);
     let mesh = world.mesh(Duration::from_secs(20)).await;
     run(&mesh, &[world.manifest()], HOW).await.expect("installed");
-    let how = uninstall::How { crds: false, dry_run: false };
+    let how = uninstall::How { crds: false, captured: Captured::Refuse, dry_run: false };
     let answer = uninstall::run(&mesh, &[world.manifest()], how).await.expect("uninstalled");
     assert!(answer.well, "{}", answer.text);
     let order = ["culvert-pod-watcher", "culvert-node-proxy", "culvert-control-plane", "pod-watcher", "culvert-system"];
     assert_eq!(world.deleted(), order);
     let again = uninstall::run(&mesh, &[world.manifest()], how).await.expect("nothing to do");
     assert_eq!(again.text, "0 objects deleted\n");
-    let crds = uninstall::How { crds: true, dry_run: false };
+    let crds = uninstall::How { crds: true, captured: Captured::Refuse, dry_run: false };
     uninstall::run(&mesh, &[world.manifest()], crds).await.expect("definitions");
     assert!(world.deleted().iter().any(|name| name == "authorizationpolicies.security.istio.io"));
 }
@@ -162,7 +164,7 @@ async fn uninstall_names_what_pod_watcher_left_behind() {
     let node = json!({"metadata": {"name": "n1"}, "spec": {"taints": [{"key": "culvert.io/not-ready", "effect": "NoSchedule"}]}});
     world.fake.put_at("/api/v1/nodes", node);
     let mesh = world.mesh(Duration::from_secs(20)).await;
-    let how = uninstall::How { crds: false, dry_run: false };
+    let how = uninstall::How { crds: false, captured: Captured::Refuse, dry_run: false };
     let answer = uninstall::run(&mesh, &[world.manifest()], how).await.expect("ended");
     assert!(
         !answer.well && answer.text.contains("pod shop/cart") && answer.text.contains("node n1: taint"),
@@ -175,7 +177,7 @@ async fn uninstall_names_what_pod_watcher_left_behind() {
 async fn a_dry_run_writes_nothing() {
     let world = World::new("::1").await;
     let mesh = world.mesh(Duration::from_secs(20)).await;
-    let how = uninstall::How { crds: true, dry_run: true };
+    let how = uninstall::How { crds: true, captured: Captured::Refuse, dry_run: true };
     world.workloads(1);
     uninstall::run(&mesh, &[world.manifest()], how).await.expect("said");
     assert!(world.deleted().is_empty());
@@ -185,4 +187,46 @@ async fn a_dry_run_writes_nothing() {
         requests.iter().filter(|line| line.starts_with("PATCH")).all(|line| line.contains("dryRun=All")),
         "{requests:?}"
     );
+}
+
+#[tokio::test]
+async fn uninstall_does_nothing_while_a_pod_is_captured_unless_it_frees_or_abandons_it() {
+    for loopback in ["127.0.0.1", "::1"] {
+        let world = World::new(loopback).await;
+        world.workloads(1);
+        let pod = |status: &str| {
+            let condition = json!([{"type": "culvert.io/Captured", "status": status}]);
+            let labels = json!({"culvert.io/mesh": "enabled"});
+            json!({"metadata": {"namespace": "shop", "name": "cart", "labels": labels}, "spec": {"containers": []}, "status": {"conditions": condition}})
+        };
+        world.fake.put(Kind::Pod, pod("True"));
+        world
+            .fake
+            .put(Kind::Namespace, json!({"metadata": {"name": "shop", "labels": {"culvert.io/mesh": "enabled"}}}));
+        world
+            .fake
+            .put(Kind::Namespace, json!({"metadata": {"name": "out", "labels": {"culvert.io/mesh": "disabled"}}}));
+        let how = |captured| uninstall::How { crds: false, captured, dry_run: false };
+        let files = [world.manifest()];
+        let mesh = world.mesh(Duration::from_secs(1)).await;
+        let failure = uninstall::run(&mesh, &files, how(Captured::Refuse)).await.expect_err("a pod is captured");
+        assert!(failure.what().contains("shop/cart") && failure.next().contains("--unenroll"), "{failure}");
+        // Nobody frees it.
+        let failure = uninstall::run(&mesh, &files, how(Captured::Unenroll)).await.expect_err("still captured");
+        assert!(failure.what().contains("nothing was deleted"), "{failure}");
+        assert!(world.deleted().is_empty());
+        let label = |kind, namespace: &str, name: &str| {
+            world.fake.object(kind, namespace, name).expect("an object")["metadata"]["labels"]["culvert.io/mesh"]
+                .clone()
+        };
+        assert!(label(Kind::Namespace, "", "shop").is_null() && label(Kind::Pod, "shop", "cart").is_null());
+        assert_eq!(label(Kind::Namespace, "", "out"), "disabled");
+        let mesh = world.mesh(Duration::from_secs(20)).await;
+        let answer = uninstall::run(&mesh, &files, how(Captured::Abandon)).await.expect("uninstalled");
+        assert!(!answer.well && answer.text.contains("left behind: pod shop/cart"), "{}", answer.text);
+        world.workloads(1);
+        world.fake.put(Kind::Pod, pod("False"));
+        let answer = uninstall::run(&mesh, &files, how(Captured::Unenroll)).await.expect("uninstalled");
+        assert!(answer.well, "{}", answer.text);
+    }
 }

@@ -1,11 +1,11 @@
-//! `culvert uninstall`: pod-watcher first. While it ends it takes the entry out of the CNI chain and the rules out of the pods, for
-//! which it needs its account, the proxy and the API server; so each step is waited for before the next.
+//! `culvert uninstall`: pod-watcher first. While it ends it takes the plugin and its entry out of the CNI chain, for which it needs its account, the proxy and the API server; so each step is waited for before the next. Pods leave the mesh before
+//! that: one that is still captured when its proxy has gone reaches nobody and is reached by nobody.
 
 use std::path::PathBuf;
 
-use mesh_api::manifests::{Node, is_ready, is_terminal, node_name, pod_name};
+use mesh_api::manifests::{MESH_LABEL, Node, Pod, is_ready, is_terminal, node_name, pod_name};
 use mesh_kube::Method;
-use serde_json::json;
+use serde_json::{Value, json};
 
 use super::manifest::{Object, Stage, backwards, read};
 use super::resource::{Resources, path};
@@ -21,14 +21,32 @@ use crate::print::Answer;
 pub struct How {
     /// Definitions too, if they are Culvert's.
     pub crds: bool,
+    /// What becomes of pods that are captured.
+    pub captured: Captured,
     /// Only say.
     pub dry_run: bool,
+}
+
+/// What becomes of pods that are captured.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Captured {
+    /// With one of them nothing is done.
+    Refuse,
+    /// They are taken out of the mesh first: every label that asks for it is taken away.
+    Unenroll,
+    /// They are left as they are, for when their nodes cannot free them any more.
+    Abandon,
 }
 
 /// Takes away, waits, and says what is left that it cannot take away.
 pub async fn run(mesh: &Mesh, files: &[PathBuf], how: How) -> Result<Answer, Failure> {
     let objects = backwards(read(files)?);
     let mut left = without_watcher(mesh).await?;
+    // Who could free them has gone in an earlier try: there is nothing to wait for.
+    let is_watched = mesh.components().await?.contains_key(&Component::PodWatcher);
+    if is_watched && !how.dry_run {
+        free(mesh, how.captured).await?;
+    }
     let mut resources = Resources::default();
     let mut deleted = 0;
     for object in &objects {
@@ -100,15 +118,77 @@ async fn without_watcher(mesh: &Mesh) -> Result<Vec<String>, Failure> {
     Ok(without)
 }
 
-/// What pod-watcher should have taken away.
-async fn left_behind(mesh: &Mesh) -> Result<Vec<String>, Failure> {
-    let mut left = Vec::new();
-    for pod in mesh.pods(None, "").await?.iter().filter(|pod| !is_terminal(pod)) {
-        let conditions = pod.status.as_ref().and_then(|status| status.conditions.as_ref()).into_iter().flatten();
-        if conditions.clone().any(|one| one.type_ == CAPTURED && one.status == "True") {
-            left.push(format!("pod {}: its condition {CAPTURED} still holds: restart it", pod_name(pod)));
+/// No pod is captured after this, unless they are to be abandoned.
+async fn free(mesh: &Mesh, what: Captured) -> Result<(), Failure> {
+    let mut pods = captured(&mesh.pods(None, "").await?);
+    match what {
+        Captured::Abandon => return Ok(()),
+        Captured::Unenroll => take_labels(mesh).await?,
+        Captured::Refuse if pods.is_empty() => {}
+        Captured::Refuse => {
+            return Err(Failure::refused(
+                format!("{} pods are in the mesh and would reach nobody without it: {}", pods.len(), some(&pods)),
+                "culvert unenroll NAMESPACE --wait, for each; or repeat with --unenroll, which takes every label away and waits",
+            ));
         }
     }
+    while !pods.is_empty() {
+        if mesh.left() < LOOK {
+            return Err(Failure::refused(
+                format!("{} pods are still captured, and nothing was deleted: {}", pods.len(), some(&pods)),
+                "see culvert logs pod-watcher on their nodes; where one cannot free them, repeat with --force and restart them",
+            ));
+        }
+        tokio::time::sleep(LOOK).await;
+        pods = captured(&mesh.pods(None, "").await?);
+    }
+    Ok(())
+}
+
+/// Every label that asks for the mesh is taken away, of namespaces first: their pods are most.
+async fn take_labels(mesh: &Mesh) -> Result<(), Failure> {
+    let query = format!("labelSelector={}%3Denabled", mesh_kube::escape(MESH_LABEL));
+    for collection in ["/api/v1/namespaces", "/api/v1/pods"] {
+        for object in mesh.list(collection, &query).await? {
+            let text = |pointer: &str| object.pointer(pointer).and_then(Value::as_str).map(mesh_kube::escape);
+            // The selector is the server's work; what is written is checked here.
+            let is_asking = object["metadata"]["labels"][MESH_LABEL] == "enabled";
+            let (Some(name), true) = (text("/metadata/name"), is_asking) else { continue };
+            let path = match text("/metadata/namespace") {
+                Some(namespace) => format!("/api/v1/namespaces/{namespace}/pods/{name}"),
+                None => format!("/api/v1/namespaces/{name}"),
+            };
+            eprintln!("{path}: without the label {MESH_LABEL}");
+            let body = json!({"metadata": {"labels": {MESH_LABEL: null}}});
+            match mesh.api.write(Method::Merge, &path, &body).await {
+                Ok(_) => {}
+                Err(error) if error.code() == Some(404) => {}
+                Err(error) => return Err(Failure::of(format!("label {path}"), &error)),
+            }
+        }
+    }
+    Ok(())
+}
+
+/// The names of pods whose rules are in force, as their nodes saw it.
+fn captured(pods: &[Pod]) -> Vec<String> {
+    let holds = |pod: &&Pod| {
+        let conditions = pod.status.as_ref().and_then(|status| status.conditions.as_ref()).into_iter().flatten();
+        !is_terminal(pod) && conditions.into_iter().any(|one| one.type_ == CAPTURED && one.status == "True")
+    };
+    pods.iter().filter(holds).map(|pod| pod_name(pod).to_string()).collect()
+}
+
+fn some(pods: &[String]) -> String {
+    let more = if pods.len() > 5 { ", …" } else { "" };
+    format!("{}{more}", pods.iter().take(5).cloned().collect::<Vec<_>>().join(", "))
+}
+
+/// What pod-watcher should have taken away.
+async fn left_behind(mesh: &Mesh) -> Result<Vec<String>, Failure> {
+    let pods = captured(&mesh.pods(None, "").await?);
+    let of_pod = |pod: &String| format!("pod {pod}: its condition {CAPTURED} still holds: restart it");
+    let mut left: Vec<String> = pods.iter().map(of_pod).collect();
     let nodes: Vec<Node> = typed(mesh.list("/api/v1/nodes", "").await?);
     for node in &nodes {
         let name = node.metadata.name.as_deref().unwrap_or_default();
