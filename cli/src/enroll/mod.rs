@@ -1,4 +1,4 @@
-//! `culvert enroll` and `unenroll`: one label. What it does to each pod is said first ([`plan`]); the nodes do it, and report it.
+//! `culvert enroll` and `unenroll`: one label. What it does to each pod is said first ([`mod@plan`]); the nodes do it, and report it.
 
 mod plan;
 
