@@ -88,7 +88,7 @@ async fn within(cli: Cli) -> Result<Answer, Failure> {
 }
 
 /// What a verb that watches its own time may need to say so: one request.
-const GRACE: Duration = Duration::from_secs(2);
+const GRACE: Duration = Duration::from_secs(15);
 
 async fn run(verb: Verb, common: &Common, patience: Duration) -> Result<Answer, Failure> {
     match verb {
