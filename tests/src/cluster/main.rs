@@ -13,6 +13,7 @@ mod mesh_outages;
 mod mesh_rights;
 mod mesh_starts;
 mod mesh_talks;
+mod mesh_tokens;
 mod serves;
 mod shop;
 mod support;
