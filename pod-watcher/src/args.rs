@@ -43,6 +43,9 @@ pub struct UninstallArgs {
     /// State shared with the CNI plugin.
     #[arg(long, env = "CULVERT_STATE_DIR", default_value = "/var/lib/culvert/cni")]
     pub state_dir: PathBuf,
+    /// Where events and pod conditions were written: which pods have rules of ours.
+    #[arg(long, env = "CULVERT_STATUS_DIR", default_value = "/run/culvert/status")]
+    pub status_dir: PathBuf,
 }
 
 const EXAMPLES: &str = "Examples:

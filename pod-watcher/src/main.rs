@@ -71,10 +71,10 @@ fn daemon(args: args::RunArgs) -> anyhow::Result<()> {
 
 fn uninstall(args: &args::UninstallArgs) -> anyhow::Result<()> {
     mesh_daemon::logs::init("pod-watcher", mesh_daemon::logs::Format::Text);
-    let args::UninstallArgs { cni_conf_dir, cni_bin_dir, cni_socket, state_dir } = args;
+    let args::UninstallArgs { cni_conf_dir, cni_bin_dir, cni_socket, state_dir, status_dir } = args;
     let _lock = runtime()?.block_on(serve::lock(&cni_socket.with_file_name("pod-watcher.lock")))?;
     let done = install::take_out(cni_conf_dir, cni_bin_dir)?;
-    let cleared = install::rules::take_out().context("look for pods of this node")?;
+    let cleared = install::rules::take_out(status_dir).context("look for pods of this node")?;
     cleared.failed.iter().for_each(|failed| tracing::error!(failed, "rules stay in a pod; they go with it"));
     state_dir::remove(state_dir).with_context(|| format!("remove {}", state_dir.display()))?;
     tracing::info!(dir = %cni_conf_dir.display(), was_there = done, "our plugin is in no CNI chain of this node");

@@ -211,7 +211,7 @@ pub async fn run(args: RunArgs) -> anyhow::Result<()> {
 
 /// What of us is on the node and nobody will need: rules, sockets, files. The tasks have ended: nobody puts any of it back.
 fn remove_traces(state_dir: &Path, (files, status_dir): &(Vec<PathBuf>, PathBuf)) -> anyhow::Result<()> {
-    let cleared = rules::take_out().context("look for pods of this node")?;
+    let cleared = rules::take_out(status_dir).context("look for pods of this node")?;
     tracing::info!(pods = cleared.clear, "no rules of ours are left in pods");
     for failed in cleared.failed {
         tracing::error!(failed, "rules stay in a pod; they go with it");

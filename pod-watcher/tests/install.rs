@@ -91,8 +91,13 @@ impl Chained {
     fn uninstall(&self) -> std::process::Output {
         let mut command = Command::new(env!("CARGO_BIN_EXE_pod-watcher"));
         command.arg("uninstall");
-        let places =
-            [("cni-conf-dir", "net.d"), ("cni-bin-dir", "bin"), ("cni-socket", "run/cni.sock"), ("state-dir", "state")];
+        let places = [
+            ("cni-conf-dir", "net.d"),
+            ("cni-bin-dir", "bin"),
+            ("cni-socket", "run/cni.sock"),
+            ("state-dir", "state"),
+            ("status-dir", "status"),
+        ];
         for (flag, name) in places {
             command.arg(format!("--{flag}")).arg(self.node.path(name));
         }

@@ -1,9 +1,13 @@
 //! Our rules in the networks of this node's pods, taken out when we go for good: what they redirect to goes as well, and a pod that still
 //! was in the mesh would reach nobody any more.
+//!
+//! Which pods those are is read from their statuses: of a pod that has none, rules are not ours, even if they look so.
 
 use std::collections::BTreeSet;
 use std::io;
+use std::path::Path;
 
+use mesh_net::Netns;
 use mesh_net::capture::{Error, Mode, Session};
 use mesh_net::procfs;
 
@@ -16,12 +20,18 @@ pub struct Cleared {
     pub failed: Vec<String>,
 }
 
-/// Takes the rules out of the network of every process of a pod. Blocking; to be called when nobody writes rules any more.
-pub fn take_out() -> io::Result<Cleared> {
+/// Takes the rules out of the network of every pod that has a status in this directory. Blocking; to be called when nobody writes rules
+/// any more.
+pub fn take_out(status_dir: &Path) -> io::Result<Cleared> {
     let (mut cleared, mut seen) = (Cleared::default(), BTreeSet::new());
-    let host = procfs::host_netns()?;
-    for process in procfs::pods()?.into_iter().filter(|process| process.netns != host) {
-        if !seen.insert(process.netns) {
+    let ours = uids(status_dir)?;
+    if ours.is_empty() {
+        return Ok(cleared);
+    }
+    // Where pid 1 may not be looked at, our own is the node's (hostNetwork).
+    let host = procfs::host_netns().or_else(|_| Netns::current().map(|own| own.id()).map_err(io::Error::other))?;
+    for process in procfs::pods()? {
+        if process.netns == host || !ours.contains(&process.uid.to_string()) || !seen.insert(process.netns) {
             continue;
         }
         match take_out_of(process.pid) {
@@ -30,6 +40,16 @@ pub fn take_out() -> io::Result<Cleared> {
         }
     }
     Ok(cleared)
+}
+
+/// The pods that have a status: `pods/UID.json`.
+fn uids(status_dir: &Path) -> io::Result<BTreeSet<String>> {
+    let entries = match std::fs::read_dir(status_dir.join("pods")) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(BTreeSet::new()),
+        entries => entries?,
+    };
+    let name = |entry: std::fs::DirEntry| entry.file_name().to_str()?.strip_suffix(".json").map(str::to_owned);
+    entries.filter_map(|entry| entry.map(name).transpose()).collect()
 }
 
 fn take_out_of(pid: u32) -> Result<(), String> {
