@@ -46,7 +46,7 @@ pub fn run(options: &cli::Run) -> Result<Ran> {
     let scenarios = plan::scenarios(options)?;
     if !options.scenario.is_empty() {
         // What was asked for by name must not be left out in silence.
-        for scenario in scenarios.iter().filter(|scenario| plan::paths(options, scenario).is_empty()) {
+        if let Some(scenario) = scenarios.iter().find(|scenario| plan::paths(options, scenario).is_empty()) {
             let has: Vec<String> = scenario.paths(false).iter().map(ToString::to_string).collect();
             anyhow::bail!(
                 "scenario {} is measured on none of the given paths; it has {}",
