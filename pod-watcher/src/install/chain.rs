@@ -144,14 +144,7 @@ impl<'a> List<'a> {
 /// A `.conf` with one plugin as a list of it and ours: version and name as it has them, itself unchanged (as libcni's
 /// `ConfListFromConf` makes one).
 pub fn list_of(single: &str, entry: &Entry) -> Result<String, Unusable> {
-    let members = object(single)?;
-    if members.iter().any(|member| member.key == "plugins") {
-        return Err(malformed("it is a list, which only a .conflist may be"));
-    }
-    if plugin_type(single)? == PLUGIN {
-        return Err(malformed("it has no plugin that makes an interface"));
-    }
-    named(single, &members)?;
+    let members = members_of_single(single)?;
     let raw = |key| only(&members, key).map(|at| at.map_or("null", |at| &single[at]));
     Ok(format!(
         "{{\n  \"cniVersion\": {},\n  \"name\": {},\n  \"plugins\": [\n    {},\n    {}\n  ]\n}}\n",
@@ -160,6 +153,23 @@ pub fn list_of(single: &str, entry: &Entry) -> Result<String, Unusable> {
         single.trim(),
         entry.text()
     ))
+}
+
+/// Whether a runtime can use this text as a single configuration.
+pub fn is_usable_single(text: &str) -> bool {
+    members_of_single(text).is_ok()
+}
+
+fn members_of_single(single: &str) -> Result<Vec<Member>, Unusable> {
+    let members = object(single)?;
+    if members.iter().any(|member| member.key == "plugins") {
+        return Err(malformed("it is a list, which only a .conflist may be"));
+    }
+    if plugin_type(single)? == PLUGIN {
+        return Err(malformed("it has no plugin that makes an interface"));
+    }
+    named(single, &members)?;
+    Ok(members)
 }
 
 fn object(text: &str) -> Result<Vec<Member>, Unusable> {

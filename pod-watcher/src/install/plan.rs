@@ -6,7 +6,7 @@
 
 use std::collections::BTreeMap;
 
-use super::chain::{Entry, List, Unusable, list_of};
+use super::chain::{Entry, List, Unusable, is_usable_single, list_of};
 
 /// Behind the name of a single configuration that a list made by us stands for; no runtime reads such a file.
 pub const KEPT: &str = ".before-culvert";
@@ -157,14 +157,15 @@ pub fn take_out(files: &Files) -> Plan {
                 let kept = singles(name).find(|single| is_ours(files, text, &[&format!("{single}{KEPT}")]));
                 match kept.and_then(|single| Some((files.get(&format!("{single}{KEPT}"))?.as_ref().ok()?, single))) {
                     // The single one comes first by name or replaces the list: the network has a configuration at every moment.
-                    Some((single_text, single)) => {
+                    Some((single_text, single)) if can_stand_alone(files.get(&single)) => {
                         let name_kept = format!("{single}{KEPT}");
                         if !files.contains_key(&single) {
                             steps.push(Step::Rename { name: name_kept, before: single_text.clone(), to: single });
                         }
                         steps.push(Step::Remove { name: name.clone(), before: text.clone() });
                     }
-                    None => {
+                    // A list of its owner; or what its owner has put beside it nobody can use, and the list is all the network has.
+                    _ => {
                         steps.push(Step::Write { name: name.clone(), before: Some(text.clone()), text: list.without() })
                     }
                 }
@@ -184,6 +185,11 @@ pub fn take_out(files: &Files) -> Plan {
         }
     }
     Plan { steps, chain: Chain::Out("taken out".to_owned()), left }
+}
+
+/// Whether the list may go: its single configuration can come back, or its owner has put a usable one there.
+fn can_stand_alone(single: Option<&Result<String, String>>) -> bool {
+    single.is_none_or(|text| text.as_ref().is_ok_and(|text| is_usable_single(text)))
 }
 
 /// Names of single configurations that this list may have been made of.

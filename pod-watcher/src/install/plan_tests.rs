@@ -132,6 +132,17 @@ fn its_owner_may_write_it_anew_in_whatever_form() {
 }
 
 #[test]
+fn where_the_owner_has_broken_his_single_configuration_the_list_stays_without_ours() {
+    let mut files = dir(&[("10-a.conf", SINGLE)]);
+    installed(&mut files);
+    files.insert("10-a.conf".to_owned(), Ok("{".to_owned()));
+    settle(&mut files, take_out);
+    assert_eq!(files.keys().collect::<Vec<_>>(), ["10-a.conf", "10-a.conflist"]);
+    let list = files["10-a.conflist"].as_ref().expect("a text");
+    assert!(list.contains("ptp") && !list.contains("culvert"), "{list}");
+}
+
+#[test]
 fn what_nobody_can_use_is_named_and_passed_over_and_what_the_runtime_uses_is_not() {
     let old = LIST.replace("1.0.0", "0.2.0");
     let table = [
