@@ -35,8 +35,8 @@ pub async fn authority(api: &Api, namespace: &str) -> anyhow::Result<Authority> 
     loop {
         let error = match once(api, namespace).await {
             Ok(Some(secret)) => return of_secret(&secret).with_context(|| object),
-            // Made, by us or by somebody faster: read it as everybody does.
-            Ok(None) => continue,
+            // By us or by somebody faster: read as everybody reads it, in a moment, since a server may lag behind what it has written.
+            Ok(None) => anyhow::anyhow!("it was made and is not there yet"),
             Err(error) => error,
         };
         if begun.elapsed() >= START {
