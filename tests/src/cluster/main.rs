@@ -10,6 +10,7 @@ mod machine;
 mod mesh_leaves;
 mod mesh_opt_in;
 mod mesh_outages;
+mod mesh_probes;
 mod mesh_rights;
 mod mesh_starts;
 mod mesh_talks;

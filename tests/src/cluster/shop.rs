@@ -81,6 +81,11 @@ spec:
     readinessProbe: {{tcpSocket: {{port: {ECHO}}}, periodSeconds: 1}}
 "
     ))?;
+    member(cluster, namespace, name, node)
+}
+
+/// A pod with addresses of both families and a shell's environment, once it is Ready.
+pub(crate) fn member(cluster: &Cluster, namespace: &str, name: &str, node: usize) -> Result<Member> {
     let timeout = format!("--timeout={}s", PODS.as_secs());
     let ready = cluster.kubectl(&["wait", "-n", namespace, &format!("pod/{name}"), "--for=condition=Ready", &timeout]);
     ready
