@@ -8,6 +8,7 @@ pub mod identity;
 pub mod mesh;
 pub mod pod;
 pub mod policy;
+pub mod ports;
 pub mod ranges;
 pub mod reason;
 pub mod service;

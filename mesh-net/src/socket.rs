@@ -56,16 +56,25 @@ pub enum ListenError {
     },
 }
 
+/// What reaches a listener.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Reach {
+    /// What is sent to its own port.
+    OwnPort,
+    /// Also what rules steer to it (`IP_TRANSPARENT`), with the destination that it has: see [`mesh_model::ports::LANDING`].
+    Steered,
+}
+
 /// A listener on every address of the current namespace, IPv4 and IPv6 on one socket (IPv4 alone where the kernel has no IPv6).
 /// Accepted connections inherit TCP_NODELAY and the keepalive settings.
-pub fn listen(port: u16, backlog: u32) -> Result<OwnedFd, ListenError> {
-    open_listener(port, backlog).map_err(|source| match source.kind() {
+pub fn listen(port: u16, reach: Reach, backlog: u32) -> Result<OwnedFd, ListenError> {
+    open_listener(port, reach, backlog).map_err(|source| match source.kind() {
         io::ErrorKind::AddrInUse => ListenError::InUse { port },
         _ => ListenError::Kernel { port, source },
     })
 }
 
-fn open_listener(port: u16, backlog: u32) -> io::Result<OwnedFd> {
+fn open_listener(port: u16, reach: Reach, backlog: u32) -> io::Result<OwnedFd> {
     let (socket, address): (Socket, SocketAddr) = match stream(Domain::IPV6) {
         Ok(socket) => {
             socket.set_only_v6(false)?;
@@ -76,6 +85,12 @@ fn open_listener(port: u16, backlog: u32) -> io::Result<OwnedFd> {
         }
         Err(error) => return Err(error),
     };
+    if reach == Reach::Steered {
+        match address {
+            SocketAddr::V4(_) => socket.set_ip_transparent_v4(true)?,
+            SocketAddr::V6(_) => socket.set_ip_transparent_v6(true)?,
+        }
+    }
     // Connections of an earlier listener that still linger must not bar the port. A live listener of another program still does.
     socket.set_reuse_address(true)?;
     socket.set_tcp_nodelay(true)?;

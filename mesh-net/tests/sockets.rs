@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use mesh_model::Mark;
 use mesh_net::diag::Diag;
-use mesh_net::socket::{self, Family, ListenError, Purpose};
+use mesh_net::socket::{self, Family, ListenError, Purpose, Reach};
 use mesh_net::{Netns, procfs};
 
 const FAMILIES: [(Family, IpAddr, IpAddr); 2] = [
@@ -45,7 +45,7 @@ fn connect(socket: OwnedFd, to: SocketAddr) -> std::io::Result<TcpStream> {
 }
 
 fn listener(pod: &Netns, port: u16) -> TcpListener {
-    let fd = inside(pod, || socket::listen(port, 16)).expect("listen");
+    let fd = inside(pod, || socket::listen(port, Reach::OwnPort, 16)).expect("listen");
     let listener = TcpListener::from(fd);
     listener.set_nonblocking(false).expect("blocking");
     listener
@@ -56,7 +56,7 @@ fn listener(pod: &Netns, port: u16) -> TcpListener {
 fn listener_once_free(pod: &Netns, port: u16) -> TcpListener {
     let begun = Instant::now();
     loop {
-        match inside(pod, || socket::listen(port, 16)) {
+        match inside(pod, || socket::listen(port, Reach::OwnPort, 16)) {
             Err(ListenError::InUse { .. }) if begun.elapsed() < Duration::from_secs(10) => std::thread::yield_now(),
             other => {
                 let listener = TcpListener::from(other.expect("listen"));
@@ -149,9 +149,9 @@ fn a_port_that_an_app_has_is_told_apart_whichever_address_it_took() {
     for app in ["127.0.0.1:15001", "0.0.0.0:15001", "[::1]:15001", "[::]:15001"] {
         let pod = pod(&[]);
         let _app = inside(&pod, || TcpListener::bind(app)).expect(app);
-        let refused = inside(&pod, || socket::listen(15001, 16)).map(|_| ());
+        let refused = inside(&pod, || socket::listen(15001, Reach::OwnPort, 16)).map(|_| ());
         assert!(matches!(refused, Err(ListenError::InUse { port: 15001 })), "{app}: {refused:?}");
-        inside(&pod, || socket::listen(15006, 16)).expect("another port is free");
+        inside(&pod, || socket::listen(15006, Reach::OwnPort, 16)).expect("another port is free");
     }
 }
 
@@ -214,7 +214,7 @@ fn diag_lists_listeners_of_both_families() {
     let _four = inside(&pod, || TcpListener::bind("127.0.0.1:7001")).expect("bind");
     let _six = inside(&pod, || TcpListener::bind("[::1]:7002")).expect("bind");
     let _many: Vec<OwnedFd> =
-        (20000..20600).map(|port| inside(&pod, || socket::listen(port, 4)).expect("listen")).collect();
+        (20000..20600).map(|port| inside(&pod, || socket::listen(port, Reach::OwnPort, 4)).expect("listen")).collect();
     let mut diag = inside(&pod, Diag::open).expect("sock_diag");
     let found = diag.listeners().expect("list");
     assert_eq!(found.len(), 602);

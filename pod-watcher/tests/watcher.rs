@@ -245,7 +245,7 @@ fn rules_that_others_change_are_repaired_and_their_name_is_told() {
         ("nft", &["delete", "table", "inet", "culvert"]),
         ("nft", &["flush", "table", "inet", "culvert"]),
         ("nft", &["flush", "chain", "inet", "culvert", "prerouting_nat"]),
-        ("nft", &["insert", "rule", "inet", "culvert", "input_filter", "accept"]),
+        ("nft", &["insert", "rule", "inet", "culvert", "prerouting_filter", "accept"]),
         ("ip", &["rule", "del", "pref", &pref]),
         ("ip", &["-6", "rule", "del", "pref", &pref]),
         ("ip", &["route", "flush", "table", "100"]),

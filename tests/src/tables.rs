@@ -104,9 +104,9 @@ fn table_damages(pod: &PodHandle) -> Result<Vec<(&'static str, String)>> {
         ("delete table", "nft delete table inet culvert".into()),
         ("delete one rule", format!("nft delete rule inet culvert prerouting_nat handle {handle}")),
         ("flush chain", "nft flush chain inet culvert prerouting_nat".into()),
-        ("flush the other line's chain", "nft flush chain inet culvert input_filter".into()),
+        ("flush the other line's chain", "nft flush chain inet culvert prerouting_filter".into()),
         ("an accept rule before ours", "nft insert rule inet culvert prerouting_nat accept".into()),
-        ("an accept rule before ours, filter", "nft insert rule inet culvert input_filter accept".into()),
+        ("an accept rule before ours, filter", "nft insert rule inet culvert prerouting_filter accept".into()),
     ])
 }
 

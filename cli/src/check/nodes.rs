@@ -5,8 +5,8 @@ use mesh_api::manifests::Node;
 use super::Finding;
 use crate::names::NOT_READY;
 
-/// Redirect in a table of family inet (`nft_redir`, NAT for inet) came with Linux 5.2.
-const OLDEST: (u32, u32) = (5, 2);
+/// `reject` in prerouting came with Linux 5.9; NAT in tables of family inet with 5.2.
+const OLDEST: (u32, u32) = (5, 9);
 /// Tables with an owner that outlive it (NFT_TABLE_F_PERSIST) came with Linux 6.9.
 const OWNED_TABLES: (u32, u32) = (6, 9);
 
@@ -30,11 +30,11 @@ pub fn judge(node: &Node) -> Vec<Finding> {
         None => findings.push(Finding::warning(
             object.as_str(),
             format!("kernel {:?} cannot be told", info.kernel_version),
-            "Linux 5.2 is needed, 6.9 is better: see docs/compatibility.md",
+            "Linux 5.9 is needed, 6.9 is better: see docs/compatibility.md",
         )),
         Some(version) if version < OLDEST => findings.push(Finding::failed(
             object.as_str(),
-            format!("kernel {} is older than 5.2, which redirects in tables of family inet", info.kernel_version),
+            format!("kernel {} is older than 5.9, which refuses before it routes", info.kernel_version),
             "upgrade the node's kernel, or keep it out by a nodeSelector",
         )),
         Some(version) if version < OWNED_TABLES => findings.push(Finding::fine(
@@ -111,7 +111,7 @@ mod tests {
     fn a_node_is_judged_by_kernel_architecture_readiness_and_taint() {
         check("6.12.1-amd64", "amd64", "True", "other", Level::Fine, "containerd");
         check("6.8.0-45-generic", "amd64", "True", "other", Level::Fine, "plain tables");
-        check("4.18.0-513.el8", "amd64", "True", "other", Level::Failed, "older than 5.2");
+        check("4.18.0-513.el8", "amd64", "True", "other", Level::Failed, "older than 5.9");
         check("unknown", "amd64", "True", "other", Level::Warning, "cannot be told");
         check("6.12.1", "arm64", "True", "other", Level::Warning, "linux/arm64");
         check("6.12.1", "amd64", "Unknown", "other", Level::Warning, "kubelet stopped");

@@ -5,10 +5,8 @@ use std::collections::BTreeMap;
 use mesh_api::manifests::{
     Enrolment, MESH_LABEL, Namespace, NotEnrolled, Pod, enrolled, is_terminal, node_name, pod_name,
 };
+use mesh_model::ports::{INBOUND, OUTBOUND, TUNNEL, is_reserved};
 use serde_json::{Value, json};
-
-/// Ports in a pod that the mesh needs: outbound, inbound, tunnel.
-const OURS: [i32; 3] = [15001, 15006, 15008];
 
 /// Whose label is changed.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -139,10 +137,14 @@ fn notes(subject: &Subject, pod: &Pod, outcome: &Outcome) -> Vec<String> {
     if *outcome == Outcome::Joins {
         let declared =
             spec.iter().flat_map(|spec| &spec.containers).flat_map(|container| container.ports.iter().flatten());
-        for port in declared.map(|port| port.container_port).filter(|port| OURS.contains(port)) {
-            notes.push(format!(
-                "it declares port {port}, which the mesh needs: its node refuses it while something listens there"
-            ));
+        for port in
+            declared.filter_map(|port| u16::try_from(port.container_port).ok()).filter(|port| is_reserved(*port))
+        {
+            let what = match port {
+                OUTBOUND | INBOUND | TUNNEL => "its node refuses it while something listens there",
+                _ => "connections to it will be refused",
+            };
+            notes.push(format!("it declares port {port}, which the mesh needs: {what}"));
         }
         if node_name(pod).is_none() {
             notes.push("it is on no node yet and will start in the mesh".to_owned());

@@ -3,20 +3,13 @@
 //! Order: Hello both ways (the worker's as a fixed-size record); `Node`; `Certificates` if an earlier worker left some; one `Pod` per
 //! pod; `SnapshotEnd`; then deltas. A pod is called by its `slot`, a small number that is never reused within one keeper.
 
+use mesh_model::ports;
 use serde::{Deserialize, Serialize};
 
 use super::{Hello, NodeFacts, PodFacts};
 
 /// Descriptors of one pod's listeners, in this order on the `Pod` message. Each is a dual-stack `[::]` listener.
-pub const LISTENERS: [u16; 3] = [OUTBOUND_PORT, INBOUND_PORT, TUNNEL_PORT];
-/// In-pod port of outbound capture (as Istio ambient).
-pub const OUTBOUND_PORT: u16 = 15001;
-/// In-pod port of inbound plaintext (as Istio ambient).
-pub const INBOUND_PORT: u16 = 15006;
-/// In-pod port of the inbound tunnel (HBONE, as Istio ambient).
-pub const TUNNEL_PORT: u16 = 15008;
-/// In-pod port reserved for DNS; not bound yet.
-pub const DNS_PORT: u16 = 15053;
+pub const LISTENERS: [u16; 3] = [ports::OUTBOUND, ports::INBOUND, ports::TUNNEL];
 /// Most sockets that one mint request may ask for.
 pub const MAX_MINT: u8 = 64;
 

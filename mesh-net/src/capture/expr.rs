@@ -1,6 +1,6 @@
 //! The nf_tables expressions that our rules are made of, and their netlink form.
 //!
-//! Everything works on register 1. An expression that is read back and is not exactly one of these becomes [`Expr::Other`],
+//! Everything works on register 1, but the end of a range, which is in register 2. An expression that is read back and is not exactly one of these becomes [`Expr::Other`],
 //! which equals none of ours: what we do not understand is a difference. Numbers: `linux/netfilter/nf_tables.h`.
 
 use crate::netlink::{Attributes, Writer};
@@ -43,12 +43,19 @@ pub(super) enum Expr {
     },
     /// Load a constant.
     Load(Vec<u8>),
+    /// Load a constant into register 2: the end of a range.
+    LoadEnd(Vec<u8>),
     /// End the chain: the packet passes on to the next hook.
     Accept,
     /// Count.
     Counter(Count),
     /// To a local listener on the port in the register.
     Redirect,
+    /// To the first port of the range from register 1 to register 2 with which the connection's four numbers are nobody else's.
+    RedirectRange,
+    /// To the socket that the packet belongs to, else to the listener on the port in the register, whatever the packet's own
+    /// destination. Goes on only if that socket is transparent (`IP_TRANSPARENT`).
+    Steer,
     /// Refuse with a TCP reset.
     Reset,
     /// Something that we never write.
@@ -89,6 +96,9 @@ const LIST_ELEMENT: u16 = 1;
 const NAME: u16 = 1;
 const DATA: u16 = 2;
 const REGISTER: u32 = 1;
+const SECOND_REGISTER: u32 = 2;
+/// `NFPROTO_UNSPEC`.
+const ANY_FAMILY: u32 = 0;
 const CT_ZONE: u32 = 17;
 const TRANSPORT_HEADER: u32 = 2;
 const FIB_ADDRESS_TYPE: u32 = 3;
@@ -124,9 +134,10 @@ impl Expr {
             Self::DestinationType => "fib",
             Self::Bitwise { .. } => "bitwise",
             Self::Cmp { .. } => "cmp",
-            Self::Load(_) | Self::Accept => "immediate",
+            Self::Load(_) | Self::LoadEnd(_) | Self::Accept => "immediate",
             Self::Counter(_) => "counter",
-            Self::Redirect => "redir",
+            Self::Redirect | Self::RedirectRange => "redir",
+            Self::Steer => "tproxy",
             Self::Reset => "reject",
             Self::Other { name, .. } => name,
         }
@@ -156,10 +167,8 @@ impl Expr {
                 numbers(w, &[(1, REGISTER), (2, u32::from(!equal))]);
                 w.nest(3, |w| w.put(1, value));
             }
-            Self::Load(value) => {
-                w.put_be32(1, REGISTER);
-                w.nest(2, |w| w.put(1, value));
-            }
+            Self::Load(value) => constant(w, REGISTER, value),
+            Self::LoadEnd(value) => constant(w, SECOND_REGISTER, value),
             Self::Accept => {
                 w.put_be32(1, 0); // The verdict register.
                 w.nest(2, |w| w.nest(2, |w| w.put_be32(1, ACCEPT)));
@@ -169,6 +178,8 @@ impl Expr {
                 w.put(2, &packets.to_be_bytes());
             }
             Self::Redirect => numbers(w, &[(1, REGISTER), (3, PORT_GIVEN)]),
+            Self::RedirectRange => numbers(w, &[(1, REGISTER), (2, SECOND_REGISTER), (3, PORT_GIVEN)]),
+            Self::Steer => numbers(w, &[(1, ANY_FAMILY), (3, REGISTER)]),
             Self::Reset => {
                 w.put_be32(1, TCP_RESET);
                 w.put(2, &[0]);
@@ -221,6 +232,7 @@ impl Expr {
             }
             "immediate" => match data.be32(1)? {
                 REGISTER => Some(Self::Load(value(data, 2)?)),
+                SECOND_REGISTER => Some(Self::LoadEnd(value(data, 2)?)),
                 0 => {
                     let verdict = Attributes::nested(Attributes::nested(data.find(2)?).find(2)?);
                     (verdict.be32(1)? == ACCEPT).then_some(Self::Accept)
@@ -230,8 +242,14 @@ impl Expr {
             "counter" => Some(Self::Counter(Count { bytes: data.be64(1)?, packets: data.be64(2)? })),
             "redir" => {
                 // Read back, the end of the port range is the same register, whether or not it was given.
-                let port = (data.be32(1)?, data.be32(2).unwrap_or(REGISTER), data.be32(3)?);
-                (port == (REGISTER, REGISTER, PORT_GIVEN)).then_some(Self::Redirect)
+                match (data.be32(1)?, data.be32(2).unwrap_or(REGISTER), data.be32(3)?) {
+                    (REGISTER, REGISTER, PORT_GIVEN) => Some(Self::Redirect),
+                    (REGISTER, SECOND_REGISTER, PORT_GIVEN) => Some(Self::RedirectRange),
+                    _ => None,
+                }
+            }
+            "tproxy" => {
+                ((data.be32(1)?, data.find(2), data.be32(3)?) == (ANY_FAMILY, None, REGISTER)).then_some(Self::Steer)
             }
             "reject" => (data.be32(1)? == TCP_RESET && data.find(2).unwrap_or(&[0]) == [0]).then_some(Self::Reset),
             _ => None,
@@ -248,6 +266,11 @@ fn numbers(writer: &mut Writer, fields: &[(u16, u32)]) {
     for (kind, number) in fields {
         writer.put_be32(*kind, *number);
     }
+}
+
+fn constant(writer: &mut Writer, register: u32, value: &[u8]) {
+    writer.put_be32(1, register);
+    writer.nest(2, |writer| writer.put(1, value));
 }
 
 fn value(data: &Attributes<'_>, kind: u16) -> Option<Vec<u8>> {
@@ -285,11 +308,14 @@ mod tests {
             Just(Expr::DestinationType),
             Just(Expr::Accept),
             Just(Expr::Redirect),
+            Just(Expr::RedirectRange),
+            Just(Expr::Steer),
             Just(Expr::Reset),
             (any::<u32>(), any::<u32>()).prop_map(|(offset, len)| Expr::Transport { offset, len }),
             bytes().prop_map(|mask| Expr::Bitwise { xor: vec![0; mask.len()], mask }),
             (any::<bool>(), bytes()).prop_map(|(equal, value)| Expr::Cmp { equal, value }),
             bytes().prop_map(Expr::Load),
+            bytes().prop_map(Expr::LoadEnd),
             (any::<u64>(), any::<u64>()).prop_map(|(packets, bytes)| Expr::Counter(Count { packets, bytes })),
         ]
     }

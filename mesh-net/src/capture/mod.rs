@@ -29,7 +29,7 @@ pub use error::Error;
 pub use monitor::{Change, Changed, Changer, Monitor};
 pub use probe::owned_supported;
 pub use routes::{ROUTE_TABLE, RULE_PRIORITY};
-pub use rules::{CONNMARK, FWMARK, INBOUND_PORT, OUTBOUND_PORT, TABLE, TUNNEL_PORT};
+pub use rules::{CONNMARK, FWMARK, TABLE};
 pub use session::{Applied, Found, Session};
 
 /// How the table is protected against other programs.

@@ -9,6 +9,11 @@
 //! same addresses passes the nat hook unasked (seen: it reached the application, IPv4 and IPv6, in and out). The second line also
 //! closes the moment in which a packet meets one hook before and the next hook after a change from deny to redirect.
 //!
+//! **Landing ports.** What comes in is redirected to one of [`LANDING`], and from there steered to the one listener, which is
+//! transparent. With a single port, two connections from one source port to two ports of the pod would be answered with the same
+//! four numbers: conntrack then gives the later one another source port, and whoever looks at that (the proof that a kubelet
+//! dials, the access log, the application) is deceived. Nobody listens on a landing port: not steered is refused.
+//!
 //! **What exempts.** Only the enrolment's mark, and a destination that is an address of the pod itself. The latter is asked of the
 //! local table (`fib daddr type`), not told by the outgoing interface: a process that sets [`FWMARK`] makes table 100 answer
 //! "lo" for every destination.
@@ -19,18 +24,13 @@
 //! [`FWMARK`], and table 100 brings them back to `lo` instead of sending them to the client.
 
 use mesh_model::Mark;
+use mesh_model::ports::{INBOUND, LANDING, OUTBOUND, TUNNEL};
 
 use super::expr::{Count, Ct, Expr, Meta};
 use super::{Spec, Stage};
 
 /// Name of the table (family inet).
 pub const TABLE: &str = "culvert";
-/// Where captured outbound connections go.
-pub const OUTBOUND_PORT: u16 = 15001;
-/// Where captured inbound connections go.
-pub const INBOUND_PORT: u16 = 15006;
-/// Where the mesh's own tunnels arrive; not redirected.
-pub const TUNNEL_PORT: u16 = 15008;
 /// Connection mark of the proxy's connections towards the application. Any process of the pod can read it
 /// (`/proc/net/nf_conntrack`); it exempts nothing.
 pub const CONNMARK: u32 = 0x00c7_1001;
@@ -39,7 +39,7 @@ pub const CONNMARK: u32 = 0x00c7_1001;
 pub const FWMARK: u32 = 0x00c7_1002;
 
 /// Version of what is below: a table with another one is replaced as a whole.
-pub(super) const SCHEMA: u32 = 1;
+pub(super) const SCHEMA: u32 = 2;
 /// A chain without a hook. Its one rule carries stage and generation as comment: the table's own user data cannot be changed
 /// after its creation (`nf_tables_updtable`), and creating it anew would leave a moment without rules.
 pub(super) const ABOUT: &str = "about";
@@ -112,8 +112,9 @@ pub(super) fn prescribe(spec: &Spec) -> Vec<Chain> {
     let hook = |kind: &str, number, priority| Some(Hook { kind: kind.to_owned(), number, priority });
     vec![
         Chain { name: ABOUT, hook: None, rules: vec![rule(about(spec), [vec![Expr::counter()]])] },
-        Chain { name: "prerouting_nat", hook: hook("nat", 0, -100), rules: prerouting(spec) },
-        Chain { name: "input_filter", hook: hook("filter", 1, 0), rules: input(spec) },
+        Chain { name: "prerouting_nat", hook: hook("nat", 0, -100), rules: prerouting_nat(spec) },
+        // Between the translation of destinations (-100) and the choice of a route.
+        Chain { name: "prerouting_filter", hook: hook("filter", 0, -50), rules: prerouting_filter(spec) },
         Chain { name: "output_raw", hook: hook("filter", 3, -300), rules: zone(spec) },
         Chain { name: "output_mangle", hook: hook("route", 3, -150), rules: marks(spec) },
         Chain { name: "output_nat", hook: hook("nat", 3, -100), rules: output_nat(spec) },
@@ -121,12 +122,12 @@ pub(super) fn prescribe(spec: &Spec) -> Vec<Chain> {
     ]
 }
 
-fn prerouting(spec: &Spec) -> Vec<Rule> {
+fn prerouting_nat(spec: &Spec) -> Vec<Rule> {
     match spec.stage {
         Stage::Redirect => vec![
             rule("loopback-in", [on(Meta::InputInterface, LOOPBACK), accept()]),
-            rule("tunnel-in", [syn(), to_port(TUNNEL_PORT), accept()]),
-            rule("capture-in", [syn(), redirect(INBOUND_PORT)]),
+            rule("tunnel-in", [syn(), to_port(TUNNEL), accept()]),
+            rule("capture-in", [syn(), land()]),
         ],
         Stage::Deny | Stage::Drain => Vec::new(),
     }
@@ -137,24 +138,27 @@ fn output_nat(spec: &Spec) -> Vec<Rule> {
         Stage::Redirect => vec![
             rule("proxy-out", [marked(spec.mark), accept()]),
             rule("local-out", [to_self(), accept()]),
-            rule("capture-out", [syn(), redirect(OUTBOUND_PORT)]),
+            rule("capture-out", [syn(), redirect(OUTBOUND)]),
         ],
         Stage::Deny | Stage::Drain => Vec::new(),
     }
 }
 
-fn input(spec: &Spec) -> Vec<Rule> {
-    let mut rules = vec![
-        rule("input-loopback", [on(Meta::InputInterface, LOOPBACK), accept()]),
+fn prerouting_filter(spec: &Spec) -> Vec<Rule> {
+    let mut rules = vec![rule("input-loopback", [on(Meta::InputInterface, LOOPBACK), accept()])];
+    if spec.stage == Stage::Redirect {
+        // Every packet: the last one of a handshake by SYN cookie belongs to no socket yet.
+        rules.push(rule("input-captured", [landed(), steer(INBOUND), accept()]));
+    }
+    rules.extend([
         rule("input-flow", [tcp_but_not_syn(), accept()]),
         rule("input-udp", [transport(true, UDP), accept()]),
         rule("input-other", [transport(false, TCP), accept()]),
-    ];
+    ]);
     match spec.stage {
         Stage::Deny => rules.push(rule("deny-in", [syn(), refuse()])),
         Stage::Redirect => rules.extend([
-            rule("input-captured", [syn(), to_port(INBOUND_PORT), accept()]),
-            rule("input-tunnel", [syn(), to_port(TUNNEL_PORT), accept()]),
+            rule("input-tunnel", [syn(), to_port(TUNNEL), accept()]),
             rule("uncaptured-in", [syn(), refuse()]),
         ]),
         Stage::Drain => {}
@@ -251,6 +255,13 @@ fn to_port(port: u16) -> Vec<Expr> {
     vec![Expr::Transport { offset: 2, len: 2 }, equal(&port.to_be_bytes())]
 }
 
+fn landed() -> Vec<Expr> {
+    let mask = !(LANDING.end() - LANDING.start());
+    let block = Expr::Bitwise { mask: mask.to_be_bytes().to_vec(), xor: vec![0, 0] };
+    let port = Expr::Transport { offset: 2, len: 2 };
+    [transport(true, TCP), vec![port, block, equal(&LANDING.start().to_be_bytes())]].concat()
+}
+
 fn to_self() -> Vec<Expr> {
     vec![Expr::DestinationType, equal(&LOCAL.to_ne_bytes())]
 }
@@ -265,6 +276,15 @@ fn refuse() -> Vec<Expr> {
 
 fn redirect(port: u16) -> Vec<Expr> {
     vec![Expr::counter(), Expr::Load(port.to_be_bytes().to_vec()), Expr::Redirect]
+}
+
+fn land() -> Vec<Expr> {
+    let [first, last] = [LANDING.start(), LANDING.end()].map(|port| port.to_be_bytes().to_vec());
+    vec![Expr::counter(), Expr::Load(first), Expr::LoadEnd(last), Expr::RedirectRange]
+}
+
+fn steer(port: u16) -> Vec<Expr> {
+    vec![Expr::Load(port.to_be_bytes().to_vec()), Expr::Steer]
 }
 
 /// The marks that rules compare the packet's mark with.
@@ -307,7 +327,7 @@ mod tests {
     #[test]
     fn every_redirect_and_refusal_matches_only_syn() {
         for rule in STAGES.into_iter().flat_map(|stage| prescribe(&spec(stage))).flat_map(|chain| chain.rules) {
-            if rule.exprs.iter().any(|expr| matches!(expr, Expr::Redirect | Expr::Reset)) {
+            if rule.exprs.iter().any(|expr| matches!(expr, Expr::Redirect | Expr::RedirectRange | Expr::Reset)) {
                 assert_eq!(rule.exprs[..syn().len()], syn(), "{}", rule.name);
             }
         }

@@ -59,6 +59,7 @@ enum Held {
     AddressType,
     Direction,
     Constant(Vec<u8>),
+    Range(Vec<u8>, Vec<u8>),
 }
 
 /// One rule's expressions.
@@ -81,6 +82,10 @@ fn word(expr: &Expr, held: &mut Held, mark: Option<Mark>) -> Option<String> {
         Expr::Transport { offset, len } => Held::Field(format!("@th,{},{}", offset * 8, len * 8), false),
         Expr::DestinationType => Held::AddressType,
         Expr::Load(value) => Held::Constant(value.clone()),
+        Expr::LoadEnd(end) => match std::mem::replace(held, Held::Nothing) {
+            Held::Constant(value) => Held::Range(value, end.clone()),
+            other => other,
+        },
         Expr::Bitwise { mask, xor } => {
             *held = match std::mem::replace(held, Held::Nothing) {
                 Held::Mark(what) if number(xor) == Some(0) => Held::Mark(format!("{what} & {}", shown(mask))),
@@ -99,7 +104,8 @@ fn word(expr: &Expr, held: &mut Held, mark: Option<Mark>) -> Option<String> {
         Expr::SetOriginalZone => return Some(format!("ct original zone set {}", source(held, mark))),
         Expr::Accept => return Some("accept".to_owned()),
         Expr::Counter(_) => return Some("counter".to_owned()),
-        Expr::Redirect => return Some(format!("redirect to :{}", port(held))),
+        Expr::Redirect | Expr::RedirectRange => return Some(format!("redirect to :{}", port(held))),
+        Expr::Steer => return Some(format!("tproxy to :{}", port(held))),
         Expr::Reset => return Some("reject with tcp reset".to_owned()),
         Expr::Other { name, .. } => return Some(format!("<{name}>")),
     };
@@ -123,7 +129,7 @@ fn comparison(held: &Held, equal: bool, value: &[u8], mark: Option<Mark>) -> Str
         Held::AddressType if number(value) == Some(2) => format!("fib daddr type{infix}local"),
         Held::AddressType => format!("fib daddr type{infix}{}", shown(value)),
         Held::Direction => format!("ct direction{infix}{}", if value == [0] { "original" } else { "reply" }),
-        Held::Constant(_) | Held::Nothing => format!("<cmp {operator} {}>", shown(value)),
+        Held::Constant(_) | Held::Range(..) | Held::Nothing => format!("<cmp {operator} {}>", shown(value)),
     }
 }
 
@@ -134,18 +140,20 @@ fn source(held: &Held, mark: Option<Mark>) -> String {
             Ok(bytes) => u16::from_ne_bytes(bytes).to_string(),
             Err(_) => shown_mark(value, mark),
         },
-        Held::Nothing | Held::Interface(_) | Held::Protocol | Held::AddressType | Held::Direction => {
+        Held::Nothing | Held::Interface(_) | Held::Protocol | Held::AddressType | Held::Direction | Held::Range(..) => {
             "<register>".to_owned()
         }
     }
 }
 
 fn port(held: &Held) -> String {
+    let port = |value: &[u8]| value.get(..2).and_then(|bytes| bytes.try_into().ok()).map(u16::from_be_bytes);
     match held {
-        Held::Constant(value) => value.get(..2).and_then(|bytes| bytes.try_into().ok()).map(u16::from_be_bytes),
+        Held::Constant(value) => port(value).map(|port| port.to_string()),
+        Held::Range(first, last) => port(first).zip(port(last)).map(|(first, last)| format!("{first}-{last}")),
         _ => None,
     }
-    .map_or_else(|| "<register>".to_owned(), |port| port.to_string())
+    .unwrap_or_else(|| "<register>".to_owned())
 }
 
 fn shown_mark(value: &[u8], own: Option<Mark>) -> String {

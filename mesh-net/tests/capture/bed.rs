@@ -98,7 +98,7 @@ pub fn loopback(family: usize) -> IpAddr {
 
 /// A listener on all addresses of both families.
 pub fn listen(netns: &Netns, port: u16) -> TcpListener {
-    let fd = netns.run(|| socket::listen(port, 64)).unwrap().unwrap();
+    let fd = netns.run(|| socket::listen(port, socket::Reach::Steered, 64)).unwrap().unwrap();
     TcpListener::from(fd)
 }
 
@@ -141,6 +141,14 @@ pub fn connect(socket: Socket, to: SocketAddr) -> io::Result<TcpStream> {
 
 pub fn dial(netns: &Netns, to: SocketAddr) -> io::Result<TcpStream> {
     connect(raw_socket(netns, usize::from(to.is_ipv6())), to)
+}
+
+/// The same from an address and port of the caller's choice, also while others use them.
+pub fn dial_from(netns: &Netns, from: SocketAddr, to: SocketAddr) -> io::Result<TcpStream> {
+    let socket = raw_socket(netns, usize::from(to.is_ipv6()));
+    socket.set_reuse_address(true)?;
+    socket.bind(&from.into())?;
+    connect(socket, to)
 }
 
 /// Both ends can speak and hear.

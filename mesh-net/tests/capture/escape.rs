@@ -222,7 +222,7 @@ fn addresses_of_a_connection_from_before_open_no_way() {
     let counters = session.counters().unwrap();
     assert_eq!((counters["uncaptured-in"].0, counters["uncaptured-out"].0), (2, 2), "{counters:?}");
 
-    sh(&bed.pod, "nft flush chain inet culvert input_filter; nft flush chain inet culvert output_filter");
+    sh(&bed.pod, "nft flush chain inet culvert prerouting_filter; nft flush chain inet culvert output_filter");
     for (from, source, to, server) in &ways {
         let mut dialled = connect(bound(from, SocketAddr::new(*source, 40_002)), SocketAddr::new(*to, APP)).unwrap();
         assert_talks(&mut dialled, &mut accept(server).0);

@@ -2,13 +2,14 @@
 
 use std::sync::atomic::{AtomicBool, Ordering};
 
+use mesh_model::ports::LANDING;
 use mesh_net::capture::{Mode, Stage};
 use mesh_net::socket::{self, Family, Purpose};
 use std::io::ErrorKind;
 use std::net::SocketAddr;
 
 use crate::bed::{
-    Bed, FAMILIES, accept, assert_talks, assert_untouched, dial, listen, loopback, mark, pod, spec, world,
+    Bed, FAMILIES, accept, assert_talks, assert_untouched, dial, dial_from, listen, loopback, mark, pod, spec, world,
 };
 
 const APP: u16 = 8080;
@@ -52,6 +53,67 @@ fn new_connections_are_captured_with_their_original_destination() {
     for listener in [&app, &far, &outbound, &inbound, &tunnel] {
         assert_untouched(listener, "more connections than were made");
     }
+}
+
+#[test]
+fn a_source_port_stays_what_it_is_with_connections_to_many_ports_of_a_pod() {
+    let bed = Bed::new();
+    let mut session = bed.applied(Mode::Owned, Stage::Redirect);
+    let inbound = listen(&bed.pod, 15006);
+    let app = listen(&bed.pod, APP);
+    let mut flows = Vec::new();
+    for family in FAMILIES {
+        for port in APP..APP + u16::try_from(LANDING.len()).unwrap() {
+            let to = SocketAddr::new(pod(family), port);
+            let dialled = dial_from(&bed.world, SocketAddr::new(world(family), 41234), to).unwrap();
+            let (captured, from) = accept(&inbound);
+            assert_eq!((captured_for(&captured), from), (Some(to), dialled.local_addr().unwrap()), "{port}");
+            flows.push((dialled, captured));
+        }
+    }
+    // All of them live, also when the rules are no longer asked.
+    for stage in [Stage::Redirect, Stage::Drain] {
+        session.apply(&spec(stage)).unwrap();
+        flows.iter_mut().for_each(|(left, right)| assert_talks(left, right));
+    }
+    assert_untouched(&app, "a captured connection");
+}
+
+#[test]
+fn a_landing_port_is_no_way_to_a_listener_of_the_application() {
+    let bed = Bed::new();
+    let mut session = bed.applied(Mode::Owned, Stage::Redirect);
+    let landing = *LANDING.start();
+    let apps = [APP, landing].map(|port| listen(&bed.pod, port));
+    for family in FAMILIES {
+        // The proxy is away: refused, whatever else listens where it would have come by.
+        for port in [APP, landing, 15006] {
+            assert!(dial(&bed.world, SocketAddr::new(pod(family), port)).is_err(), "{port}");
+        }
+        let inbound = listen(&bed.pod, 15006);
+        let to = SocketAddr::new(pod(family), landing);
+        let _dialled = dial(&bed.world, to).unwrap();
+        assert_eq!(captured_for(&accept(&inbound).0), Some(to));
+    }
+    apps.iter().for_each(|app| assert_untouched(app, "a connection that passed the proxy by"));
+    assert_eq!(session.counters().unwrap()["uncaptured-in"].0, 6);
+}
+
+#[test]
+fn a_handshake_by_syn_cookie_ends_at_the_proxy_too() {
+    let bed = Bed::new();
+    let _session = bed.applied(Mode::Owned, Stage::Redirect);
+    // 2: every handshake. So the kernel does of itself when a listener's queue of half-open connections is full.
+    bed.pod_sh("echo 2 > /proc/sys/net/ipv4/tcp_syncookies");
+    let (inbound, app) = (listen(&bed.pod, 15006), listen(&bed.pod, APP));
+    for family in FAMILIES {
+        let to = SocketAddr::new(pod(family), APP);
+        let mut dialled = dial(&bed.world, to).unwrap();
+        let (mut captured, from) = accept(&inbound);
+        assert_eq!((captured_for(&captured), from), (Some(to), dialled.local_addr().unwrap()));
+        assert_talks(&mut dialled, &mut captured);
+    }
+    assert_untouched(&app, "a connection that passed the proxy by");
 }
 
 fn captured_for(stream: &std::net::TcpStream) -> Option<SocketAddr> {

@@ -9,7 +9,7 @@ use std::rc::Rc;
 use mesh_api::link::proxy::Refused;
 use mesh_api::link::worker::{Family, LISTENERS, Purpose};
 use mesh_model::{Mark, Reason};
-use mesh_net::socket::{self, ListenError};
+use mesh_net::socket::{self, ListenError, Reach};
 use mesh_net::{Netns, NetnsError, NetnsId};
 use rustix::fs::SealFlags;
 
@@ -96,8 +96,12 @@ impl Hands {
             // The limit is each namespace's own.
             let backlog = socket::somaxconn();
             let [outbound, inbound, tunnel] = LISTENERS;
-            let open = |port| socket::listen(port, backlog);
-            Ok::<_, ListenError>([open(outbound)?, open(inbound)?, open(tunnel)?])
+            let open = |port, reach| socket::listen(port, reach, backlog);
+            Ok::<_, ListenError>([
+                open(outbound, Reach::OwnPort)?,
+                open(inbound, Reach::Steered)?,
+                open(tunnel, Reach::OwnPort)?,
+            ])
         })?;
         Ok(opened?)
     }

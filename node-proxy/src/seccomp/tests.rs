@@ -110,7 +110,9 @@ fn keepers_work(netns: &mesh_net::Netns) {
         let mark = mesh_model::Mark::from_random(7).expect("mark");
         passed
             .run(|| {
-                let _listener = mesh_net::socket::listen(15001, mesh_net::socket::somaxconn()).expect("listen");
+                let _listener =
+                    mesh_net::socket::listen(15001, mesh_net::socket::Reach::Steered, mesh_net::socket::somaxconn())
+                        .expect("listen");
                 for family in [mesh_net::socket::Family::V4, mesh_net::socket::Family::V6] {
                     for purpose in [mesh_net::socket::Purpose::TowardsApp, mesh_net::socket::Purpose::TowardsPeer] {
                         mesh_net::socket::mint(family, purpose, mark).expect("mint");

@@ -10,8 +10,8 @@ use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::time::Duration;
 
-use mesh_api::link::worker::{Family, Purpose, TUNNEL_PORT};
-use mesh_model::{Identity, Reason};
+use mesh_api::link::worker::{Family, Purpose};
+use mesh_model::{Identity, Reason, ports};
 use mesh_net::socket;
 use tokio::net::{TcpSocket, TcpStream};
 
@@ -223,7 +223,7 @@ async fn tunnel(
     let source = identified.pod().identity().clone();
     let credentials = dialer.certificates.get(&source, CERTIFICATE).await?;
     let slot = identified.pod().slot();
-    let peer = SocketAddr::new(address.ip(), TUNNEL_PORT);
+    let peer = SocketAddr::new(address.ip(), ports::TUNNEL);
     let request = ConnectRequest {
         authority: address,
         traceparent: asking.id.traceparent(),

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use mesh_api::link::worker::{DNS_PORT, LISTENERS};
+use mesh_model::ports::is_reserved;
 use mesh_model::{ClientAddr, Identity, OrigDst, Reason};
 
 use super::pods::Pod;
@@ -35,11 +35,6 @@ impl Unidentified {
             Unidentified::ReservedPort(_) => Reason::ReservedPort,
         }
     }
-}
-
-/// Whether the port is one that the proxy has in every pod.
-pub fn is_reserved(port: u16) -> bool {
-    LISTENERS.contains(&port) || port == DNS_PORT
 }
 
 /// A connection of which both ends are known.
@@ -127,7 +122,7 @@ mod tests {
         assert_eq!(reason(to("[::ffff:198.18.1.5]:80")), None);
         assert_eq!(reason(to("198.18.1.6:80")), Some(Reason::WrongDestination));
         assert_eq!(reason(to("127.0.0.1:80")), Some(Reason::WrongDestination));
-        for port in [15001, 15006, 15008, 15053] {
+        for port in [15001, 15006, 15008, 15053, 15104] {
             assert_eq!(reason(to(&format!("198.18.1.5:{port}"))), Some(Reason::ReservedPort));
         }
         assert_eq!(reason(None), Some(Reason::NoOriginalDestination));

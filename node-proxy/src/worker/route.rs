@@ -9,12 +9,12 @@ use std::collections::HashMap;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::{Arc, Mutex, PoisonError};
 
+use mesh_model::ports::is_reserved;
 use mesh_model::{
     ClusterRanges, Health, Identity, Mesh, OrigDst, PodName, Reason, Service, ServiceKey, Tunnel, Workload,
 };
 use rand::seq::SliceRandom as _;
 
-use super::identify::is_reserved;
 use super::pods::{Pod, Table};
 
 /// How many endpoints are tried for one connection: a second one, when the first fails before a byte has flowed.

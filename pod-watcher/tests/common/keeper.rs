@@ -9,9 +9,10 @@ use std::thread::JoinHandle;
 use mesh_api::link::proxy::{FromKeeper, Refused, ToKeeper};
 use mesh_api::link::worker::LISTENERS;
 use mesh_api::link::{self, Hello, PodFacts};
+use mesh_net::Netns;
 use mesh_net::capture::{Mode, Session, Stage};
 use mesh_net::seqpacket::Conn;
-use mesh_net::{Netns, socket};
+use mesh_net::socket::{self, Reach};
 
 /// One message, with what was in force in the pod's netns when it came.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -116,7 +117,10 @@ fn serve(conn: &Conn, seen: &Mutex<Vec<Seen>>, answers: Answers) {
                     Answers::Serve => {
                         pods.remove(&uid);
                         let open = netns.run(|| {
-                            LISTENERS.iter().map(|port| socket::listen(*port, 128)).collect::<Result<Vec<_>, _>>()
+                            LISTENERS
+                                .iter()
+                                .map(|port| socket::listen(*port, Reach::Steered, 128))
+                                .collect::<Result<Vec<_>, _>>()
                         });
                         match open.expect("entered") {
                             Ok(listeners) => {

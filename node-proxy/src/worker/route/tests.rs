@@ -121,7 +121,7 @@ fn what_no_record_names_is_unknown_inside_and_passes_outside() {
 fn our_own_ports_are_refused_in_the_pod_itself_and_in_mesh_pods_and_not_elsewhere() {
     let clear = Workload { tunnel: Tunnel::Clear, ..workload("plain", "node-2", "198.18.2.8") };
     let world = World::new().with(workload("cart", "node-2", "198.18.2.7")).with(clear);
-    for port in [15001, 15006, 15008, 15053] {
+    for port in [15001, 15006, 15008, 15053, 15119] {
         for own in ["127.0.0.1", "198.18.1.5", "198.18.2.7", "[::1]"] {
             assert_eq!(world.way(&format!("{own}:{port}")), "ReservedPort", "{own}:{port}");
         }
