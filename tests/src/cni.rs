@@ -143,7 +143,7 @@ impl<'a> Container<'a> {
     fn captured(&self) -> Result<bool> {
         let known = self.lab.mesh().watcher_admin(1, &["pods"])?.contains(&format!("shop/{}", self.name()));
         let list = ["ip", "netns", "exec", &self.name(), "nft", "list", "table", "inet", "culvert"];
-        let rules = self.lab.node(1).exec(&list)?.stdout.contains("redirect to :15006");
+        let rules = self.lab.node(1).exec(&list)?.stdout.contains("tproxy to :15006");
         ensure!(rules || !known, "{}: pod-watcher knows it, and its rules are not there", self.name());
         Ok(known)
     }

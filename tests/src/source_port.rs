@@ -12,6 +12,9 @@ use crate::support::{CHANGE, at, family, figure, mesh, report};
 /// 1 MB each way, slowly enough to be looked at: 0.4 s.
 const BULK_ARGS: [&str; 6] = ["--up", "1000000", "--down", "1000000", "--rate", "2500000"];
 
+/// What the client's connection has as its own port while its double has the application's.
+const LANDING: std::ops::RangeInclusive<u16> = 15104..=15119;
+
 /// Established connections of the pod's network, as (local, remote).
 fn established(pod: &PodHandle) -> Result<Vec<(String, String)>> {
     let text = pod.exec_as(User::root(), &["ss", "-Htn", "state", "established"])?.ok()?;
@@ -43,7 +46,9 @@ fn moves(client: &PodHandle, server: &PodHandle, ip: IpAddr, port: u16, beside: 
     wait::until_true("the connection and its double", CHANGE, || {
         last = established(server).unwrap_or_default();
         let doubled = last.contains(&(remote.clone(), app.clone())) && last.contains(&(app.clone(), remote.clone()));
-        let live = last.iter().any(|(local, from)| *from == remote && *local == plain(ip, 15006));
+        let live = last.iter().any(|(local, from)| {
+            *from == remote && LANDING.map(|port| plain(ip, port)).any(|landing| *local == landing)
+        });
         doubled && (live || !beside)
     })
     .with_context(|| format!("{who} over {}: {last:?}", family(ip)))?;
