@@ -73,7 +73,7 @@ fn events(lab: &Lab, pod: &PodHandle, reason: &str) -> Result<Vec<Value>> {
 fn an_owned_table_is_left_by_a_flush_and_cannot_be_deleted() -> Result<()> {
     let (lab, web, stranger) = set_up("tables-owned", "owned")?;
     let before = rules(&web)?;
-    ensure!(before.contains("redirect to :15006") && before.contains("lookup 100"), "{before}");
+    ensure!(before.contains("tproxy to :15006") && before.contains("lookup 100"), "{before}");
     // The control: the flush does take what is not owned.
     root(&web, &["nft", "add", "table", "inet", "somebody"])?;
     root(&web, &["nft", "flush", "ruleset"])?;
