@@ -85,12 +85,7 @@ fn open_listener(port: u16, reach: Reach, backlog: u32) -> io::Result<OwnedFd> {
         }
         Err(error) => return Err(error),
     };
-    if reach == Reach::Steered {
-        match address {
-            SocketAddr::V4(_) => socket.set_ip_transparent_v4(true)?,
-            SocketAddr::V6(_) => socket.set_ip_transparent_v6(true)?,
-        }
-    }
+    set_transparent(&socket, address, reach)?;
     // Connections of an earlier listener that still linger must not bar the port. A live listener of another program still does.
     socket.set_reuse_address(true)?;
     socket.set_tcp_nodelay(true)?;
@@ -98,6 +93,29 @@ fn open_listener(port: u16, reach: Reach, backlog: u32) -> io::Result<OwnedFd> {
     socket.bind(&address.into())?;
     socket.listen(i32::try_from(backlog).unwrap_or(i32::MAX))?;
     Ok(socket.into())
+}
+
+fn set_transparent(socket: &Socket, address: SocketAddr, reach: Reach) -> io::Result<()> {
+    let steered = reach == Reach::Steered;
+    match address {
+        SocketAddr::V4(_) => socket.set_ip_transparent_v4(steered),
+        SocketAddr::V6(_) => socket.set_ip_transparent_v6(steered),
+    }
+}
+
+/// The port of a listening TCP socket on every address; `None` for any other socket.
+pub fn listening_port(fd: &impl AsFd) -> io::Result<Option<u16>> {
+    let socket = SockRef::from(fd);
+    let is_listener = socket.r#type()? == Type::STREAM && socket.is_listener()?;
+    let address = socket.local_addr()?.as_socket();
+    Ok(address.filter(|address| is_listener && address.ip().is_unspecified()).map(|address| address.port()))
+}
+
+/// Sets what reaches a listener that somebody else opened.
+pub fn set_reach(fd: &impl AsFd, reach: Reach) -> io::Result<()> {
+    let socket = SockRef::from(fd);
+    let address = socket.local_addr()?.as_socket().ok_or_else(|| io::Error::other("not an IP socket"))?;
+    set_transparent(&socket, address, reach)
 }
 
 /// An unbound, unconnected, non-blocking socket in the current namespace, carrying the mark that exempts it from capture.

@@ -4,7 +4,7 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
 use std::time::Duration;
 
-use mesh_api::link::proxy::{FromKeeper, KeeperStats, Refused, STATS, ToKeeper};
+use mesh_api::link::proxy::{FromKeeper, HANDOVER, KeeperStats, Refused, STATS, ToKeeper};
 use mesh_api::link::{self, Hello};
 use mesh_daemon::{drain, tasks};
 use mesh_net::diag::Diag;
@@ -38,6 +38,8 @@ pub struct Outgoing {
 pub struct KeeperHandle {
     /// Its process, as we see it.
     pub pid: i32,
+    /// Whether it takes part in a hand-over.
+    pub hands_over: bool,
     queue: mpsc::Sender<Outgoing>,
 }
 
@@ -97,17 +99,20 @@ async fn converse(
         return Err(format!("uid {} is not root", peer.uid));
     }
     let hello = tokio::time::timeout(PATIENCE, async {
-        send(&conn, &ToKeeper::Hello(Hello::of("pod-watcher").with(STATS)), &[]).await?;
+        send(&conn, &ToKeeper::Hello(Hello::of("pod-watcher").with(STATS).with(HANDOVER)), &[]).await?;
         receive(&conn).await?.ok_or_else(|| "closed before it greeted".to_owned())
     });
-    match hello.await.map_err(|_| "did not greet in time".to_owned())?? {
-        FromKeeper::Hello(hello) => hello.agree().map_err(|error| error.to_string())?,
+    let hands_over = match hello.await.map_err(|_| "did not greet in time".to_owned())?? {
+        FromKeeper::Hello(hello) => {
+            hello.agree().map_err(|error| error.to_string())?;
+            hello.can(HANDOVER)
+        }
         other => return Err(format!("spoke before it greeted: {other:?}")),
     };
     let (queue, waiting) = mpsc::channel(QUEUE);
     // Only the node holds the queue: when it lets go, the link ends.
     let back = queue.downgrade();
-    let handle = KeeperHandle { pid: peer.pid, queue };
+    let handle = KeeperHandle { pid: peer.pid, hands_over, queue };
     inputs.send(Input::KeeperUp { keeper, handle }).await;
     let conn = Arc::new(conn);
     let ended = tokio::select! {
@@ -139,6 +144,7 @@ async fn read(
         match receive(conn).await? {
             None => return Ok(()),
             Some(FromKeeper::Ack { id, refused }) => inputs.send(Input::KeeperAnswer { keeper, id, refused }).await,
+            Some(FromKeeper::Leaving) => inputs.send(Input::KeeperLeaving { keeper }).await,
             Some(FromKeeper::WantDiag { count }) => {
                 let fds = diags(count.min(DIAGS));
                 if let Some(queue) = queue.upgrade().filter(|_| !fds.is_empty()) {

@@ -10,6 +10,7 @@
 
 pub mod cni;
 pub mod facts;
+pub mod handover;
 pub mod proxy;
 pub mod state_dir;
 pub mod worker;

@@ -3,6 +3,11 @@
 //! Order: Hello both ways; `Node`; one `Add` per enrolled pod; `SnapshotEnd`; then deltas. After `SnapshotEnd` the keeper lets go of
 //! every pod that was not named since the Hello. Each message with an id is acknowledged exactly once, in any order.
 //!
+//! A second keeper on the node is the first one's successor. Where both name [`HANDOVER`], pod-watcher makes a socket pair and gives an
+//! end to each ([`ToKeeper::Successor`], [`ToKeeper::Predecessor`]); on it the older one hands over what it holds
+//! ([`super::handover`]), listeners first of all: two keepers then hold the same listening sockets, and no connection is refused when
+//! one of them goes. It happens when the second comes, and again when the first says that it leaves ([`FromKeeper::Leaving`]).
+//!
 //! The keeper has no network, so what it counts travels here: to a pod-watcher whose Hello names [`STATS`] it sends
 //! [`FromKeeper::Stats`] now and then. Others never see one, and a keeper that knows nothing of it is one whose counts are missing.
 
@@ -18,6 +23,9 @@ pub const SOCKET: &str = "/run/culvert/proxy.sock";
 /// pod-watcher's ability to take [`FromKeeper::Stats`].
 pub const STATS: &str = "keeper-stats";
 
+/// Both ends' ability to take part in a hand-over.
+pub const HANDOVER: &str = "hand-over";
+
 /// pod-watcher's packets.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
@@ -28,6 +36,10 @@ pub enum ToKeeper {
     Node(NodeFacts),
     /// Spare sock_diag sockets opened in the node's netns, in answer to [`FromKeeper::WantDiag`]. Descriptors: up to 16 of them.
     Diag,
+    /// Hand over what you hold to whoever is at the other end of this. Descriptor: one end of a socket pair.
+    Successor,
+    /// Take over what is handed to you here, before you read on. Descriptor: the other end.
+    Predecessor,
     /// Serve this pod. Descriptor: its netns. Acked when all listeners are open and the worker has acknowledged the pod.
     Add {
         /// To be acknowledged.
@@ -72,6 +84,8 @@ pub enum FromKeeper {
         /// `None`: done.
         refused: Option<Refused>,
     },
+    /// It was asked to stop, and stays until its worker has drained: new pods are for others. Only to a pod-watcher with [`HANDOVER`].
+    Leaving,
     /// The keeper's stock of sock_diag sockets is short.
     WantDiag {
         /// How many more it would like.

@@ -13,6 +13,18 @@ use mesh_net::socket::{self, ListenError, Reach};
 use mesh_net::{Netns, NetnsError, NetnsId};
 use rustix::fs::SealFlags;
 
+/// What reaches each of the [`LISTENERS`].
+const REACHES: [Reach; LISTENERS.len()] = [Reach::OwnPort, Reach::Steered, Reach::OwnPort];
+
+/// Where a pod's listeners came from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Come {
+    /// We opened them.
+    Opened,
+    /// An older keeper has them as well.
+    Inherited,
+}
+
 /// Descriptors of one pod.
 #[derive(Debug)]
 pub struct Held {
@@ -27,6 +39,8 @@ pub struct Hands {
     home: NetnsId,
     // Shared with packets on their way to the worker, for which a pod may be let go meanwhile.
     pods: HashMap<u32, Rc<Held>>,
+    /// Listeners that a predecessor handed over, by pod uid, until pod-watcher has named all pods.
+    inherited: HashMap<String, (NetnsId, [OwnedFd; LISTENERS.len()])>,
     spare_diag: Vec<OwnedFd>,
     certificates: Option<Rc<OwnedFd>>,
 }
@@ -67,15 +81,19 @@ impl Hands {
     /// Holds nothing. Fails only where `/proc` is missing.
     pub fn new() -> Result<Self, NetnsError> {
         let home = Netns::current()?.id();
-        Ok(Self { home, pods: HashMap::new(), spare_diag: Vec::new(), certificates: None })
+        Ok(Self { home, pods: HashMap::new(), inherited: HashMap::new(), spare_diag: Vec::new(), certificates: None })
     }
 
-    /// Opens the listeners of a pod; `pod` is its name for the message.
-    pub fn open(&mut self, slot: u32, netns: Netns, pod: &str) -> Result<(), Refused> {
+    /// Takes the listeners of a pod that were handed over, or opens them; `pod` is its name for the message.
+    pub fn open(&mut self, slot: u32, netns: Netns, uid: &str, pod: &str) -> Result<Come, Refused> {
+        if let Some((_, listeners)) = self.inherited.remove(uid).filter(|(of, _)| *of == netns.id()) {
+            self.pods.insert(slot, Rc::new(Held { netns, listeners }));
+            return Ok(Come::Inherited);
+        }
         match self.open_listeners(&netns) {
             Ok(listeners) => {
                 self.pods.insert(slot, Rc::new(Held { netns, listeners }));
-                Ok(())
+                Ok(Come::Opened)
             }
             Err(error) => {
                 let cause = match std::error::Error::source(&error) {
@@ -96,14 +114,39 @@ impl Hands {
             // The limit is each namespace's own.
             let backlog = socket::somaxconn();
             let [outbound, inbound, tunnel] = LISTENERS;
+            let [out, steered, own] = REACHES;
             let open = |port, reach| socket::listen(port, reach, backlog);
-            Ok::<_, ListenError>([
-                open(outbound, Reach::OwnPort)?,
-                open(inbound, Reach::Steered)?,
-                open(tunnel, Reach::OwnPort)?,
-            ])
+            Ok::<_, ListenError>([open(outbound, out)?, open(inbound, steered)?, open(tunnel, own)?])
         })?;
         Ok(opened?)
+    }
+
+    /// Puts listeners aside that a predecessor handed over. Refused unless they are what they are called, in our order: the worker
+    /// knows a connection's direction by nothing else.
+    pub fn inherit(&mut self, uid: String, netns: NetnsId, fds: Vec<OwnedFd>) -> Result<(), String> {
+        let listeners: [OwnedFd; LISTENERS.len()] =
+            fds.try_into().map_err(|fds: Vec<OwnedFd>| format!("{} descriptors", fds.len()))?;
+        for (listener, (port, reach)) in listeners.iter().zip(LISTENERS.into_iter().zip(REACHES)) {
+            let is = socket::listening_port(listener).map_err(|error| format!("port {port}: {error}"))?;
+            if is != Some(port) {
+                return Err(format!("a listener on port {is:?} in the place of {port}"));
+            }
+            socket::set_reach(listener, reach).map_err(|error| format!("port {port}: {error}"))?;
+        }
+        self.inherited.insert(uid, (netns, listeners));
+        Ok(())
+    }
+
+    /// How many pods' listeners are put aside.
+    pub fn inherited(&self) -> usize {
+        self.inherited.len()
+    }
+
+    /// Closes what was handed over and is of no pod that we were named.
+    pub fn forget_inherited(&mut self) -> usize {
+        let left = self.inherited.len();
+        self.inherited.clear();
+        left
     }
 
     /// Lets go of a slot; nothing happens where nothing is held.

@@ -2,10 +2,11 @@
 //! is alive. It outlives workers, reads nothing from a network, and believes the worker nothing.
 //!
 //! Top down: [`serve`] is the loop, [`watcher`] and [`worker`] its two links, [`state`] what it decides, [`hands`] what it holds,
-//! [`counts`] what it tells of itself.
+//! [`handover`] how a successor comes by that, [`counts`] what it tells of itself.
 
 mod bucket;
 mod counts;
+mod handover;
 mod hands;
 mod outbox;
 mod privileges;

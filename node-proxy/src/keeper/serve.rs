@@ -4,14 +4,16 @@ use std::collections::VecDeque;
 use std::os::fd::OwnedFd;
 use std::time::Duration;
 
+use mesh_api::link::handover::Handed;
 use mesh_api::link::proxy::{FromKeeper, Refused, ToKeeper};
 use mesh_api::link::worker::{FromWorker, LISTENERS, ToWorker};
 use mesh_model::Reason;
-use mesh_net::Netns;
+use mesh_net::{Netns, NetnsId};
 use tokio::time::Instant;
 
 use super::counts::{Counts, Holding};
-use super::hands::Hands;
+use super::handover::{self, Giving, Taking};
+use super::hands::{Come, Hands};
 use super::outbox::Carried;
 use super::state::{Action, Event, Fds, State};
 use super::watcher::{self, WatcherLink};
@@ -26,31 +28,64 @@ pub struct Keeper {
     worker: WorkerLink,
     started: Instant,
     /// The netns of the `Add` that is being stepped, and the pod's name for messages.
-    arriving: Option<(Netns, String)>,
+    arriving: Option<Arriving>,
     counts: Counts,
+    /// Asked to stop.
+    leaving: bool,
+    /// To a successor, and from a predecessor.
+    giving: Option<Giving>,
+    taking: Option<Taking>,
+}
+
+#[derive(Debug)]
+struct Arriving {
+    netns: Netns,
+    uid: String,
+    /// For messages.
+    name: String,
 }
 
 impl Keeper {
     /// Holds nothing yet.
     pub fn new(state: State, hands: Hands, watcher: WatcherLink, worker: WorkerLink) -> Self {
-        Self { state, hands, watcher, worker, started: Instant::now(), arriving: None, counts: Counts::new() }
+        Self {
+            state,
+            hands,
+            watcher,
+            worker,
+            started: Instant::now(),
+            arriving: None,
+            counts: Counts::new(),
+            leaving: false,
+            giving: None,
+            taking: None,
+        }
     }
 
     /// Serves until `stop` resolves and then until the worker has gone: it drains, and needs us for that. A worker that is away
     /// at that moment does not come back, since its supervisor was asked to stop as well.
     pub async fn run(mut self, stop: impl Future<Output = &'static str>) {
         let mut stop = std::pin::pin!(stop);
-        let mut leaving = false;
-        while !leaving || self.worker.is_up() {
+        while !self.leaving || self.worker.is_up() || self.giving.is_some() {
             let deadline = self.state.next_deadline().map(|due| self.started + due);
             let report = self.watcher.takes_stats().then(|| self.counts.due());
             // Every branch may be dropped half-way: both links' `next` are cancel-safe, a timer and a signal lose nothing.
             tokio::select! {
-                signal = &mut stop, if !leaving => {
+                signal = &mut stop, if !self.leaving => {
                     tracing::info!(signal, pods = self.state.len(), "asked to stop; staying until the worker has gone");
-                    leaving = true;
+                    self.leaving = true;
+                    self.watcher.send_leaving();
                 }
-                heard = self.watcher.next() => self.on_watcher(heard),
+                // What a predecessor hands over comes before the pods that pod-watcher names.
+                heard = self.watcher.next(), if self.taking.is_none() => self.on_watcher(heard),
+                taken = handed(&mut self.taking) => self.on_handed(taken),
+                sent = given(&mut self.giving) => {
+                    self.giving = None;
+                    match sent {
+                        Ok(()) => tracing::info!("all is handed to the successor"),
+                        Err(error) => tracing::warn!(%error, "the successor takes nothing more"),
+                    }
+                }
                 heard = self.worker.next() => self.on_worker(heard),
                 () = until(deadline) => self.step(Event::Tick),
                 () = until(report) => self.report(),
@@ -73,6 +108,9 @@ impl Keeper {
         let (message, fds) = match heard {
             watcher::Heard::Up => {
                 self.counts.soon();
+                if self.leaving {
+                    self.watcher.send_leaving();
+                }
                 return self.step(Event::WatcherUp);
             }
             watcher::Heard::Down => return self.step(Event::WatcherDown),
@@ -82,6 +120,13 @@ impl Keeper {
             // The link takes greetings itself.
             ToKeeper::Hello(_) => {}
             ToKeeper::Node(facts) => self.step(Event::Node(facts)),
+            ToKeeper::Successor => self.give(fds),
+            ToKeeper::Predecessor => {
+                match one(fds).and_then(|fd| Taking::from(fd).map_err(|error| error.to_string())) {
+                    Ok(taking) => self.taking = Some(taking),
+                    Err(why) => tracing::warn!(why, "nothing can be taken over; listeners are opened anew"),
+                }
+            }
             ToKeeper::Diag => {
                 let count = u8::try_from(fds.len()).unwrap_or(u8::MAX);
                 self.hands.put_diag(fds);
@@ -93,7 +138,7 @@ impl Keeper {
                     Ok(netns) => {
                         let key = netns.id();
                         tracing::info!(pod = name, uid = pod.uid, netns = %key, "pod named by pod-watcher");
-                        self.arriving = Some((netns, name));
+                        self.arriving = Some(Arriving { netns, uid: pod.uid.clone(), name });
                         self.step(Event::Add { id, pod, netns: key });
                         self.arriving = None;
                     }
@@ -112,7 +157,58 @@ impl Keeper {
             }
             ToKeeper::SnapshotEnd { id } => {
                 self.step(Event::SnapshotEnd { id });
+                let left = self.hands.forget_inherited();
+                if left > 0 {
+                    tracing::info!(left, "listeners were handed over of pods that are not ours to serve; closed");
+                }
                 tracing::info!(pods = self.state.len(), "pod-watcher's snapshot is complete");
+            }
+        }
+    }
+
+    /// Puts all that is held on its way to a successor. A later one takes the place of an earlier one.
+    fn give(&mut self, fds: Vec<OwnedFd>) {
+        let mut giving = match one(fds).and_then(|fd| Giving::to(fd).map_err(|error| error.to_string())) {
+            Ok(giving) => giving,
+            Err(why) => return tracing::warn!(why, "nothing can be handed to the successor"),
+        };
+        for (slot, uid, NetnsId { dev, ino }) in self.state.held() {
+            if let Some(held) = self.hands.held(slot) {
+                giving.put(&Handed::Pod { uid: uid.to_owned(), netns: (dev, ino) }, Carried::Listeners(held));
+            }
+        }
+        if let Some(memfd) = self.hands.certificates() {
+            giving.put(&Handed::Certificates, Carried::Shared(memfd));
+        }
+        giving.put(&Handed::End, Carried::Nothing);
+        tracing::info!(pods = self.state.len(), "handing over to a successor");
+        self.giving = Some(giving);
+    }
+
+    fn on_handed(&mut self, taken: Result<(Handed, Vec<OwnedFd>), handover::Broken>) {
+        match taken {
+            Ok((Handed::Pod { uid, netns: (dev, ino) }, fds)) => {
+                let netns = NetnsId { dev, ino };
+                if self.state.holds(&uid, netns) {
+                    return;
+                }
+                if let Err(why) = self.hands.inherit(uid.clone(), netns, fds) {
+                    tracing::warn!(uid, why, "a pod's listeners were handed over that cannot be used");
+                }
+            }
+            Ok((Handed::Certificates, fds)) => {
+                // What our own worker has left is newer.
+                if self.hands.certificates().is_none() && !one(fds).is_ok_and(|memfd| self.hands.keep(memfd)) {
+                    tracing::warn!("certificates were handed over that are no memfd; not kept");
+                }
+            }
+            Ok((Handed::End, _)) => {
+                tracing::info!(pods = self.hands.inherited(), "a predecessor has handed over");
+                self.taking = None;
+            }
+            Err(error) => {
+                tracing::warn!(%error, pods = self.hands.inherited(), "a predecessor has not handed over all");
+                self.taking = None;
             }
         }
     }
@@ -165,17 +261,20 @@ impl Keeper {
     fn act(&mut self, action: Action) -> Option<Event> {
         match action {
             Action::Open { slot } => {
-                let (netns, name) = self.arriving.take()?;
-                let refused = self.hands.open(slot, netns, &name).err();
-                match &refused {
-                    None => {
-                        self.counts.so_far.listeners_opened += LISTENERS.len() as u64;
-                        tracing::info!(pod = name, slot, "listeners open");
+                let Arriving { netns, uid, name } = self.arriving.take()?;
+                let refused = match self.hands.open(slot, netns, &uid, &name) {
+                    Ok(come) => {
+                        if come == Come::Opened {
+                            self.counts.so_far.listeners_opened += LISTENERS.len() as u64;
+                        }
+                        tracing::info!(pod = name, slot, ?come, "listeners open");
+                        None
                     }
-                    Some(refused) => {
-                        tracing::warn!(pod = name, reason = refused.reason, message = refused.message, "pod refused")
+                    Err(refused) => {
+                        tracing::warn!(pod = name, reason = refused.reason, message = refused.message, "pod refused");
+                        Some(refused)
                     }
-                }
+                };
                 return Some(Event::Opened { slot, refused });
             }
             Action::Close { slot } => {
@@ -224,9 +323,27 @@ impl Keeper {
 
 /// The one descriptor of an `Add`.
 fn netns_of(fds: Vec<OwnedFd>) -> Result<Netns, String> {
-    let [fd] = <[OwnedFd; 1]>::try_from(fds)
-        .map_err(|fds| format!("named with {} descriptors instead of its netns", fds.len()))?;
+    let fd = one(fds).map_err(|why| format!("named with {why} instead of its netns"))?;
     Netns::from_fd(fd).map_err(|error| error.to_string())
+}
+
+fn one(fds: Vec<OwnedFd>) -> Result<OwnedFd, String> {
+    let [fd] = <[OwnedFd; 1]>::try_from(fds).map_err(|fds| format!("{} descriptors", fds.len()))?;
+    Ok(fd)
+}
+
+async fn handed(taking: &mut Option<Taking>) -> Result<(Handed, Vec<OwnedFd>), handover::Broken> {
+    match taking {
+        Some(taking) => taking.next().await,
+        None => std::future::pending().await,
+    }
+}
+
+async fn given(giving: &mut Option<Giving>) -> std::io::Result<()> {
+    match giving {
+        Some(giving) => giving.sent().await,
+        None => std::future::pending().await,
+    }
 }
 
 async fn until(deadline: Option<Instant>) {

@@ -213,6 +213,16 @@ impl State {
         owed.chain(gone).min()
     }
 
+    /// Slot, uid and netns of every pod that is held.
+    pub fn held(&self) -> impl Iterator<Item = (u32, &str, NetnsId)> {
+        self.pods.iter().map(|(slot, pod)| (*slot, pod.facts.uid.as_str(), pod.netns))
+    }
+
+    /// Whether this pod is held, in this netns.
+    pub fn holds(&self, uid: &str, netns: NetnsId) -> bool {
+        self.slots.get(uid).and_then(|slot| self.pods.get(slot)).is_some_and(|pod| pod.netns == netns)
+    }
+
     /// How many pods are held.
     pub fn len(&self) -> usize {
         self.pods.len()

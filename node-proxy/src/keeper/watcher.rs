@@ -5,7 +5,7 @@ use std::os::fd::OwnedFd;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use mesh_api::link::proxy::{FromKeeper, STATS, ToKeeper};
+use mesh_api::link::proxy::{FromKeeper, HANDOVER, STATS, ToKeeper};
 use mesh_api::link::{self, Hello, LinkError};
 use mesh_net::seqpacket::{AsyncConn, Packet};
 use tokio::time::Instant;
@@ -43,7 +43,7 @@ pub struct WatcherLink {
 enum Link {
     Down { dial_at: Instant },
     Greeting { conn: AsyncConn, outbox: Outbox, until: Instant },
-    Up { conn: AsyncConn, outbox: Outbox, since: Instant, stats: bool },
+    Up { conn: AsyncConn, outbox: Outbox, since: Instant, stats: bool, hands_over: bool },
 }
 
 #[derive(Debug, thiserror::Error)]
@@ -70,6 +70,13 @@ impl WatcherLink {
     pub fn send(&mut self, message: &FromKeeper) {
         if let Link::Up { outbox, .. } = &mut self.link {
             outbox.push(link::encode(message), Carried::Nothing);
+        }
+    }
+
+    /// Says that new pods are for others, to whoever knows what to do about that.
+    pub fn send_leaving(&mut self) {
+        if let Link::Up { hands_over: true, .. } = &self.link {
+            self.send(&FromKeeper::Leaving);
         }
     }
 
@@ -104,7 +111,7 @@ impl WatcherLink {
                     return Err(Broken::NotRoot(peer.uid));
                 }
                 let mut outbox = Outbox::default();
-                outbox.push(link::encode(&FromKeeper::Hello(Hello::of("keeper"))), Carried::Nothing);
+                outbox.push(link::encode(&FromKeeper::Hello(Hello::of("keeper").with(HANDOVER))), Carried::Nothing);
                 self.link = Link::Greeting { conn, outbox, until: Instant::now() + HELLO };
                 Ok(None)
             }
@@ -116,12 +123,12 @@ impl WatcherLink {
                 }) else {
                     return Err(Broken::Protocol("first message is not a greeting"));
                 };
-                let (version, stats) = (hello.agree()?, hello.can(STATS));
+                let (version, stats, hands_over) = (hello.agree()?, hello.can(STATS), hello.can(HANDOVER));
                 tracing::info!(watcher = hello.component, version, "pod-watcher link is up");
                 self.complained = false;
                 let now = Link::Down { dial_at: *until };
                 if let Link::Greeting { conn, outbox, .. } = std::mem::replace(&mut self.link, now) {
-                    self.link = Link::Up { conn, outbox, since: Instant::now(), stats };
+                    self.link = Link::Up { conn, outbox, since: Instant::now(), stats, hands_over };
                 }
                 Ok(Some(Heard::Up))
             }

@@ -216,7 +216,18 @@ impl Watcher {
                     self.send(&ToKeeper::Diag, &fds);
                 }
                 FromKeeper::Hello(_) => panic!("second greeting"),
+                FromKeeper::Leaving => panic!("says that it leaves to a pod-watcher that knows nothing of it"),
                 FromKeeper::Stats(_) => assert!(self.takes_stats, "counts for a pod-watcher that did not ask for them"),
+            }
+        }
+    }
+
+    /// Waits until the keeper says that it leaves.
+    pub fn leaving(&mut self) {
+        loop {
+            let packet = self.conn.recv().expect("recv").expect("open");
+            if let FromKeeper::Leaving = link::decode("proxy", &packet.bytes).expect("message") {
+                return;
             }
         }
     }
@@ -229,6 +240,14 @@ impl Watcher {
                 return stats;
             }
         }
+    }
+
+    /// These were done, in whatever order.
+    #[track_caller]
+    pub fn all_done(&mut self, ids: [u64; 2]) {
+        let mut answers = ids.map(|_| self.answer());
+        answers.sort_by_key(|(id, _)| *id);
+        assert_eq!(answers, ids.map(|id| (id, None)));
     }
 
     #[track_caller]

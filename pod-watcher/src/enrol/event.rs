@@ -80,6 +80,8 @@ pub enum Event {
     FactsChanged,
     /// A keeper said hello.
     KeeperUp(KeeperId),
+    /// A keeper drains: it serves what it serves, and nothing new.
+    KeeperLeaving(KeeperId),
     /// A keeper's connection ended.
     KeeperDown(KeeperId),
     /// A keeper did as told.

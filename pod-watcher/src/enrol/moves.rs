@@ -19,9 +19,20 @@ impl Pod {
 
     pub(super) fn offer(&mut self, guard: Guard, out: &mut Out) {
         self.begin(Phase::Offered(guard), out);
-        self.offer_all(out);
+        self.offer_first(out);
     }
 
+    /// To one keeper alone, for the ports can be opened once: the one that has been there longest, whose worker is known to work.
+    /// A successor takes over when that one leaves.
+    pub(super) fn offer_first(&mut self, out: &mut Out) {
+        // Also who is still letting go of an earlier enrolment: it does one after the other.
+        let free = |served: &Served| matches!(served, Served::Idle | Served::Leaving);
+        let first = self.keepers.iter().find(|(keeper, served)| free(served) && !self.leaving.contains(keeper));
+        let first = first.map(|(keeper, _)| *keeper);
+        first.into_iter().for_each(|keeper| self.offer_one(keeper, out));
+    }
+
+    /// To all: redirect is in force, and what a keeper is not told, it lets go.
     pub(super) fn offer_all(&mut self, out: &mut Out) {
         let keepers: Vec<KeeperId> = self.keepers.keys().copied().collect();
         keepers.into_iter().for_each(|keeper| self.offer_one(keeper, out));
@@ -32,10 +43,18 @@ impl Pod {
         out.push(Action::Offer { keeper, epoch: self.epoch });
     }
 
-    pub(super) fn offer_refused(&mut self, out: &mut Out) {
-        let refused = self.keepers.iter().filter(|(_, served)| **served == Served::Refused).map(|(keeper, _)| *keeper);
-        let refused: Vec<KeeperId> = refused.collect();
-        refused.into_iter().for_each(|keeper| self.offer_one(keeper, out));
+    /// To those that stay and do not serve it.
+    pub(super) fn offer_rest(&mut self, out: &mut Out) {
+        let spare = |served: &Served| matches!(served, Served::Idle | Served::Refused);
+        let rest = self.keepers.iter().filter(|(keeper, served)| spare(served) && !self.leaving.contains(keeper));
+        let rest: Vec<KeeperId> = rest.map(|(keeper, _)| *keeper).collect();
+        rest.into_iter().for_each(|keeper| self.offer_one(keeper, out));
+    }
+
+    /// Whether somebody who stays was told about it.
+    pub(super) fn is_in_lasting_hands(&self) -> bool {
+        let told = |served: &Served| matches!(served, Served::Asked | Served::Serving);
+        self.keepers.iter().any(|(keeper, served)| told(served) && !self.leaving.contains(keeper))
     }
 
     pub(super) fn withdraw_all(&mut self, drain: bool, out: &mut Out) {

@@ -1,6 +1,6 @@
 //! The state of one pod's enrolment.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use super::event::{KeeperId, RequestId};
 
@@ -82,6 +82,8 @@ pub struct Pod {
     pub(super) phase: Phase,
     pub(super) epoch: u32,
     pub(super) keepers: BTreeMap<KeeperId, Served>,
+    /// Of these, who drains.
+    pub(super) leaving: BTreeSet<KeeperId>,
     pub(super) requests: Vec<RequestId>,
     /// Whether all listeners were there when last read.
     pub(super) listening: bool,
@@ -97,6 +99,7 @@ impl Pod {
             phase: Phase::Absent,
             epoch: 0,
             keepers: keepers.into_iter().map(|keeper| (keeper, Served::Idle)).collect(),
+            leaving: BTreeSet::new(),
             requests: Vec::new(),
             listening: false,
             repairing: false,

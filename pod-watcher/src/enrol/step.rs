@@ -22,6 +22,7 @@ impl Pod {
             Event::Source(want) => self.source(want, out),
             Event::FactsChanged => self.facts_changed(out),
             Event::KeeperUp(keeper) => self.keeper_up(keeper, out),
+            Event::KeeperLeaving(keeper) => self.keeper_leaving(keeper, out),
             Event::KeeperDown(keeper) => self.keeper_down(keeper, out),
             Event::Ack { keeper, epoch, what } if epoch == self.epoch => self.acked(keeper, what, out),
             Event::Nack { keeper, epoch, what, failure } if epoch == self.epoch => {
@@ -121,16 +122,32 @@ impl Pod {
         self.keepers.insert(keeper, Served::Idle);
         match self.phase {
             // While rules are being removed they may still redirect: what the keeper is not told, it lets go.
-            Phase::Offered(_) | Phase::Listening(_) | Phase::Swapping(_) | Phase::Captured | Phase::Undoing => {
+            Phase::Captured | Phase::Undoing => self.offer_one(keeper, out),
+            Phase::Offered(_) | Phase::Listening(_) | Phase::Swapping(_) if !self.is_in_lasting_hands() => {
                 self.offer_one(keeper, out)
             }
+            Phase::Offered(_) | Phase::Listening(_) | Phase::Swapping(_) => {}
             Phase::Failed(guard, Again::ByUs) if self.want == Want::Enrolled => self.offer(guard, out),
             Phase::Absent | Phase::Denying | Phase::Draining | Phase::Parting | Phase::Failed(..) | Phase::Left => {}
         }
     }
 
+    fn keeper_leaving(&mut self, keeper: KeeperId, out: &mut Out) {
+        if self.keepers.contains_key(&keeper) && self.leaving.insert(keeper) {
+            self.find_lasting_hands(out);
+        }
+    }
+
+    /// A pod that only leaving keepers serve is offered to those that stay; redirect is in force.
+    fn find_lasting_hands(&mut self, out: &mut Out) {
+        if matches!(self.phase, Phase::Captured | Phase::Undoing) && !self.is_in_lasting_hands() {
+            self.offer_rest(out);
+        }
+    }
+
     fn keeper_down(&mut self, keeper: KeeperId, out: &mut Out) {
         let was = self.keepers.remove(&keeper);
+        self.leaving.remove(&keeper);
         let lost = was == Some(Served::Serving) && !self.any(Served::Serving);
         match self.phase {
             // What was acknowledged is gone: the listeners being read may be seen or not, and prove nothing.
@@ -139,8 +156,9 @@ impl Pod {
                 self.listening = false;
                 out.push(Action::Report(Observed::Unserved(keeper_lost())));
                 // A successor that was refused the ports while its predecessor held them gets its chance at once.
-                self.offer_refused(out);
+                self.offer_rest(out);
             }
+            Phase::Offered(_) if was == Some(Served::Asked) && !self.any(Served::Asked) => self.offer_first(out),
             Phase::Draining => self.drained_so_far(out),
             _ => {}
         }
@@ -174,7 +192,12 @@ impl Pod {
             Delivered::Offer | Delivered::Withdraw => return,
         }
         match (self.phase, what) {
-            (Phase::Offered(guard), Delivered::Offer) if !self.any(Served::Asked) => self.fail(guard, failure, out),
+            (Phase::Offered(guard), Delivered::Offer) if !self.any(Served::Asked) => {
+                self.offer_first(out);
+                if !self.any(Served::Asked) {
+                    self.fail(guard, failure, out);
+                }
+            }
             (Phase::Captured, Delivered::Offer) => {
                 if !self.any(Served::Serving) && !self.any(Served::Asked) {
                     self.answer_all(&Err(failure.clone()), out);
@@ -191,7 +214,7 @@ impl Pod {
         match (self.phase, stage) {
             (Phase::Denying, Stage::Deny) => {
                 self.phase = Phase::Offered(Guard::Deny);
-                self.offer_all(out);
+                self.offer_first(out);
             }
             (Phase::Swapping(_), Stage::Redirect) => {
                 self.phase = Phase::Captured;
@@ -201,6 +224,7 @@ impl Pod {
                     self.listening = false;
                     out.push(Action::Report(Observed::Unserved(keeper_lost())));
                 }
+                self.find_lasting_hands(out);
             }
             (Phase::Captured, Stage::Redirect) if self.repairing => {
                 self.repairing = false;
@@ -314,7 +338,7 @@ impl Pod {
         match self.phase {
             Phase::Failed(guard, Again::ByUs) if self.want == Want::Enrolled => self.offer(guard, out),
             Phase::Undoing => out.push(Action::Apply { epoch: self.epoch, stage: Stage::Drain }),
-            Phase::Captured => self.offer_refused(out),
+            Phase::Captured if !self.is_in_lasting_hands() => self.offer_rest(out),
             _ => {}
         }
     }

@@ -20,6 +20,7 @@ enum Op {
     Source(Want),
     Facts,
     KeeperUp,
+    KeeperLeaving(usize),
     KeeperDown(usize),
     Job { works: bool },
     Answer { which: usize, works: bool },
@@ -38,6 +39,7 @@ fn op() -> impl Strategy<Value = Op> {
         4 => want.prop_map(Op::Source),
         1 => Just(Op::Facts),
         3 => Just(Op::KeeperUp),
+        2 => (0..3_usize).prop_map(Op::KeeperLeaving),
         2 => (0..3_usize).prop_map(Op::KeeperDown),
         12 => proptest::bool::weighted(0.8).prop_map(|works| Op::Job { works }),
         12 => (0..4_usize, proptest::bool::weighted(0.8)).prop_map(|(which, works)| Op::Answer { which, works }),
@@ -63,6 +65,7 @@ struct World {
     sent: Vec<(KeeperId, u32, Delivered)>,
     serving: BTreeSet<KeeperId>,
     connected: BTreeSet<KeeperId>,
+    leaving: BTreeSet<KeeperId>,
     armed: BTreeMap<Timer, u32>,
     asked: BTreeSet<RequestId>,
     answered: BTreeMap<RequestId, bool>,
@@ -82,6 +85,7 @@ impl World {
             sent: Vec::new(),
             serving: BTreeSet::new(),
             connected: BTreeSet::new(),
+            leaving: BTreeSet::new(),
             armed: BTreeMap::new(),
             asked: BTreeSet::new(),
             answered: BTreeMap::new(),
@@ -111,6 +115,11 @@ impl World {
                 self.next += 1;
                 self.connected.insert(self.next);
                 self.event(Event::KeeperUp(self.next));
+            }
+            Op::KeeperLeaving(which) => {
+                let Some(keeper) = self.connected.iter().nth(which).copied() else { return };
+                self.leaving.insert(keeper);
+                self.event(Event::KeeperLeaving(keeper));
             }
             Op::KeeperDown(which) => {
                 let Some(keeper) = self.connected.iter().nth(which).copied() else { return };
@@ -281,6 +290,11 @@ proptest! {
         world.settle();
         let unanswered: Vec<_> = world.asked.iter().filter(|request| !world.answered.contains_key(request)).collect();
         prop_assert!(unanswered.is_empty(), "never answered: {unanswered:?} in {:?}", world.pod);
+        let lasting = world.connected.difference(&world.leaving).next();
+        if let (Phase::Captured, Some(_)) = (world.pod.phase(), lasting) {
+            let cared_for = world.pod.is_in_lasting_hands() || world.armed.contains_key(&Timer::Retry);
+            prop_assert!(cared_for, "nobody who stays serves, and nobody is asked again: {:?}", world.pod);
+        }
     }
 }
 
@@ -312,6 +326,26 @@ fn an_add_goes_deny_offer_listeners_redirect_answer() {
     run(&mut world, &[WORKS, WORKS]);
     assert_eq!((world.in_force, world.answered.values().next()), (InForce::Table(Stage::Redirect), Some(&true)));
     assert!(world.pod.is_served());
+}
+
+#[test]
+fn a_successor_takes_over_what_is_captured_and_gets_new_pods_when_the_first_leaves() {
+    let mut world = enrolled();
+    run(&mut world, &[ADD, WORKS, ACK, WORKS, WORKS, Op::KeeperUp]);
+    assert_eq!(world.sent.len(), 1, "a captured pod is offered to who comes");
+    run(&mut world, &[ACK, WORKS]);
+    assert_eq!(world.serving.len(), 2);
+    run(&mut world, &[Op::KeeperLeaving(0), Op::KeeperDown(0)]);
+    assert!(world.pod.is_served() && world.sent.is_empty(), "nothing had to be said");
+
+    // A pod that begins while both are there goes to the one that is known to work; the other follows when that leaves.
+    let mut world = enrolled();
+    run(&mut world, &[Op::KeeperUp, ADD, WORKS]);
+    assert_eq!(world.sent.iter().map(|(keeper, ..)| *keeper).collect::<Vec<_>>(), [1]);
+    run(&mut world, &[ACK, WORKS, WORKS]);
+    assert!(world.pod.is_served() && world.sent.is_empty());
+    world.run(&Op::KeeperLeaving(0));
+    assert_eq!(world.sent.iter().map(|(keeper, ..)| *keeper).collect::<Vec<_>>(), [2]);
 }
 
 #[test]

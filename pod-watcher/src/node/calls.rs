@@ -119,7 +119,7 @@ impl Node {
             return;
         }
         if !self.pods.contains_key(uid) {
-            match Entry::new(record, self.keepers.keys().copied()) {
+            match Entry::new(record, self.lasting_keepers()) {
                 Ok(entry) => drop(self.pods.insert(uid.clone(), entry)),
                 Err(error) => return self.refuse(request, &name(attachment), &format!("no random mark: {error}")),
             }

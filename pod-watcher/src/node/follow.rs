@@ -9,6 +9,7 @@ use mesh_api::link::proxy::{Refused, ToKeeper};
 use mesh_model::{PodUid, Reason};
 use mesh_net::capture;
 use mesh_net::procfs::{self, PodProcess};
+use mesh_net::seqpacket::Conn;
 use mesh_net::{Netns, NetnsId};
 
 use super::entry::{Entry, want};
@@ -57,6 +58,10 @@ impl Node {
     pub(super) fn keeper_up(&mut self, keeper: KeeperId, handle: KeeperHandle) {
         tracing::info!(keeper, pid = handle.pid, "keeper connected");
         self.keepers.insert(keeper, handle);
+        // Before it hears of a pod: it must have the listeners by then.
+        if let Some(predecessor) = self.partner(keeper) {
+            self.introduce(predecessor, keeper);
+        }
         self.tell(keeper, ToKeeper::Node(self.facts.clone()), Vec::new());
         let uids: Vec<PodUid> = self.pods.keys().cloned().collect();
         for uid in uids {
@@ -66,11 +71,70 @@ impl Node {
         self.tell(keeper, ToKeeper::SnapshotEnd { id }, Vec::new());
     }
 
+    /// The keeper drains: whoever else is there takes over its pods, and gets the new ones.
+    pub(super) fn keeper_leaving(&mut self, keeper: KeeperId) {
+        if !self.keepers.contains_key(&keeper) || !self.leaving.insert(keeper) {
+            return;
+        }
+        let heir = self.partner(keeper).filter(|heir| !self.leaving.contains(heir));
+        tracing::info!(keeper, ?heir, "keeper leaves");
+        if let Some(heir) = heir {
+            self.introduce(keeper, heir);
+        }
+        let uids: Vec<PodUid> = self.pods.keys().cloned().collect();
+        for uid in uids {
+            self.step(&uid, Event::KeeperLeaving(keeper));
+        }
+        if let Some(heir) = heir {
+            // What it was handed and not asked to serve, it closes.
+            let id = self.number();
+            self.tell(heir, ToKeeper::SnapshotEnd { id }, Vec::new());
+        }
+    }
+
+    /// Those that a new pod may be given to.
+    pub(super) fn lasting_keepers(&self) -> Vec<KeeperId> {
+        self.keepers.keys().copied().filter(|keeper| !self.leaving.contains(keeper)).collect()
+    }
+
+    /// The keeper that shares with this one: the youngest that stays, else the youngest.
+    fn partner(&self, keeper: KeeperId) -> Option<KeeperId> {
+        let others = || self.keepers.keys().copied().filter(|other| *other != keeper);
+        others().filter(|other| !self.leaving.contains(other)).max().or_else(|| others().max())
+    }
+
+    /// Has one keeper hand what it holds to another, on a socket of their own.
+    fn introduce(&mut self, from: KeeperId, to: KeeperId) {
+        let able = |keeper| self.keepers.get(&keeper).is_some_and(|handle| handle.hands_over);
+        if !able(from) || !able(to) {
+            return tracing::warn!(
+                from,
+                to,
+                "one of two keepers does not know hand-over: pods follow when the older one ends"
+            );
+        }
+        match Conn::pair() {
+            Ok((giver, taker)) => {
+                tracing::info!(from, to, "keepers introduced");
+                self.tell(from, ToKeeper::Successor, vec![giver.into()]);
+                self.tell(to, ToKeeper::Predecessor, vec![taker.into()]);
+            }
+            Err(error) => {
+                tracing::warn!(%error, "no socket pair for a hand-over: pods follow when the older keeper ends")
+            }
+        }
+    }
+
     pub(super) fn keeper_down(&mut self, keeper: KeeperId) {
         if self.keepers.remove(&keeper).is_none() {
             return;
         }
-        tracing::warn!(keeper, "keeper gone: captured pods are refused new connections until one is back");
+        self.leaving.remove(&keeper);
+        if self.keepers.is_empty() {
+            tracing::warn!(keeper, "keeper gone: captured pods are refused new connections until one is back");
+        } else {
+            tracing::info!(keeper, "keeper gone; another one is there");
+        }
         self.unanswered.retain(|_, one| one.keeper != keeper);
         let uids: Vec<PodUid> = self.pods.keys().cloned().collect();
         for uid in uids {
@@ -248,7 +312,7 @@ impl Node {
             return Err(format!("process {} has ended meanwhile", process.pid));
         }
         let Some(record) = self.records.pods.get(uid).cloned() else { return Ok(()) };
-        let mut entry = Entry::new(record, self.keepers.keys().copied()).map_err(|error| error.to_string())?;
+        let mut entry = Entry::new(record, self.lasting_keepers()).map_err(|error| error.to_string())?;
         let held_by_others = |address: &IpAddr| {
             self.records.pods.values().any(|other| other.uid != *uid && other.addresses.contains(address))
         };

@@ -54,6 +54,11 @@ pub enum Input {
         /// Its number.
         keeper: KeeperId,
     },
+    /// A keeper was asked to stop, and drains.
+    KeeperLeaving {
+        /// Its number.
+        keeper: KeeperId,
+    },
     /// A keeper answered.
     KeeperAnswer {
         /// Its number.
@@ -163,6 +168,8 @@ pub struct Node {
     adopting: Option<Adopting>,
     pods: BTreeMap<PodUid, Entry>,
     keepers: BTreeMap<KeeperId, KeeperHandle>,
+    /// Of these, who drains: asked for nothing new.
+    leaving: BTreeSet<KeeperId>,
     unanswered: BTreeMap<u64, Unanswered>,
     waiting: Vec<Waiting>,
     replies: BTreeMap<RequestId, Reply>,
@@ -213,6 +220,7 @@ impl Node {
             adopting: Some(Adopting { scanned: false, reading: BTreeSet::new(), adopted, adoption }),
             pods: BTreeMap::new(),
             keepers: BTreeMap::new(),
+            leaving: BTreeSet::new(),
             unanswered: BTreeMap::new(),
             waiting: Vec::new(),
             replies: BTreeMap::new(),
@@ -251,6 +259,7 @@ impl Node {
             Input::Cni(call) => self.call(call),
             Input::Records(records) => self.records(records),
             Input::KeeperUp { keeper, handle } => self.keeper_up(keeper, handle),
+            Input::KeeperLeaving { keeper } => self.keeper_leaving(keeper),
             Input::KeeperDown { keeper } => self.keeper_down(keeper),
             Input::KeeperAnswer { keeper, id, refused } => self.keeper_answer(keeper, id, refused),
             Input::Sandbox { uid, serial, done } => self.sandbox(&uid, serial, done),
