@@ -12,6 +12,7 @@ mod mesh_opt_in;
 mod mesh_outages;
 mod mesh_probes;
 mod mesh_rights;
+mod mesh_rolls;
 mod mesh_starts;
 mod mesh_talks;
 mod mesh_tokens;

@@ -116,13 +116,12 @@ impl Member {
 
     /// A connection from this pod.
     pub(crate) fn connect(&self, to: SocketAddr) -> Result<io::Result<TcpStream>> {
-        let stream = ns::in_netns(&self.netns, || Ok(TcpStream::connect_timeout(&to, PATIENCE)))?;
-        if let Ok(stream) = &stream {
-            stream.set_read_timeout(Some(PATIENCE))?;
-            stream.set_write_timeout(Some(PATIENCE))?;
-            stream.set_nodelay(true)?;
-        }
-        Ok(stream)
+        self.inside(|| Ok(dial(to)))
+    }
+
+    /// Does work in this pod's network.
+    pub(crate) fn inside<T: Send>(&self, work: impl FnOnce() -> Result<T> + Send) -> Result<T> {
+        ns::in_netns(&self.netns, work)
     }
 
     /// Whether a connection from this pod is answered; an error says how it was not.
@@ -147,6 +146,15 @@ impl Member {
             .kubectl(&["get", "pod", &self.name, "-n", &self.namespace, "-o", &output])
             .is_ok_and(|text| text == "True")
     }
+}
+
+/// A connection from the calling thread's network.
+pub(crate) fn dial(to: SocketAddr) -> io::Result<TcpStream> {
+    let stream = TcpStream::connect_timeout(&to, PATIENCE)?;
+    stream.set_read_timeout(Some(PATIENCE))?;
+    stream.set_write_timeout(Some(PATIENCE))?;
+    stream.set_nodelay(true)?;
+    Ok(stream)
 }
 
 /// Says something on an open stream to an echo server and waits for it to come back.
