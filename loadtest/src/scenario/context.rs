@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, ensure};
-use lab::{PodHandle, Process, User, wait};
+use lab::{Lab, PodHandle, Process, User, wait};
 
 use crate::measure::load::Mark;
 use crate::path::{Path, Side};
@@ -98,12 +98,8 @@ impl Context<'_> {
         if !lab.has_mesh() {
             return Ok(());
         }
-        let has = |one: &serde_json::Value| one["wanted"] == true && one["serial"].is_string();
         wait::until_true("a certificate for each pod", self.left()?.min(Duration::from_secs(20)), || {
-            let answer = lab.mesh().admin(1, &["certificates"]).unwrap_or_default();
-            let all = answer.as_array().map_or(0, Vec::len);
-            let there = answer.as_array().map_or(0, |answer| answer.iter().filter(|one| has(one)).count());
-            there >= more && there == all
+            certificates(lab).is_ok_and(|Certificates { wanted, there }| there >= more && there == wanted)
         })
     }
 
@@ -115,6 +111,24 @@ impl Context<'_> {
         self.foreign.set(Some(self.foreign.get().map_or(foreign, |before| before.max(foreign))));
         Ok(result)
     }
+}
+
+/// What the worker of node 1 has for the pods that are there; those of pods that went stay with it for a while and do not count.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Certificates {
+    /// Identities of pods that are there.
+    pub wanted: usize,
+    /// Of these, with a certificate.
+    pub there: usize,
+}
+
+/// Asks the worker of node 1.
+pub(super) fn certificates(lab: &Lab) -> Result<Certificates> {
+    let answer = lab.mesh().admin(1, &["certificates"])?;
+    let all = answer.as_array().context("a list of certificates")?;
+    let wanted: Vec<_> = all.iter().filter(|one| one["wanted"] == true).collect();
+    let there = wanted.iter().filter(|one| one["serial"].is_string()).count();
+    Ok(Certificates { wanted: wanted.len(), there })
 }
 
 impl Client {

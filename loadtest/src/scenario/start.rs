@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 use anyhow::Result;
 use lab::{Lab, wait};
 
+use super::context::certificates as certificates_of;
 use super::{Context, Figure, Paths, Planes, Scenario, Sized, pods};
 
 /// Identities, as the peer was measured with.
@@ -50,8 +51,7 @@ fn certificates() -> Scenario {
         sample: Box::new(|cx| {
             let lab = cx.plane.lab();
             // The bench's own pods have identities too.
-            let there = lab.mesh().admin(1, &["certificates"])?.as_array().map_or(0, Vec::len);
-            let more = IDENTITIES.saturating_sub(there);
+            let more = IDENTITIES.saturating_sub(certificates_of(lab)?.wanted);
             let pods = pods::add(cx, lab, more, |number| format!("account-{number}"))?;
             let times = (0..cx.sized(3, 1)).map(|_| fresh_worker(cx, lab)).collect::<Result<Vec<_>>>();
             pods::remove(lab, pods)?;
@@ -92,6 +92,5 @@ fn fresh_keeper(cx: &Context<'_>, lab: &Lab) -> Result<()> {
 
 /// Certificates the worker of node 1 has; none while it does not answer.
 fn certified(lab: &Lab) -> usize {
-    let Ok(answer) = lab.mesh().admin(1, &["certificates"]) else { return 0 };
-    answer.as_array().map_or(0, |all| all.iter().filter(|one| one["serial"].is_string()).count())
+    certificates_of(lab).map_or(0, |certificates| certificates.there)
 }
