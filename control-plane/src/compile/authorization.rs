@@ -35,43 +35,32 @@ pub(super) fn policies(
     let everywhere = everywhere(pods);
     for (key, object) in &objects.authorization_policies {
         let mut fate = Fate::new(Kind::AuthorizationPolicy, key, object.dry_run());
-        if let Some(scope) = attach(objects, config, key, object, pods, &everywhere, &mut fate) {
-            policies.extend(policy(object, key, scope, config, &mut fate));
+        if let Some(why) = &object.standing.unread {
+            fate.note(Outcome::LastGoodKept, why);
+        }
+        if object.spec.as_ref().is_ok_and(|spec| spec.action == Asked::Audit) {
+            // Listed nowhere: a policy that is listed and not there refuses.
+            fate.note(Outcome::NoEffect, "action AUDIT is not carried out");
+        } else if let Some(scope) = attach(objects, config, key, object, pods, &everywhere, &mut fate) {
+            policies.push(policy(object, key, scope, config, &mut fate));
         }
         told.push(fate.tell(&means(object), problems));
     }
     policies
 }
 
-/// `None`: it decides nothing.
-fn policy(
-    object: &AuthorizationPolicy,
-    key: &Key,
-    scope: Scope,
-    config: &CompileConfig,
-    fate: &mut Fate,
-) -> Option<Policy> {
-    let dry_run = object.dry_run();
-    let key_of = PolicyKey { namespace: key.0.clone(), name: key.1.clone() };
-    let refusing = |key| Some(Policy { dry_run, ..Policy::invalid(key, scope) });
-    if let Some(why) = &object.standing.unread {
-        fate.note(Outcome::LastGoodKept, why);
-    }
-    let spec = match &object.spec {
-        Ok(spec) => spec,
-        Err(invalid) => {
-            fate.note(Outcome::NotUnderstood, &invalid.why);
-            return refusing(key_of);
-        }
+/// The policy as it is judged; one that refuses where it cannot be understood or carried out.
+fn policy(object: &AuthorizationPolicy, key: &Key, scope: Scope, config: &CompileConfig, fate: &mut Fate) -> Policy {
+    let (dry_run, of) = (object.dry_run(), PolicyKey { namespace: key.0.clone(), name: key.1.clone() });
+    let converted = match &object.spec {
+        Ok(spec) => convert(spec, key, config, fate),
+        Err(invalid) => Err((Outcome::NotUnderstood, invalid.why.clone())),
     };
-    match convert(spec, key, config, fate) {
-        Ok(Converted::Rules(action, rules)) => {
-            Some(Policy { key: key_of, scope, action, rules, dry_run, invalid: false })
-        }
-        Ok(Converted::NoEffect) => None,
+    match converted {
+        Ok((action, rules)) => Policy { key: of, scope, action, rules, dry_run, invalid: false },
         Err((outcome, why)) => {
             fate.note(outcome, why);
-            refusing(key_of)
+            Policy { dry_run, ..Policy::invalid(of, scope) }
         }
     }
 }
@@ -180,25 +169,17 @@ pub(super) fn enforcing(pods: &mut Pods) -> impl Iterator<Item = &mut Compiling>
     pods.values_mut().filter(|pod| pod.workload.uid.is_pod() && !pod.workload.host_network)
 }
 
-enum Converted {
-    Rules(Action, Vec<Rule>),
-    NoEffect,
-}
-
 fn convert(
     spec: &AuthorizationSpec,
     key: &Key,
     config: &CompileConfig,
     fate: &mut Fate,
-) -> Result<Converted, (Outcome, String)> {
+) -> Result<(Action, Vec<Rule>), (Outcome, String)> {
     let action = match spec.action {
         Asked::Allow => Action::Allow,
         Asked::Deny => Action::Deny,
-        Asked::Audit => {
-            fate.note(Outcome::NoEffect, "action AUDIT is not carried out");
-            return Ok(Converted::NoEffect);
-        }
-        Asked::Custom => {
+        // AUDIT was passed over before.
+        Asked::Audit | Asked::Custom => {
             let why = "action CUSTOM asks an outside party, and there is none".to_owned();
             return Err((Outcome::NotSupported, why));
         }
@@ -224,7 +205,7 @@ fn convert(
         };
         fate.note(Outcome::StricterThanWritten, format!("{places}: {happens}"));
     }
-    Ok(Converted::Rules(action, rules))
+    Ok((action, rules))
 }
 
 /// The part of a rule that is known without HTTP, and whether that is not all of it.
