@@ -293,10 +293,13 @@ fn parts<S: DeserializeOwned + Default>(value: Value) -> Result<(ObjectMeta, S),
         None => ObjectMeta::default(),
     };
     let spec = match object.remove("spec") {
-        Some(spec) if let Some(place) = list_for_an_object("spec", &spec) => {
-            return Err(format!("{place}: a list where an object belongs"));
+        Some(spec) => {
+            let read = serde_path_to_error::deserialize(&spec).map_err(|error| placed(&error))?;
+            if let Some(place) = list_for_an_object("spec", &spec) {
+                return Err(format!("{place}: a list where an object belongs"));
+            }
+            read
         }
-        Some(spec) => serde_path_to_error::deserialize(spec).map_err(|error| placed(&error))?,
         // Kubernetes takes a missing spec as an empty one, which means something: allow nothing.
         None => S::default(),
     };
@@ -348,5 +351,7 @@ fn remains(object: &ObjectRef, value: Option<&Value>, why: &str) -> (ObjectMeta,
     (metadata, Invalid { why: why.to_owned(), selector })
 }
 
+#[cfg(test)]
+mod schema_tests;
 #[cfg(test)]
 mod tests;

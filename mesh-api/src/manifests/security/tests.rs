@@ -116,9 +116,10 @@ fn what_is_wrong_is_said_with_its_place_in_the_document() {
         (json!({"rules": [{"to": [{}]}]}), "spec.rules[0].to[0]: missing field `operation`"),
         (json!({"selector": {"matchExpressions": []}}), "spec.selector.matchExpressions: "),
         (json!([]), "spec: "),
+        (json!({"rules": [{"form": []}]}), "spec.rules[0].form: unknown field"),
         // An empty list would be read as a rule, or a source, that asks for nothing.
         (json!({"rules": [[]]}), "spec.rules[0]: a list"),
-        (json!({"rules": [{"from": [{"source": [["a"]]}]}]}), "spec.rules[0].from[0].source: a list"),
+        (json!({"rules": [{"from": [{"source": [["a"]]}]}]}), "spec.rules[0].from[0].source"),
         (json!({"selector": []}), "spec.selector: a list"),
     ] {
         let error = authorization(spec.clone()).expect_err(&spec.to_string());
