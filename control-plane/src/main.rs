@@ -1,7 +1,7 @@
 //! Culvert's control plane: watches Kubernetes objects (of the API server or of a directory of manifests), compiles them into the records that the node
 //! proxies judge and route by, serves these over delta xDS, and signs workload certificates.
 //!
-//! The path of a change: `source` → `compile` → `snapshot` → `ads`. The path of a certificate: `tokens` → `ca` → `mesh_tls`.
+//! The path of a change: `source` → `compile` → `snapshot` → `ads`, and what became of a policy: `compile` → `statuses`. The path of a certificate: `tokens` → `ca` → `mesh_tls`.
 //! The authority's key is in this process and in no other; no pod's key ever is.
 
 mod ads;
@@ -17,6 +17,7 @@ mod serve;
 mod services;
 mod snapshot;
 mod source;
+mod statuses;
 mod tokens;
 
 use std::process::ExitCode;

@@ -21,6 +21,7 @@ use crate::lease::Lease;
 use crate::metrics::Metrics;
 use crate::services::Services;
 use crate::source::Compiling;
+use crate::statuses::writer::Writer;
 use crate::tokens::review::Reviewer;
 use crate::tokens::{self, Tokens};
 use crate::{incoming, kept};
@@ -129,11 +130,13 @@ pub async fn start(settings: Settings) -> anyhow::Result<Running> {
     let snapshots = match (source, api) {
         (Place::Api, Some(api)) => {
             let follow = KINDS.map(|kind| Following { kind, node: None });
-            // Nothing writes statuses yet; who would is shown.
-            let (lease, _leads) = Lease::new(api.clone(), own_namespace, pod_name, metrics.leader.clone());
+            let (lease, leads) = Lease::new(api.clone(), own_namespace, pod_name, metrics.leader.clone());
             group.spawn("lease", lease.run(watch.clone()));
-            let source = Server::start(api, &follow, Timing::default(), metrics.source.clone(), &group.handle());
-            let (compiling, snapshots) = Compiling::new(source, compile, metrics.clone(), &readiness);
+            let source =
+                Server::start(api.clone(), &follow, Timing::default(), metrics.source.clone(), &group.handle());
+            let (mut compiling, snapshots) = Compiling::new(source, compile, metrics.clone(), &readiness);
+            let writer = Writer::new(api, leads, compiling.statuses(), metrics.source.clone());
+            group.spawn("statuses", writer.run(watch.clone()));
             group.spawn("source", compiling.run(watch.clone()));
             snapshots
         }

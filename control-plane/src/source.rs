@@ -7,6 +7,7 @@ use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use k8s_openapi::jiff::Timestamp;
 use mesh_daemon::{drain, ready};
 use mesh_kube::Source;
 use tokio::sync::watch;
@@ -14,6 +15,7 @@ use tokio::sync::watch;
 use crate::compile::{CompileConfig, compile};
 use crate::metrics::Metrics;
 use crate::snapshot::Snapshot;
+use crate::statuses::{Needed, needed};
 
 /// Longest rest between compilations: well below the second in which a policy must bite.
 const REST: Duration = Duration::from_millis(300);
@@ -28,6 +30,8 @@ pub struct Compiling<S> {
     metrics: Metrics,
     /// Complaints already logged, so that each is logged when it appears and not at every reload.
     known: BTreeSet<String>,
+    /// Where what has to be written at policies goes, if they are on an API server.
+    statuses: Option<watch::Sender<Arc<Vec<Needed>>>>,
     waiting: Option<ready::Latch>,
 }
 
@@ -42,7 +46,14 @@ impl<S: Source> Compiling<S> {
         let (snapshots, receiver) = watch::channel(Arc::default());
         let waiting = Some(readiness.latch("manifests"));
         let config = Arc::new(config);
-        (Self { source, config, snapshots, metrics, known: BTreeSet::new(), waiting }, receiver)
+        (Self { source, config, snapshots, metrics, known: BTreeSet::new(), statuses: None, waiting }, receiver)
+    }
+
+    /// What has to be written at policies, each time it was compiled.
+    pub fn statuses(&mut self) -> watch::Receiver<Arc<Vec<Needed>>> {
+        let (send, receive) = watch::channel(Arc::default());
+        self.statuses = Some(send);
+        receive
     }
 
     /// Reads, then follows until the drain is asked for.
@@ -69,18 +80,32 @@ impl<S: Source> Compiling<S> {
 
     async fn read(&mut self, started: Instant) -> Result<(), mesh_kube::Ended> {
         let (config, before) = (self.config.clone(), self.snapshots.borrow().clone());
+        let has_statuses = self.statuses.is_some();
         let compiled = self.source.read(move |objects, rejected| {
             let compiled = compile(objects, rejected, &config);
             let snapshot = Snapshot::new(&compiled, &before);
-            (rejected.to_vec(), compiled.problems, snapshot)
+            let needed = match has_statuses {
+                true => needed(objects, &compiled.told, Timestamp::now()),
+                false => Vec::new(),
+            };
+            (rejected.to_vec(), compiled.problems, snapshot, needed)
         });
         // A panic while compiling may not take the last good configuration away.
-        let (rejected, problems, snapshot) = compiled.await?;
+        let (rejected, problems, snapshot, needed) = compiled.await?;
         self.metrics.source_read();
         self.metrics.rejected.set(rejected.len() as i64);
         self.metrics.problems.set(problems.len() as i64);
         self.complain(rejected.iter().map(ToString::to_string), problems.iter().map(ToString::to_string));
         self.publish(snapshot, started);
+        if let Some(statuses) = &self.statuses {
+            statuses.send_if_modified(|last| {
+                let changed = **last != needed;
+                if changed {
+                    *last = Arc::new(needed);
+                }
+                changed
+            });
+        }
         Ok(())
     }
 

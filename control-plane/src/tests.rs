@@ -4,6 +4,7 @@ mod api;
 mod certificates;
 mod configuration;
 mod files;
+mod statuses;
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -55,6 +56,11 @@ impl Lab {
 
     /// Starts with the API server as its source.
     async fn start_api(fake: &Fake) -> Self {
+        Self::start_as(fake, "test").await
+    }
+
+    /// One of several control planes, by its name in the election.
+    async fn start_as(fake: &Fake, name: &str) -> Self {
         let dir = tempfile::tempdir().expect("a directory");
         let kubeconfig = dir.path().join("kubeconfig");
         std::fs::write(&kubeconfig, fake.kubeconfig()).expect("written");
@@ -63,6 +69,7 @@ impl Lab {
             callers: Callers::Reviewed(Expected { audience: "mesh-ca".to_owned(), account }),
             source: Place::Api,
             kubeconfig: Some(kubeconfig),
+            pod_name: name.to_owned(),
             ..settings(dir.path())
         };
         let running = start(settings).await.expect("started");

@@ -24,6 +24,9 @@ struct Args {
     /// Where the archives go: control-plane.tar, node-proxy.tar, pod-watcher.tar.
     #[arg(long, default_value = "target/images")]
     out: PathBuf,
+    /// Where NAME.cdx.json are, what is in each image (CycloneDX); put into the images as /sbom.cdx.json.
+    #[arg(long)]
+    lists: Option<PathBuf>,
     /// First part of the images' names.
     #[arg(long, default_value = "localhost/culvert")]
     repository: String,
@@ -44,8 +47,8 @@ fn main() -> ExitCode {
 }
 
 fn write(args: &Args) -> anyhow::Result<()> {
-    let images = image::mesh::images(&args.binaries, &args.repository, &args.tag);
-    let files = image::mesh::write(&args.binaries, &args.repository, &args.tag, &args.out)?;
+    let images = image::mesh::images(&args.binaries, &args.repository, &args.tag, args.lists.as_deref());
+    let files = image::mesh::write(&args.binaries, &args.repository, &args.tag, args.lists.as_deref(), &args.out)?;
     for (image, file) in images.iter().zip(files) {
         let size = std::fs::metadata(&file).with_context(|| format!("look at {}", file.display()))?.len();
         writeln!(std::io::stdout(), "{}  {:.1} MB  {}", file.display(), size as f64 / 1e6, image.name())?;

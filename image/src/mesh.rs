@@ -13,14 +13,21 @@ const USER: u32 = 65532;
 /// How names are resolved: without it a C library would look for modules that are not there.
 const NSSWITCH: &str = "hosts: files dns\n";
 
-/// Describes them, from binaries in a directory: REPOSITORY/NAME:TAG.
-pub fn images(binaries: &Path, repository: &str, tag: &str) -> Vec<Image> {
+/// Where an image has the list of what is in it.
+const LIST: &str = "/sbom.cdx.json";
+
+/// Describes them, from binaries in a directory: REPOSITORY/NAME:TAG. `lists` has NAME.cdx.json, what is in each (CycloneDX).
+pub fn images(binaries: &Path, repository: &str, tag: &str, lists: Option<&Path>) -> Vec<Image> {
     let one = |name: &str| {
         let image = Image::new(&format!("{repository}/{name}:{tag}"))
             .file(binaries.join(name), &format!("/{name}"), 0o755)
             .text(NSSWITCH, "/etc/nsswitch.conf", 0o644)
             .entrypoint(&[&format!("/{name}")])
             .user(USER);
+        let image = match lists {
+            Some(lists) => image.file(lists.join(format!("{name}.cdx.json")), LIST, 0o644),
+            None => image,
+        };
         // The plugin travels with the daemon that puts it on the node.
         if name == "pod-watcher" { image.file(binaries.join("culvert-cni"), "/culvert-cni", 0o755) } else { image }
     };
@@ -28,9 +35,15 @@ pub fn images(binaries: &Path, repository: &str, tag: &str) -> Vec<Image> {
 }
 
 /// Writes them into a directory, NAME.tar each; the files, in the order of [`images`].
-pub fn write(binaries: &Path, repository: &str, tag: &str, to: &Path) -> anyhow::Result<Vec<PathBuf>> {
+pub fn write(
+    binaries: &Path,
+    repository: &str,
+    tag: &str,
+    lists: Option<&Path>,
+    to: &Path,
+) -> anyhow::Result<Vec<PathBuf>> {
     std::fs::create_dir_all(to).with_context(|| format!("make {}", to.display()))?;
-    let images = images(binaries, repository, tag);
+    let images = images(binaries, repository, tag, lists);
     let named = images.iter().zip(NAMES).map(|(image, name)| {
         let file = to.join(format!("{name}.tar"));
         image.write(&file).with_context(|| format!("write image {}", image.name()))?;
@@ -49,13 +62,18 @@ mod tests {
         for name in ["control-plane", "node-proxy", "pod-watcher", "culvert-cni"] {
             std::fs::write(dir.path().join(name), name).expect("written");
         }
-        let files = write(dir.path(), "localhost/culvert", "1", &dir.path().join("out")).expect("written");
+        let files = write(dir.path(), "localhost/culvert", "1", None, &dir.path().join("out")).expect("written");
         assert_eq!(files.len(), 3);
         let text = |n: usize| String::from_utf8_lossy(&std::fs::read(&files[n]).expect("read")).into_owned();
         assert!(text(1).contains("localhost/culvert/node-proxy:1") && !text(1).contains("culvert-cni"));
         assert!(text(2).contains("culvert-cni"));
+        std::fs::write(dir.path().join("node-proxy.cdx.json"), "list").expect("written");
+        let listed = images(dir.path(), "x", "1", Some(dir.path()));
+        listed[1].write(&dir.path().join("listed.tar")).expect("written");
+        let listed = std::fs::read(dir.path().join("listed.tar")).expect("read");
+        assert!(String::from_utf8_lossy(&listed).contains("sbom.cdx.json"));
         std::fs::remove_file(dir.path().join("node-proxy")).expect("removed");
-        let error = write(dir.path(), "localhost/culvert", "1", dir.path()).expect_err("a binary is missing");
+        let error = write(dir.path(), "localhost/culvert", "1", None, dir.path()).expect_err("a binary is missing");
         assert!(format!("{error:#}").contains("node-proxy"), "{error:#}");
     }
 }

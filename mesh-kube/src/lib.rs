@@ -27,7 +27,7 @@ pub use files::Files;
 pub use follow::{Following, Timing};
 pub use metrics::Metrics;
 pub use one::{Known, Single};
-pub use paths::escape;
+pub use paths::{escape, object as object_path};
 pub use place::Place;
 pub use report::{EventType, Reporter};
 pub use server::Server;

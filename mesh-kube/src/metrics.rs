@@ -82,7 +82,7 @@ impl Metrics {
             )?,
             writes: counter(
                 "writes_total",
-                "Pod conditions and events written to the API server, by what and result.",
+                "Conditions of pods or policies and events written to the API server, by what and result.",
                 &["what", "result"],
             )?,
             connected,
@@ -124,6 +124,11 @@ impl Metrics {
 
     pub(crate) fn lookup(&self, result: &'static str) {
         self.lookups.with_label_values(&[result]).inc();
+    }
+
+    /// A condition was `written`, `failed` (it is tried again) or `dropped`.
+    pub fn condition(&self, result: &'static str) {
+        self.writes.with_label_values(&["condition", result]).inc();
     }
 
     /// Restarts of a kind, of all causes: for tests.

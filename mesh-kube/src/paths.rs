@@ -12,7 +12,7 @@ pub(crate) fn collection(kind: Kind) -> String {
 }
 
 /// Where one object is. The names are ones that Kubernetes allows.
-pub(crate) fn object(kind: Kind, namespace: &str, name: &str) -> String {
+pub fn object(kind: Kind, namespace: &str, name: &str) -> String {
     let (version, plural) = kind.resource();
     let root = if version.contains('/') { format!("/apis/{version}") } else { format!("/api/{version}") };
     match kind.is_of_cluster() {

@@ -24,6 +24,7 @@ mod policy;
 mod powers;
 mod probes;
 mod prometheus;
+mod reference_client;
 mod restart;
 mod same_node;
 mod scale;

@@ -175,7 +175,7 @@ fn go_mod(upstream: &str, version: Version) -> String {
 }
 
 /// FNV-1a, 64 bits: the same on every machine and with every compiler, which the standard library's does not promise.
-fn hash(texts: &[&str]) -> u64 {
+pub fn hash(texts: &[&str]) -> u64 {
     let bytes = texts.iter().flat_map(|text| text.bytes().chain([0]));
     bytes.fold(0xcbf2_9ce4_8422_2325, |hash, byte| (hash ^ u64::from(byte)).wrapping_mul(0x0000_0100_0000_01b3))
 }

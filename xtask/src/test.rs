@@ -26,6 +26,7 @@ pub fn run(part: Option<Part>, filter: Option<&str>) -> anyhow::Result<ExitCode>
     packages::ensure()?;
     let wanted = |this: Part| part.is_none_or(|part| part == this);
     let cnitool = wanted(Part::Lab).then(tools::cnitool).transpose()?;
+    let python = wanted(Part::Lab).then(tools::reference).transpose()?;
     let parts = wanted(Part::Cluster).then(kubernetes::parts).transpose()?;
     let binaries = cargo::build()?;
     phase::run("build tests", || {
@@ -45,7 +46,8 @@ pub fn run(part: Option<Part>, filter: Option<&str>) -> anyhow::Result<ExitCode>
         command
     };
     if wanted(Part::Lab) {
-        let environment = cnitool.iter().map(|path| ("CULVERT_CNITOOL", path));
+        let environment = [("CULVERT_CNITOOL", cnitool), ("CULVERT_PYTHON", python)];
+        let environment = environment.into_iter().filter_map(|(name, path)| Some((name, path?)));
         phase::run("lab tests", || cargo::run(binary("promises").envs(environment)))?;
     }
     if wanted(Part::Cluster) {

@@ -5,7 +5,7 @@ use std::process::{Command, ExitCode};
 
 use anyhow::{Context as _, ensure};
 
-use crate::{cache, cargo, packages, phase};
+use crate::{cache, cargo, kubernetes, packages, phase};
 
 /// The CNI project's own caller, as an independent client of our plugin.
 const CNITOOL: &str = "1.3.0";
@@ -27,6 +27,23 @@ pub fn envoy() -> anyhow::Result<PathBuf> {
         })
     })?;
     find(&place, "envoy").with_context(|| format!("no envoy in {}", place.display()))
+}
+
+/// What the client that is written from docs/protocol.md needs, with every version.
+const REFERENCE: &str = include_str!("../../tests/python/requirements.txt");
+
+/// Directory of the Python packages of that client.
+pub fn reference() -> anyhow::Result<PathBuf> {
+    // Compiled parts are of one version of Python.
+    let output = Command::new("python3").arg("--version").output().context("start python3")?;
+    let python = String::from_utf8_lossy(&output.stdout).trim().replace(' ', "-").to_lowercase();
+    let key = format!("{python}-{:016x}", kubernetes::hash(&[REFERENCE]));
+    cache::tool("reference-client", &key, |draft| {
+        phase::run("install grpcio and cryptography (PyPI)", || {
+            let list = cargo::workspace().join("tests/python/requirements.txt");
+            pip(draft, &format!("--requirement={}", list.display()))
+        })
+    })
 }
 
 /// Renders the chart.
@@ -108,7 +125,7 @@ pub fn deny() -> anyhow::Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
-/// Installs a Python package into a directory of its own.
+/// Installs a Python package, or what a list of them names, into a directory of its own.
 pub fn pip(target: &Path, package: &str) -> anyhow::Result<()> {
     let there =
         Command::new("python3").args(["-m", "pip", "--version"]).output().is_ok_and(|output| output.status.success());

@@ -5,6 +5,7 @@ mod access;
 mod clock;
 mod definitions;
 mod nodes;
+mod policies;
 mod running;
 mod server;
 
@@ -83,6 +84,7 @@ pub async fn run(mesh: &Mesh, output: Output, pre: bool, manifests: &[PathBuf]) 
     keep("permissions", access::ask(mesh, pre, manifests).await);
     if !pre {
         keep("mesh", of_mesh(mesh).await);
+        keep("policies", of_policies(mesh).await);
     }
     Ok(answer(output, &findings))
 }
@@ -109,6 +111,20 @@ async fn definitions(mesh: &Mesh) -> Result<Vec<Finding>, Failure> {
     for name in definitions::NAMES {
         let path = format!("/apis/apiextensions.k8s.io/v1/customresourcedefinitions/{name}");
         findings.push(definitions::judge(name, mesh.get(&path).await?.as_ref()));
+    }
+    Ok(findings)
+}
+
+async fn of_policies(mesh: &Mesh) -> Result<Vec<Finding>, Failure> {
+    let mut findings = Vec::new();
+    for (kind, plural) in
+        [("AuthorizationPolicy", "authorizationpolicies"), ("PeerAuthentication", "peerauthentications")]
+    {
+        let path = format!("/apis/security.istio.io/v1/{plural}");
+        // Without the definition there are none, and that is said elsewhere.
+        if mesh.get(&format!("{path}?limit=1")).await?.is_some() {
+            findings.extend(policies::judge(kind, &mesh.list(&path, "").await?));
+        }
     }
     Ok(findings)
 }

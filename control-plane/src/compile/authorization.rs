@@ -6,51 +6,89 @@
 //! nothing, which is wider than what was written. A policy for a service is applied at its pods, one for a gateway has nothing to
 //! apply to here, and CUSTOM, which asks a party that is not there, refuses.
 
+use std::collections::HashMap;
+
 use mesh_api::manifests::security::{
     Action as Asked, AuthorizationSpec, Condition, Operation, Rule as Written, Source,
 };
-use mesh_api::manifests::{AuthorizationPolicy, Key, Objects};
+use mesh_api::manifests::{AuthorizationPolicy, Key, Kind, Objects};
 use mesh_model::policy::{
     Action, AddressBlock, Clause, Match, Policy, PolicyKey, Rule, Scope, ServiceAccountMatch, StringMatch,
     parse_address_block,
 };
 
+use super::fate::{Fate, Outcome, Reach, Told, places};
 use super::selector::has_all;
 use super::services::service_key;
 use super::workloads::{Compiling, Pods};
 use super::{CompileConfig, Problem};
 
-/// All policies; those with a selector are listed at the workloads that they select.
+/// All policies; those with a selector are listed at the workloads that they select. What becomes of each is told.
 pub(super) fn policies(
     objects: &Objects,
     config: &CompileConfig,
     pods: &mut Pods,
     problems: &mut Vec<Problem>,
+    told: &mut Vec<Told>,
 ) -> Vec<Policy> {
     let mut policies = Vec::new();
+    let everywhere = everywhere(pods);
     for (key, object) in &objects.authorization_policies {
-        let mut complain = |text: String| problems.push(Problem::new("AuthorizationPolicy", key, text));
-        let Some(scope) = attach(objects, config, key, object, pods, &mut complain) else { continue };
-        let policy_key = PolicyKey { namespace: key.0.clone(), name: key.1.clone() };
-        let refusing = || Policy { dry_run: object.dry_run(), ..Policy::invalid(policy_key.clone(), scope) };
-        policies.push(match &object.spec {
-            Err(invalid) => {
-                complain(format!("refuses everything that it selects, since it cannot be understood: {}", invalid.why));
-                refusing()
-            }
-            Ok(spec) => match convert(spec, key, config, &mut complain) {
-                Ok(Converted::Rules(action, rules)) => {
-                    Policy { key: policy_key, scope, action, rules, dry_run: object.dry_run(), invalid: false }
-                }
-                Ok(Converted::NoEffect) => continue,
-                Err(why) => {
-                    complain(format!("refuses everything that it selects: {why}"));
-                    refusing()
-                }
-            },
-        });
+        let mut fate = Fate::new(Kind::AuthorizationPolicy, key, object.dry_run());
+        if let Some(why) = &object.standing.unread {
+            fate.note(Outcome::LastGoodKept, why);
+        }
+        if object.spec.as_ref().is_ok_and(|spec| spec.action == Asked::Audit) {
+            // Listed nowhere: a policy that is listed and not there refuses.
+            fate.note(Outcome::NoEffect, "action AUDIT is not carried out");
+        } else if let Some(scope) = attach(objects, config, key, object, pods, &everywhere, &mut fate) {
+            policies.push(policy(object, key, scope, config, &mut fate));
+        }
+        told.push(fate.tell(&means(object), problems));
     }
     policies
+}
+
+/// The policy as it is judged; one that refuses where it cannot be understood or carried out.
+fn policy(object: &AuthorizationPolicy, key: &Key, scope: Scope, config: &CompileConfig, fate: &mut Fate) -> Policy {
+    let (dry_run, of) = (object.dry_run(), PolicyKey { namespace: key.0.clone(), name: key.1.clone() });
+    let converted = match &object.spec {
+        Ok(spec) => convert(spec, key, config, fate),
+        Err(invalid) => Err((Outcome::NotUnderstood, invalid.why.clone())),
+    };
+    match converted {
+        Ok((action, rules)) => Policy { key: of, scope, action, rules, dry_run, invalid: false },
+        Err((outcome, why)) => {
+            fate.note(outcome, why);
+            Policy { dry_run, ..Policy::invalid(of, scope) }
+        }
+    }
+}
+
+/// What the policy does, in words.
+fn means(object: &AuthorizationPolicy) -> String {
+    let Ok(spec) = &object.spec else { return String::new() };
+    let rules = match spec.rules.len() {
+        1 => "1 rule".to_owned(),
+        count => format!("{count} rules"),
+    };
+    match (spec.action, spec.rules.len()) {
+        (Asked::Allow, 0) => "ALLOW without rules: refuses whatever no other policy allows".to_owned(),
+        (Asked::Allow, _) => format!("ALLOW with {rules}: refuses whatever neither it nor another policy allows"),
+        (Asked::Deny, 0) => "DENY without rules: refuses nothing".to_owned(),
+        (Asked::Deny, _) => format!("DENY with {rules}"),
+        (Asked::Audit | Asked::Custom, _) => String::new(),
+    }
+}
+
+/// The pods of each namespace, and of all of them under no name: for policies without a selector.
+fn everywhere(pods: &mut Pods) -> HashMap<String, Reach> {
+    let mut all: HashMap<String, Reach> = HashMap::new();
+    for pod in enforcing(pods) {
+        all.entry(pod.workload.pod.namespace.clone()).or_default().add(pod);
+        all.entry(String::new()).or_default().add(pod);
+    }
+    all
 }
 
 /// Lists the policy at the workloads that it selects. `None`: it applies to nothing of this mesh.
@@ -60,7 +98,8 @@ fn attach(
     key: &Key,
     object: &AuthorizationPolicy,
     pods: &mut Pods,
-    complain: &mut dyn FnMut(String),
+    everywhere: &HashMap<String, Reach>,
+    fate: &mut Fate,
 ) -> Option<Scope> {
     let (namespace, name) = key;
     let policy = PolicyKey { namespace: namespace.clone(), name: name.clone() };
@@ -73,21 +112,34 @@ fn attach(
                 applies = true;
                 let service = (namespace.clone(), target.name.clone());
                 for pod in behind(objects, config, &service, pods) {
-                    pod.workload.policies.push(policy.clone());
+                    // Two services may have the same pods behind them.
+                    if pod.workload.policies.last() != Some(&policy) {
+                        pod.workload.policies.push(policy.clone());
+                        fate.reach.add(pod);
+                    }
                 }
             } else {
-                complain(format!("has no effect on {} {}: only services are targets here", target.kind, target.name));
+                let text = format!("no effect on {} {}: only services are targets here", target.kind, target.name);
+                fate.note(Outcome::NoEffect, text);
             }
         }
         return applies.then_some(Scope::Selector);
     }
+    let whole = |name: &str| everywhere.get(name).cloned().unwrap_or_default();
     match object.selector() {
-        None if root => Some(Scope::Global),
-        None => Some(Scope::Namespace),
+        None if root => {
+            fate.reach = whole("");
+            Some(Scope::Global)
+        }
+        None => {
+            fate.reach = whole(namespace);
+            Some(Scope::Namespace)
+        }
         Some(selector) => {
             for pod in enforcing(pods) {
                 if (root || pod.workload.pod.namespace == *namespace) && selector.selects(Some(&pod.labels)) {
                     pod.workload.policies.push(policy.clone());
+                    fate.reach.add(pod);
                 }
             }
             Some(Scope::Selector)
@@ -117,43 +169,43 @@ pub(super) fn enforcing(pods: &mut Pods) -> impl Iterator<Item = &mut Compiling>
     pods.values_mut().filter(|pod| pod.workload.uid.is_pod() && !pod.workload.host_network)
 }
 
-enum Converted {
-    Rules(Action, Vec<Rule>),
-    NoEffect,
-}
-
 fn convert(
     spec: &AuthorizationSpec,
     key: &Key,
     config: &CompileConfig,
-    complain: &mut dyn FnMut(String),
-) -> Result<Converted, String> {
+    fate: &mut Fate,
+) -> Result<(Action, Vec<Rule>), (Outcome, String)> {
     let action = match spec.action {
         Asked::Allow => Action::Allow,
         Asked::Deny => Action::Deny,
-        Asked::Audit => {
-            complain("action AUDIT is not carried out; it decides nothing".to_owned());
-            return Ok(Converted::NoEffect);
+        // AUDIT was passed over before.
+        Asked::Audit | Asked::Custom => {
+            let why = "action CUSTOM asks an outside party, and there is none".to_owned();
+            return Err((Outcome::NotSupported, why));
         }
-        Asked::Custom => return Err("action CUSTOM asks an outside party, and there is none".to_owned()),
     };
-    let mut rules = Vec::new();
+    let (mut rules, mut narrowed) = (Vec::new(), Vec::new());
     for (index, written) in spec.rules.iter().enumerate() {
-        let (rule, needs_http) = rule(written, &key.0, config)?;
-        match (needs_http, action) {
-            (false, _) => rules.push(rule),
-            (true, Action::Allow) => {
-                complain(format!("spec.rules[{index}] needs HTTP to be judged and is left out: it allows nothing"));
-            }
-            (true, Action::Deny) => {
-                complain(format!(
-                    "spec.rules[{index}] is applied without its HTTP conditions: it refuses more than written"
-                ));
-                rules.push(rule);
-            }
+        let (rule, needs_http) = rule(written, &key.0, config)
+            .map_err(|why| (Outcome::NotUnderstood, format!("spec.rules[{index}]: {why}")))?;
+        if needs_http {
+            narrowed.push(index);
+        }
+        if !needs_http || action == Action::Deny {
+            rules.push(rule);
         }
     }
-    Ok(Converted::Rules(action, rules))
+    if !narrowed.is_empty() {
+        let places = places("spec.rules", &narrowed);
+        let happens = match action {
+            Action::Allow => "HTTP conditions, which are not judged yet: left out, so it allows nothing",
+            Action::Deny => {
+                "HTTP conditions, which are not judged yet: applied without them, so it refuses more than written"
+            }
+        };
+        fate.note(Outcome::StricterThanWritten, format!("{places}: {happens}"));
+    }
+    Ok((action, rules))
 }
 
 /// The part of a rule that is known without HTTP, and whether that is not all of it.

@@ -5,6 +5,7 @@
 
 mod authorization;
 mod endpoints;
+mod fate;
 mod network_policy;
 mod peer_authentication;
 mod selector;
@@ -13,6 +14,8 @@ mod telemetry;
 mod workloads;
 
 use std::fmt;
+
+pub use fate::Told;
 
 use mesh_api::manifests::{Objects, Rejected};
 use mesh_model::policy::Policy;
@@ -58,6 +61,8 @@ pub struct Compiled {
     pub policies: Vec<Policy>,
     /// What could not be carried out as written.
     pub problems: Vec<Problem>,
+    /// What becomes of each policy, by kind, namespace and name.
+    pub told: Vec<Told>,
 }
 
 /// An object, and what of it is not carried out as written.
@@ -84,13 +89,13 @@ impl fmt::Display for Problem {
 /// Compiles. `rejected` are the documents that could not be read: one of them may have been a NetworkPolicy, and then pods that it
 /// might select count as selected.
 pub fn compile(objects: &Objects, rejected: &[Rejected], config: &CompileConfig) -> Compiled {
-    let mut problems = Vec::new();
+    let (mut problems, mut told) = (Vec::new(), Vec::new());
     let mut workloads = workloads::workloads(objects, config, &mut problems);
     let services = services::services(objects, config, &mut problems);
     endpoints::attach(objects, config, &mut workloads, &mut problems);
     network_policy::mark(objects, rejected, &mut workloads);
-    let mut policies = authorization::policies(objects, config, &mut workloads, &mut problems);
-    policies.extend(peer_authentication::policies(objects, config, &mut workloads, &mut problems));
+    let mut policies = authorization::policies(objects, config, &mut workloads, &mut problems, &mut told);
+    policies.extend(peer_authentication::policies(objects, config, &mut workloads, &mut problems, &mut told));
     let mut workloads: Vec<Workload> = workloads.into_values().map(|pod| pod.workload).collect();
     for workload in &mut workloads {
         workload.policies.sort();
@@ -100,7 +105,7 @@ pub fn compile(objects: &Objects, rejected: &[Rejected], config: &CompileConfig)
     policies.sort_by(|a, b| a.key.cmp(&b.key));
     problems.sort();
     problems.dedup();
-    Compiled { workloads, services, policies, problems }
+    Compiled { workloads, services, policies, problems, told }
 }
 
 #[cfg(test)]

@@ -4,11 +4,14 @@
 //! several at one level the oldest decides. STRICT lists one static policy. Port-level exceptions become a policy of their own, which
 //! then stands instead of the static one.
 
+use std::collections::BTreeMap;
+
 use mesh_api::manifests::security::{Invalid, Mode, Mtls, PeerSpec};
-use mesh_api::manifests::{Key, Objects, PeerAuthentication};
+use mesh_api::manifests::{Key, Kind, Objects, PeerAuthentication};
 use mesh_model::policy::{Action, Clause, Match, Policy, PolicyKey, Rule, Scope, StringMatch};
 
 use super::authorization::enforcing;
+use super::fate::{Fate, Outcome, Told};
 use super::workloads::Pods;
 use super::{CompileConfig, DefaultMode, Problem};
 
@@ -22,38 +25,76 @@ pub(super) fn policies(
     config: &CompileConfig,
     pods: &mut Pods,
     problems: &mut Vec<Problem>,
+    told: &mut Vec<Told>,
 ) -> Vec<Policy> {
+    let mut fates: BTreeMap<&Key, Fate> =
+        objects.peer_authentications.keys().map(|key| (key, Fate::new(Kind::PeerAuthentication, key, false))).collect();
     let mut policies = Vec::new();
     let strict = PolicyKey { namespace: config.root_namespace.clone(), name: STATIC_STRICT.to_owned() };
     if config.default_mode == DefaultMode::Strict || !objects.peer_authentications.is_empty() {
         policies.push(deny(strict.clone(), vec![Rule { clauses: vec![no_identity()] }]));
     }
-    // Those that cannot be understood refuse whatever they select, whatever else is said.
     for (key, object) in &objects.peer_authentications {
+        let Some(fate) = fates.get_mut(key) else { continue };
+        if let Some(why) = &object.standing.unread {
+            fate.note(Outcome::LastGoodKept, why);
+        }
+        // Those that cannot be understood refuse whatever they select, whatever else is said.
         if let Err(Invalid { why, .. }) = &object.spec {
-            let text = format!("refuses everything that it selects, since it cannot be understood: {why}");
-            problems.push(Problem::new("PeerAuthentication", key, text));
-            policies.push(refuse(key, object, config, pods));
+            fate.note(Outcome::NotUnderstood, why);
+            policies.push(refuse(key, object, config, pods, fate));
         }
     }
     let levels = Levels::new(objects, config);
     for (key, _, spec) in levels.of_workloads() {
-        if let Some(rules) = port_rules(spec, levels.base(Some(spec), &key.0)) {
+        if let Some(rules) = port_rules(spec, levels.base(Some((key, spec)), &key.0).0) {
             policies.push(deny(converted(key), rules));
         }
     }
+    // Those that select a pod for which another is older.
+    let mut passed_over: BTreeMap<&Key, &Key> = BTreeMap::new();
     for pod in enforcing(pods) {
-        let namespace = &pod.workload.pod.namespace;
-        let own = levels.of_workload(namespace, &pod.labels);
-        let base = levels.base(own.map(|(_, spec)| spec), namespace);
+        let namespace = pod.workload.pod.namespace.clone();
+        let mut selecting = levels.of_workload(&namespace, &pod.labels);
+        let own = selecting.next();
+        if let Some((winner, _)) = own {
+            passed_over.extend(selecting.map(|(key, _)| (key, winner)));
+        }
+        let (base, by) = levels.base(own, &namespace);
         match own {
             Some((key, spec)) if port_rules(spec, base).is_some() => pod.workload.policies.push(converted(key)),
             _ if base == Base::Strict => pod.workload.policies.push(strict.clone()),
             _ => {}
         }
+        // It counts for whoever has a say.
+        let own = own.map(|(key, _)| key);
+        for key in own.into_iter().chain(by.filter(|by| own != Some(*by))) {
+            if let Some(fate) = fates.get_mut(key) {
+                fate.reach.add(pod);
+            }
+        }
     }
-    levels.report_shadowed(problems);
+    levels.report_shadowed(&passed_over, &mut fates);
+    for (key, fate) in fates {
+        let spec = objects.peer_authentications.get(key).and_then(|object| object.spec.as_ref().ok());
+        told.push(fate.tell(&spec.map(means).unwrap_or_default(), problems));
+    }
     policies
+}
+
+/// What it does, in words.
+fn means(spec: &PeerSpec) -> String {
+    let mode = match Base::of_spec(spec) {
+        Some(Base::Strict) => "callers without an identity of the mesh are refused",
+        Some(Base::Permissive) => "callers without an identity of the mesh are let in",
+        None => "the mode of the next wider PeerAuthentication holds",
+    };
+    let ports = spec.port_level_mtls.iter().filter(|(_, mtls)| Base::of(mtls.mode).is_some()).count();
+    match ports {
+        0 => mode.to_owned(),
+        1 => format!("{mode}, and as its entry says on 1 port"),
+        more => format!("{mode}, and as their entries say on {more} ports"),
+    }
 }
 
 /// The mode for all ports that are not named.
@@ -102,36 +143,48 @@ impl<'a> Levels<'a> {
     }
 
     /// The one that decides for a whole namespace (in the root namespace: for the mesh).
-    fn of_namespace(&self, namespace: &str) -> Option<&'a PeerSpec> {
+    fn of_namespace(&self, namespace: &str) -> Option<(&'a Key, &'a PeerSpec)> {
         let wide = self.all.iter().find(|(key, object, _)| key.0 == namespace && object.selector().is_none());
-        wide.map(|(_, _, spec)| *spec)
+        wide.map(|(key, _, spec)| (*key, *spec))
     }
 
-    /// The one that decides for a workload by its labels; one of the root namespace selects there only.
-    fn of_workload(&self, namespace: &str, labels: &super::selector::Labels) -> Option<(&'a Key, &'a PeerSpec)> {
-        let mut selecting = self.of_workloads().filter(|(key, object, _)| {
+    /// Those that select a workload by its labels, the deciding one first; one of the root namespace selects there only.
+    fn of_workload(
+        &self,
+        namespace: &str,
+        labels: &super::selector::Labels,
+    ) -> impl Iterator<Item = (&'a Key, &'a PeerSpec)> {
+        let selecting = self.of_workloads().filter(move |(key, object, _)| {
             key.0 == namespace && object.selector().is_some_and(|selector| selector.selects(Some(labels)))
         });
-        selecting.next().map(|(key, _, spec)| (key, spec))
+        selecting.map(|(key, _, spec)| (key, spec))
     }
 
-    fn base(&self, own: Option<&PeerSpec>, namespace: &str) -> Base {
-        own.and_then(Base::of_spec)
-            .or_else(|| self.of_namespace(namespace).and_then(Base::of_spec))
-            .or_else(|| self.of_namespace(&self.config.root_namespace).and_then(Base::of_spec))
+    /// The mode, and whose it is.
+    fn base(&self, own: Option<(&'a Key, &'a PeerSpec)>, namespace: &str) -> (Base, Option<&'a Key>) {
+        let says = |(key, spec): (&'a Key, &'a PeerSpec)| Base::of_spec(spec).map(|base| (base, Some(key)));
+        own.and_then(says)
+            .or_else(|| self.of_namespace(namespace).and_then(says))
+            .or_else(|| self.of_namespace(&self.config.root_namespace).and_then(says))
             .unwrap_or(match self.config.default_mode {
-                DefaultMode::Permissive => Base::Permissive,
-                DefaultMode::Strict => Base::Strict,
+                DefaultMode::Permissive => (Base::Permissive, None),
+                DefaultMode::Strict => (Base::Strict, None),
             })
     }
 
-    /// Two for one namespace: only one decides, and whoever wrote the other should know.
-    fn report_shadowed(&self, problems: &mut Vec<Problem>) {
+    /// Two for one namespace, or for one pod: only one decides, and whoever wrote the other should know.
+    fn report_shadowed(&self, passed_over: &BTreeMap<&'a Key, &Key>, fates: &mut BTreeMap<&'a Key, Fate>) {
         let wide: Vec<_> = self.all.iter().filter(|(_, object, _)| object.selector().is_none()).collect();
         for (at, (key, _, _)) in wide.iter().enumerate() {
-            if let Some((winner, _, _)) = wide[..at].iter().find(|(other, _, _)| other.0 == key.0) {
-                let text = format!("has no effect: {} is older and decides for the namespace", winner.1);
-                problems.push(Problem::new("PeerAuthentication", key, text));
+            if let Some((winner, _, _)) = wide[..at].iter().find(|(other, _, _)| other.0 == key.0)
+                && let Some(fate) = fates.get_mut(key)
+            {
+                fate.note(Outcome::NoEffect, format!("{} is older and decides for the namespace", winner.1));
+            }
+        }
+        for (key, winner) in passed_over {
+            if let Some(fate) = fates.get_mut(key).filter(|fate| fate.reach.is_empty()) {
+                fate.note(Outcome::NoEffect, format!("{} is older and decides for the pods that it selects", winner.1));
             }
         }
     }
@@ -162,19 +215,21 @@ fn port_rules(spec: &PeerSpec, base: Base) -> Option<Vec<Rule>> {
     })
 }
 
-fn refuse(key: &Key, object: &PeerAuthentication, config: &CompileConfig, pods: &mut Pods) -> Policy {
-    let scope = match object.selector() {
+fn refuse(key: &Key, object: &PeerAuthentication, config: &CompileConfig, pods: &mut Pods, fate: &mut Fate) -> Policy {
+    let selector = object.selector();
+    let scope = match selector {
         None if key.0 == config.root_namespace => Scope::Global,
         None => Scope::Namespace,
-        Some(selector) => {
-            for pod in enforcing(pods) {
-                if pod.workload.pod.namespace == key.0 && selector.selects(Some(&pod.labels)) {
-                    pod.workload.policies.push(converted(key));
-                }
-            }
-            Scope::Selector
-        }
+        Some(_) => Scope::Selector,
     };
+    for pod in enforcing(pods).filter(|pod| scope == Scope::Global || pod.workload.pod.namespace == key.0) {
+        if selector.is_none_or(|selector| selector.selects(Some(&pod.labels))) {
+            fate.reach.add(pod);
+            if scope == Scope::Selector {
+                pod.workload.policies.push(converted(key));
+            }
+        }
+    }
     Policy::invalid(converted(key), scope)
 }
 

@@ -7,7 +7,7 @@ use std::path::PathBuf;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use serde_json::Value;
 
-use super::security::{AuthorizationPolicy, PeerAuthentication};
+use super::security::{AuthorizationPolicy, PeerAuthentication, Standing};
 use super::{EndpointSlice, Namespace, NetworkPolicy, Node, Objects, Pod, Service, ServiceAccount, trim};
 
 /// A kind of object that Culvert reads; documents of other kinds are passed over.
@@ -76,6 +76,11 @@ impl Kind {
     /// Whether its objects are in no namespace.
     pub const fn is_of_cluster(self) -> bool {
         matches!(self, Self::Namespace | Self::Node)
+    }
+
+    /// Whether it says who may reach whom: an object that cannot be understood then refuses, and its status says so.
+    pub const fn is_policy(self) -> bool {
+        matches!(self, Self::AuthorizationPolicy | Self::PeerAuthentication)
     }
 
     /// Every kind, in the order of their declaration.
@@ -165,6 +170,7 @@ pub(super) fn add(
         serde_json::from_value(value).map_err(|error| error.to_string())
     }
     let key = object.key();
+    let standing = if object.kind.is_policy() { Standing::of(&value) } else { Standing::default() };
     let value = trim::trimmed(object.kind, value);
     match object.kind {
         Kind::Namespace => {
@@ -189,10 +195,10 @@ pub(super) fn add(
             objects.network_policies.insert(key, typed::<NetworkPolicy>(value)?);
         }
         Kind::AuthorizationPolicy => {
-            objects.authorization_policies.insert(key, AuthorizationPolicy::parse(value)?);
+            objects.authorization_policies.insert(key, AuthorizationPolicy::parse(value, standing)?);
         }
         Kind::PeerAuthentication => {
-            objects.peer_authentications.insert(key, PeerAuthentication::parse(value)?);
+            objects.peer_authentications.insert(key, PeerAuthentication::parse(value, standing)?);
         }
     }
     if let Some(file) = file {
@@ -234,12 +240,17 @@ fn refuse(objects: &mut Objects, object: &ObjectRef, value: Option<&Value>, why:
 pub(super) fn stand_in_place(objects: &mut Objects, object: &ObjectRef, value: &Value, why: &str) {
     let key = object.key();
     let good = match object.kind {
-        Kind::AuthorizationPolicy => objects.authorization_policies.get(&key).is_some_and(|policy| policy.spec.is_ok()),
-        Kind::PeerAuthentication => objects.peer_authentications.get(&key).is_some_and(|policy| policy.spec.is_ok()),
-        _ => true,
+        Kind::AuthorizationPolicy => {
+            objects.authorization_policies.get_mut(&key).filter(|policy| policy.spec.is_ok()).map(|p| &mut p.standing)
+        }
+        Kind::PeerAuthentication => {
+            objects.peer_authentications.get_mut(&key).filter(|policy| policy.spec.is_ok()).map(|p| &mut p.standing)
+        }
+        _ => return,
     };
-    if !good {
-        refuse(objects, object, Some(value), why);
+    match good {
+        Some(standing) => *standing = Standing { unread: Some(why.to_owned()), ..Standing::of(value) },
+        None => drop(refuse(objects, object, Some(value), why)),
     }
 }
 

@@ -15,6 +15,8 @@ use super::Shared;
 
 type Answer = Response<Stream>;
 
+const MERGE: &str = "application/merge-patch+json";
+
 /// A body made of what is sent to it.
 pub(super) struct Stream(mpsc::Receiver<Bytes>);
 
@@ -97,6 +99,9 @@ pub(super) async fn answer(shared: Shared, request: Request<Incoming>) -> Result
             }
         }
         ("PATCH", Some(name)) if value("fieldManager").is_some() => apply(&shared, &place, name, body),
+        ("PATCH", Some(name)) if head.headers.get("content-type").is_some_and(|kind| kind == MERGE) => {
+            merge(&shared, &place, name, &path, &body)
+        }
         ("PATCH", Some(name)) => patch(&shared, &place, name, &body),
         ("DELETE", Some(name)) => {
             let mut state = shared.state();
@@ -115,6 +120,46 @@ fn apply(shared: &Shared, place: &Place, name: &str, mut object: Value) -> Answe
     let mut state = shared.state();
     if let Some(known) = state.find(&place.collection, &place.namespace, name) {
         object["status"] = known["status"].clone();
+    }
+    let object = state.put(&place.collection, object);
+    drop(state);
+    shared.changed.send_modify(|changed| *changed += 1);
+    whole(200, &object)
+}
+
+/// RFC 7386; of a subresource nothing but the status is changed, and of the object everything but that.
+fn merge(shared: &Shared, place: &Place, name: &str, path: &str, body: &Value) -> Answer {
+    fn into(target: &mut Value, patch: &Value) {
+        let Value::Object(fields) = patch else { return *target = patch.clone() };
+        if !target.is_object() {
+            *target = json!({});
+        }
+        for (key, value) in fields {
+            match (value, target.as_object_mut()) {
+                (Value::Null, Some(target)) => drop(target.remove(key)),
+                _ => into(&mut target[key], value),
+            }
+        }
+    }
+    let mut state = shared.state();
+    let Some(known) = state.find(&place.collection, &place.namespace, name).cloned() else { return refused(404) };
+    for key in ["/metadata/uid", "/metadata/resourceVersion"] {
+        if body.pointer(key).is_some() && body.pointer(key) != known.pointer(key) {
+            return refused(409);
+        }
+    }
+    let mut object = known.clone();
+    match path.ends_with("/status") {
+        true => into(&mut object["status"], &body["status"]),
+        false => {
+            into(&mut object, body);
+            object["status"] = known["status"].clone();
+        }
+    }
+    if object["status"].is_null()
+        && let Some(object) = object.as_object_mut()
+    {
+        object.remove("status");
     }
     let object = state.put(&place.collection, object);
     drop(state);

@@ -14,6 +14,7 @@ mod mesh_probes;
 mod mesh_rights;
 mod mesh_rolls;
 mod mesh_starts;
+mod mesh_statuses;
 mod mesh_talks;
 mod mesh_tokens;
 mod serves;

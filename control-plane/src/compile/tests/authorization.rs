@@ -99,6 +99,30 @@ fn what_cannot_be_understood_or_carried_out_refuses() {
 }
 
 #[test]
+fn no_workload_lists_a_policy_that_is_not_there() {
+    for action in ["ALLOW", "DENY", "AUDIT", "CUSTOM, provider: {name: x}", "PERHAPS"] {
+        for to in ["selector: {matchLabels: {app: cart}}", "targetRefs: [{kind: Service, name: cart}]"] {
+            let service = object(
+                "Service",
+                "shop",
+                "cart",
+                "{clusterIP: 198.18.128.1, selector: {app: cart}, ports: [{port: 80}]}",
+            );
+            let policy =
+                object("AuthorizationPolicy", "shop", "p", &format!("{{{to}, action: {action}, rules: [{{}}]}}"));
+            let all = compiled(&[pod("cart", "198.18.1.2"), service, policy].concat());
+            let listed = all.workloads.iter().flat_map(|workload| &workload.policies);
+            for key in listed {
+                assert!(
+                    all.policies.iter().any(|policy| policy.key == *key),
+                    "{action} {to}: {key} is listed and not there"
+                );
+            }
+        }
+    }
+}
+
+#[test]
 fn a_broken_policy_with_a_readable_selector_refuses_only_what_it_selects() {
     let yaml = [
         pod("cart", "198.18.1.2"),

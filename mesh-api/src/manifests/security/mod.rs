@@ -5,6 +5,7 @@
 //! cannot be used is kept as an [`Invalid`] one, for the control plane to turn into a refusal for those it selects.
 
 mod check;
+mod standing;
 
 use std::collections::BTreeMap;
 
@@ -15,6 +16,7 @@ use serde_json::Value;
 
 use super::kind::ObjectRef;
 use check::check_selector;
+pub use standing::Standing;
 
 /// Annotation that makes a policy a dry run.
 pub const DRY_RUN: &str = "istio.io/dry-run";
@@ -26,6 +28,8 @@ pub struct AuthorizationPolicy {
     pub metadata: ObjectMeta,
     /// What it says, or why nobody can tell.
     pub spec: Result<AuthorizationSpec, Invalid>,
+    /// Its latest version on the API server.
+    pub standing: Standing,
 }
 
 /// A PeerAuthentication.
@@ -35,6 +39,8 @@ pub struct PeerAuthentication {
     pub metadata: ObjectMeta,
     /// What it says, or why nobody can tell.
     pub spec: Result<PeerSpec, Invalid>,
+    /// Its latest version on the API server.
+    pub standing: Standing,
 }
 
 /// A policy that was identified and cannot be used: it refuses whatever it selects.
@@ -230,15 +236,15 @@ impl WorkloadSelector {
 }
 
 impl AuthorizationPolicy {
-    pub(super) fn parse(value: Value) -> Result<Self, String> {
+    pub(super) fn parse(value: Value, standing: Standing) -> Result<Self, String> {
         let (metadata, spec) = parts::<AuthorizationSpec>(value)?;
         spec.check()?;
-        Ok(Self { metadata, spec: Ok(spec) })
+        Ok(Self { metadata, spec: Ok(spec), standing })
     }
 
     pub(super) fn broken(object: &ObjectRef, value: Option<&Value>, why: &str) -> Self {
         let (metadata, invalid) = remains(object, value, why);
-        Self { metadata, spec: Err(invalid) }
+        Self { metadata, spec: Err(invalid), standing: value.map(Standing::of).unwrap_or_default() }
     }
 
     /// Judged and reported, not enforced (`istio.io/dry-run: "true"`).
@@ -256,15 +262,15 @@ impl AuthorizationPolicy {
 }
 
 impl PeerAuthentication {
-    pub(super) fn parse(value: Value) -> Result<Self, String> {
+    pub(super) fn parse(value: Value, standing: Standing) -> Result<Self, String> {
         let (metadata, spec) = parts::<PeerSpec>(value)?;
         spec.check()?;
-        Ok(Self { metadata, spec: Ok(spec) })
+        Ok(Self { metadata, spec: Ok(spec), standing })
     }
 
     pub(super) fn broken(object: &ObjectRef, value: Option<&Value>, why: &str) -> Self {
         let (metadata, invalid) = remains(object, value, why);
-        Self { metadata, spec: Err(invalid) }
+        Self { metadata, spec: Err(invalid), standing: value.map(Standing::of).unwrap_or_default() }
     }
 
     /// Which pods, as far as can be told; `None`: all of the namespace.
@@ -287,7 +293,13 @@ fn parts<S: DeserializeOwned + Default>(value: Value) -> Result<(ObjectMeta, S),
         None => ObjectMeta::default(),
     };
     let spec = match object.remove("spec") {
-        Some(spec) => serde_json::from_value(spec).map_err(|error| format!("spec: {error}"))?,
+        Some(spec) => {
+            let read = serde_path_to_error::deserialize(&spec).map_err(|error| placed(&error))?;
+            if let Some(place) = list_for_an_object("spec", &spec) {
+                return Err(format!("{place}: a list where an object belongs"));
+            }
+            read
+        }
         // Kubernetes takes a missing spec as an empty one, which means something: allow nothing.
         None => S::default(),
     };
@@ -295,6 +307,34 @@ fn parts<S: DeserializeOwned + Default>(value: Value) -> Result<(ObjectMeta, S),
     match object.keys().find(|key| !matches!(key.as_str(), "apiVersion" | "kind" | "status")) {
         Some(stray) => Err(format!("unknown field `{stray}` beside metadata and spec")),
         None => Ok((metadata, spec)),
+    }
+}
+
+/// Where a list stands in place of an object. Types take one for their fields in order, so that a rule `[]` would be one that asks for
+/// nothing. What holds lists here are lists of texts or of objects, under names that end in `s` or are `from`, `to` and `when`.
+fn list_for_an_object(place: &str, value: &Value) -> Option<String> {
+    match value {
+        Value::Object(fields) => {
+            fields.iter().find_map(|(name, field)| list_for_an_object(&format!("{place}.{name}"), field))
+        }
+        Value::Array(items) => {
+            let name = place.rsplit('.').next().unwrap_or_default();
+            let holds_lists = matches!(name, "from" | "to" | "when") || (name.ends_with('s') && name != "mtls");
+            if !holds_lists {
+                return Some(place.to_owned());
+            }
+            let mut items = items.iter().enumerate();
+            items.find_map(|(index, item)| list_for_an_object(&format!("{place}[{index}]"), item))
+        }
+        _ => None,
+    }
+}
+
+/// The place in the document, then what is wrong there.
+fn placed(error: &serde_path_to_error::Error<serde_json::Error>) -> String {
+    match error.path().to_string().as_str() {
+        "." => format!("spec: {}", error.inner()),
+        path => format!("spec.{path}: {}", error.inner()),
     }
 }
 
@@ -311,5 +351,7 @@ fn remains(object: &ObjectRef, value: Option<&Value>, why: &str) -> (ObjectMeta,
     (metadata, Invalid { why: why.to_owned(), selector })
 }
 
+#[cfg(test)]
+mod schema_tests;
 #[cfg(test)]
 mod tests;

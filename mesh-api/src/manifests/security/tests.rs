@@ -5,21 +5,27 @@ use serde_json::{Value, json};
 use super::*;
 
 fn authorization(spec: Value) -> Result<AuthorizationPolicy, String> {
-    AuthorizationPolicy::parse(json!({
-        "apiVersion": "security.istio.io/v1",
-        "kind": "AuthorizationPolicy",
-        "metadata": {"name": "p", "namespace": "shop"},
-        "spec": spec,
-    }))
+    AuthorizationPolicy::parse(
+        json!({
+            "apiVersion": "security.istio.io/v1",
+            "kind": "AuthorizationPolicy",
+            "metadata": {"name": "p", "namespace": "shop"},
+            "spec": spec,
+        }),
+        Standing::default(),
+    )
 }
 
 fn peer(spec: Value) -> Result<PeerAuthentication, String> {
-    PeerAuthentication::parse(json!({
-        "apiVersion": "security.istio.io/v1",
-        "kind": "PeerAuthentication",
-        "metadata": {"name": "p", "namespace": "shop"},
-        "spec": spec,
-    }))
+    PeerAuthentication::parse(
+        json!({
+            "apiVersion": "security.istio.io/v1",
+            "kind": "PeerAuthentication",
+            "metadata": {"name": "p", "namespace": "shop"},
+            "spec": spec,
+        }),
+        Standing::default(),
+    )
 }
 
 #[test]
@@ -46,7 +52,10 @@ fn an_empty_spec_is_a_policy_that_allows_nothing() {
     let policy = authorization(json!({})).expect("a policy");
     assert_eq!(policy.spec, Ok(AuthorizationSpec::default()));
     let bare = json!({"metadata": {"name": "p"}});
-    assert_eq!(AuthorizationPolicy::parse(bare).map(|policy| policy.spec), Ok(Ok(AuthorizationSpec::default())));
+    assert_eq!(
+        AuthorizationPolicy::parse(bare, Standing::default()).map(|policy| policy.spec),
+        Ok(Ok(AuthorizationSpec::default()))
+    );
 }
 
 #[test]
@@ -96,8 +105,35 @@ fn a_policy_that_cannot_be_meant_as_written_is_invalid_and_says_where() {
 }
 
 #[test]
+fn what_is_wrong_is_said_with_its_place_in_the_document() {
+    for (spec, wanted) in [
+        (
+            json!({"rules": [{}, {"from": [{"source": {"namespaces": "a"}}]}]}),
+            "spec.rules[1].from[0].source.namespaces: ",
+        ),
+        (json!({"rules": [{"from": [{"source": {"namespace": ["a"]}}]}]}), "spec.rules[0].from[0].source.namespace: "),
+        (json!({"rules": [{"from": [{"source": {"ipBlocks": ["x"]}}]}]}), "spec.rules[0].from[0].source.ipBlocks: "),
+        (json!({"rules": [{"to": [{}]}]}), "spec.rules[0].to[0]: missing field `operation`"),
+        (json!({"selector": {"matchExpressions": []}}), "spec.selector.matchExpressions: "),
+        (json!([]), "spec: "),
+        (json!({"rules": [{"form": []}]}), "spec.rules[0].form: unknown field"),
+        // An empty list would be read as a rule, or a source, that asks for nothing.
+        (json!({"rules": [[]]}), "spec.rules[0]: a list"),
+        (json!({"rules": [{"from": [{"source": [["a"]]}]}]}), "spec.rules[0].from[0].source"),
+        (json!({"selector": []}), "spec.selector: a list"),
+    ] {
+        let error = authorization(spec.clone()).expect_err(&spec.to_string());
+        assert!(error.starts_with(wanted), "{spec}: {error}");
+    }
+    let error =
+        peer(json!({"selector": {"matchLabels": {"a": "b"}}, "portLevelMtls": {"http": {}}})).expect_err("no port");
+    assert!(error.starts_with("spec.portLevelMtls"), "{error}");
+}
+
+#[test]
 fn a_spec_that_is_misspelt_is_not_an_empty_spec() {
-    let error = AuthorizationPolicy::parse(json!({"metadata": {"name": "p"}, "sepc": {"action": "DENY"}}));
+    let misspelt = json!({"metadata": {"name": "p"}, "sepc": {"action": "DENY"}});
+    let error = AuthorizationPolicy::parse(misspelt, Standing::default());
     assert!(error.is_err_and(|error| error.contains("sepc")));
 }
 
@@ -119,6 +155,7 @@ fn a_peer_authentication_that_cannot_be_meant_as_written_is_invalid() {
     for spec in [
         json!({"mtls": {"mode": "strict"}}),
         json!({"mtls": "STRICT"}),
+        json!({"mtls": ["STRICT"]}),
         json!({"mtsl": {"mode": "STRICT"}}),
         json!({"portLevelMtls": {"8080": {"mode": "STRICT"}}}),
         json!({"selector": {"matchLabels": {}}, "portLevelMtls": {"8080": {"mode": "STRICT"}}}),
