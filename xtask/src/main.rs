@@ -13,6 +13,7 @@ mod lab;
 mod manifests;
 mod packages;
 mod phase;
+mod postgresql;
 mod test;
 mod tools;
 
