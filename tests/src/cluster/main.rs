@@ -4,6 +4,7 @@
 mod after_power_cut;
 #[path = "../figure.rs"]
 mod figure;
+mod flows;
 mod leaves_nothing;
 #[path = "../machine.rs"]
 mod machine;

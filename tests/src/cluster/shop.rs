@@ -1,7 +1,7 @@
 //! A cluster with the mesh installed, a small shop in it, and what its pods say to each other: plain sockets in a pod's own network.
 
 use std::io::{self, Read as _, Write as _};
-use std::net::{IpAddr, SocketAddr, TcpStream};
+use std::net::{IpAddr, Ipv6Addr, SocketAddr, TcpListener, TcpStream};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
@@ -18,7 +18,7 @@ pub(crate) const ECHO: u16 = 7000;
 /// How long a change may take until a test calls it lost.
 pub(crate) const CHANGE: Duration = Duration::from_secs(20);
 /// How long an attempt may go without an answer.
-const PATIENCE: Duration = Duration::from_secs(4);
+pub(crate) const PATIENCE: Duration = Duration::from_secs(4);
 
 /// A cluster with the mesh, the namespace `shop` (in it, if `enrolled`) and the namespace `outside`.
 pub(crate) fn meshed(name: &str, enrolled: bool) -> Result<(Cluster, Mesh)> {
@@ -43,8 +43,13 @@ pub(crate) fn namespaces(cluster: &Cluster, enrolled: bool) -> Result<()> {
 
 /// Opts the namespace `shop` in or out.
 pub(crate) fn enrol(cluster: &Cluster, enrolled: bool) -> Result<()> {
+    enrol_all(cluster, &["shop"], enrolled)
+}
+
+/// Opts namespaces in or out.
+pub(crate) fn enrol_all(cluster: &Cluster, namespaces: &[&str], enrolled: bool) -> Result<()> {
     let label = if enrolled { "culvert.io/mesh=enabled" } else { "culvert.io/mesh-" };
-    cluster.kubectl(&["label", "namespace", "shop", label]).map(drop)
+    namespaces.iter().try_for_each(|name| cluster.kubectl(&["label", "namespace", name, label]).map(drop))
 }
 
 /// A pod of the shop that runs.
@@ -85,6 +90,11 @@ spec:
     let ready = cluster.kubectl(&["wait", "-n", namespace, &format!("pod/{name}"), "--for=condition=Ready", &timeout]);
     ready
         .with_context(|| cluster.kubectl(&["get", "pods,events", "-n", namespace, "-o", "wide"]).unwrap_or_default())?;
+    member(cluster, namespace, name, node)
+}
+
+/// A pod that runs.
+pub(crate) fn member(cluster: &Cluster, namespace: &str, name: &str, node: usize) -> Result<Member> {
     let pod = cluster.get(&["pod", name, "-n", namespace])?;
     let ips = pod["status"]["podIPs"].as_array().context("addresses")?;
     let ips = ips.iter().map(|ip| Ok(ip["ip"].as_str().context("text")?.parse()?)).collect::<Result<Vec<IpAddr>>>()?;
@@ -118,6 +128,11 @@ impl Member {
             stream.set_nodelay(true)?;
         }
         Ok(stream)
+    }
+
+    /// Where this pod takes connections of both families, on a port of the kernel's choice.
+    pub(crate) fn listen(&self) -> Result<TcpListener> {
+        ns::in_netns(&self.netns, || TcpListener::bind((Ipv6Addr::UNSPECIFIED, 0)).context("listen"))
     }
 
     /// Whether a connection from this pod is answered; an error says how it was not.
