@@ -18,3 +18,4 @@ mod mesh_tokens;
 mod serves;
 mod shop;
 mod support;
+mod traffic;

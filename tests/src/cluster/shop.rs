@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context as _, Result, ensure};
 use cluster::mesh::{Mesh, NAMESPACE};
 use cluster::{APPS, Cluster};
-use lab::{ns, wait};
+use lab::{Pid, ns, wait};
 use serde_json::Value;
 
 use crate::support::{PODS, figure, up};
@@ -102,15 +102,22 @@ pub(crate) fn member(cluster: &Cluster, namespace: &str, name: &str, node: usize
     Ok(Member { name: name.into(), namespace: namespace.into(), node, ips, netns: netns_of(name)? })
 }
 
-/// The network of a pod, by the name that every process in it has in its environment.
+/// The network of a pod.
 fn netns_of(pod: &str) -> Result<PathBuf> {
+    Ok(process_of(pod)?.ns("net"))
+}
+
+/// A process of a pod, by the name that every process in it has in its environment.
+pub(crate) fn process_of(pod: &str) -> Result<Pid> {
     let wanted = format!("HOSTNAME={pod}");
     let of = |path: &Path| std::fs::read(path.join("environ")).unwrap_or_default();
     let found = std::fs::read_dir("/proc")?
         .flatten()
         .map(|entry| entry.path())
         .find(|path| of(path).split(|byte| *byte == 0).any(|variable| variable == wanted.as_bytes()));
-    Ok(found.with_context(|| format!("no process of {pod}"))?.join("ns/net"))
+    let found = found.with_context(|| format!("no process of {pod}"))?;
+    let pid = found.file_name().and_then(|name| name.to_str()).context("a number")?.parse()?;
+    Pid::of(pid)
 }
 
 impl Member {
