@@ -8,6 +8,8 @@ mod flows;
 mod leaves_nothing;
 #[path = "../machine.rs"]
 mod machine;
+mod mesh_certificates;
+mod mesh_deny_first;
 mod mesh_leaves;
 mod mesh_opt_in;
 mod mesh_outages;

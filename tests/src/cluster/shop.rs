@@ -15,6 +15,8 @@ use crate::support::{PODS, figure, up};
 
 /// Where the shop's pods send everything back.
 pub(crate) const ECHO: u16 = 7000;
+/// Where the app of each of them counts what reaches it.
+pub(crate) const STATS: &str = "/tmp/stats";
 /// How long a change may take until a test calls it lost.
 pub(crate) const CHANGE: Duration = Duration::from_secs(20);
 /// How long an attempt may go without an answer.
@@ -22,8 +24,19 @@ pub(crate) const PATIENCE: Duration = Duration::from_secs(4);
 
 /// A cluster with the mesh, the namespace `shop` (in it, if `enrolled`) and the namespace `outside`.
 pub(crate) fn meshed(name: &str, enrolled: bool) -> Result<(Cluster, Mesh)> {
-    let mesh = Mesh::find()?;
+    meshed_with(name, enrolled, &str::to_owned)
+}
+
+/// The same with a chart that says something else.
+pub(crate) fn meshed_with(name: &str, enrolled: bool, changed: &dyn Fn(&str) -> String) -> Result<(Cluster, Mesh)> {
+    let mut mesh = Mesh::find()?;
     let cluster = up(name)?;
+    let rendered = std::fs::read_to_string(&mesh.manifests)?;
+    let said = changed(&rendered);
+    if said != rendered {
+        mesh.manifests = cluster.lab().dir().join("mesh.yaml");
+        std::fs::write(&mesh.manifests, said)?;
+    }
     let begun = Instant::now();
     cluster.install(&mesh, |_| {})?;
     figure(
@@ -82,7 +95,7 @@ spec:
   - name: app
     image: {APPS}
     imagePullPolicy: Never
-    command: [/bin/sh, -c, \"exec culvert-lab app echo:{ECHO}\"]
+    command: [/bin/sh, -c, \"exec culvert-lab app --stats {STATS} echo:{ECHO}\"]
     readinessProbe: {{tcpSocket: {{port: {ECHO}}}, periodSeconds: 1}}
 "
     ))?;
@@ -140,6 +153,11 @@ impl Member {
     /// Where this pod takes connections of both families, on a port of the kernel's choice.
     pub(crate) fn listen(&self) -> Result<TcpListener> {
         ns::in_netns(&self.netns, || TcpListener::bind((Ipv6Addr::UNSPECIFIED, 0)).context("listen"))
+    }
+
+    /// Does something in this pod's network.
+    pub(crate) fn within<T: Send>(&self, work: impl FnOnce() -> Result<T> + Send) -> Result<T> {
+        ns::in_netns(&self.netns, work)
     }
 
     /// Whether a connection from this pod is answered; an error says how it was not.
