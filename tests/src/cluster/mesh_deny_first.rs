@@ -116,7 +116,7 @@ fn life(cluster: &Cluster, from: &[&Member], name: &str, node: usize) -> Result<
         wait::until_true("attempts at the pod", PODS, || {
             now().iter().zip(&before).all(|(now, before)| *now >= before + ATTEMPTS)
         })?;
-        seen = Stats::read(&shop::process_of(name)?.root(STATS));
+        seen = Stats::read(&shop::process_of(cluster, name)?.root(STATS));
         cluster.kubectl(&["delete", "pod", "-n", "shop", name, "--timeout=60s"]).map(drop)
     })?;
     let note = format!("{name} on node {node}: {} connections and {} bytes at the app", seen.connections, seen.bytes);

@@ -75,7 +75,7 @@ fn one_replica_killed(cluster: &Cluster) -> Result<()> {
     let names = of_pods(cluster, "control-plane", "{.items[*].metadata.name}")?;
     let one = names.split_whitespace().next().context("a replica")?;
     let before = restarts(cluster, "control-plane")?;
-    ensure!(shop::process_of(one)?.signal(Signal::KILL), "it had ended already");
+    ensure!(shop::process_of(cluster, one)?.signal(Signal::KILL), "it had ended already");
     wait::until_true("it to be started again", BACK, || {
         restarts(cluster, "control-plane").is_ok_and(|now| now != before)
     })?;

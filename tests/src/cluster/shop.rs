@@ -112,22 +112,24 @@ pub(crate) fn member(cluster: &Cluster, namespace: &str, name: &str, node: usize
     let ips = pod["status"]["podIPs"].as_array().context("addresses")?;
     let ips = ips.iter().map(|ip| Ok(ip["ip"].as_str().context("text")?.parse()?)).collect::<Result<Vec<IpAddr>>>()?;
     ensure!(ips.len() == 2, "{name} has {ips:?}");
-    Ok(Member { name: name.into(), namespace: namespace.into(), node, ips, netns: netns_of(name)? })
+    Ok(Member { name: name.into(), namespace: namespace.into(), node, ips, netns: netns_of(cluster, name)? })
 }
 
 /// The network of a pod.
-fn netns_of(pod: &str) -> Result<PathBuf> {
-    Ok(process_of(pod)?.ns("net"))
+fn netns_of(cluster: &Cluster, pod: &str) -> Result<PathBuf> {
+    Ok(process_of(cluster, pod)?.ns("net"))
 }
 
-/// A process of a pod, by the name that every process in it has in its environment.
-pub(crate) fn process_of(pod: &str) -> Result<Pid> {
-    let wanted = format!("HOSTNAME={pod}");
+/// A process of a pod, by the name that every process in it has in its environment, in the control groups of this cluster: another
+/// one beside it may have a pod of the same name.
+pub(crate) fn process_of(cluster: &Cluster, pod: &str) -> Result<Pid> {
+    let (wanted, group) = (format!("HOSTNAME={pod}"), format!("/culvert-lab/{}/", cluster.lab().name()));
     let of = |path: &Path| std::fs::read(path.join("environ")).unwrap_or_default();
+    let is_ours = |path: &Path| std::fs::read_to_string(path.join("cgroup")).is_ok_and(|text| text.contains(&group));
     let found = std::fs::read_dir("/proc")?
         .flatten()
         .map(|entry| entry.path())
-        .find(|path| of(path).split(|byte| *byte == 0).any(|variable| variable == wanted.as_bytes()));
+        .find(|path| of(path).split(|byte| *byte == 0).any(|variable| variable == wanted.as_bytes()) && is_ours(path));
     let found = found.with_context(|| format!("no process of {pod}"))?;
     let pid = found.file_name().and_then(|name| name.to_str()).context("a number")?.parse()?;
     Pid::of(pid)
