@@ -29,9 +29,13 @@ pub(crate) fn write(lab: &Lab) -> Result<()> {
         .write(&dir.join("pause.tar"))?;
     let lab = own("culvert-lab")?;
     let apps = Image::new(APPS).file(lab, "/bin/culvert-lab", 0o755).entrypoint(&["/bin/culvert-lab"]);
-    let apps = apps.file(BUSYBOX, "/bin/busybox", 0o755).dir("/tmp", 0o1777);
-    let apps = applets()?.iter().fold(apps, |apps, name| apps.link("busybox", &format!("/bin/{name}")));
-    apps.write(&dir.join("apps.tar"))
+    with_busybox(apps)?.write(&dir.join("apps.tar"))
+}
+
+/// With a shell, tools and a place for their files.
+pub(crate) fn with_busybox(image: Image) -> Result<Image> {
+    let image = image.file(BUSYBOX, "/bin/busybox", 0o755).dir("/tmp", 0o1777);
+    Ok(applets()?.iter().fold(image, |image, name| image.link("busybox", &format!("/bin/{name}"))))
 }
 
 /// The names that busybox answers to.

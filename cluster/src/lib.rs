@@ -12,9 +12,10 @@
 //! control plane runs on the lab's fabric. The machine's own network, firewall, kernel settings and file system are not touched.
 //!
 //! Read on in the order of what happens: [`parts`] (what is needed), `pki`, `control` (the control plane), `node`, `images`,
-//! [`Cluster::up`], `ready` (waiting, and errors that say why); [`mesh`] installs Culvert.
+//! [`Cluster::up`], `ready` (waiting, and errors that say why); [`mesh`] installs Culvert, [`demo`] a small shop in it.
 
 mod control;
+pub mod demo;
 mod images;
 mod kubectl;
 mod make;

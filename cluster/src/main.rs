@@ -7,6 +7,7 @@ use std::process::ExitCode;
 
 use anyhow::{Context as _, Result, ensure};
 use clap::{Parser, Subcommand, ValueEnum};
+use cluster::demo::{self, Demo};
 use cluster::mesh::Mesh;
 use cluster::{Cluster, Config, status};
 use lab::{interrupt, state};
@@ -27,6 +28,7 @@ struct Cli {
 const AFTER: &str = "Examples:
   cargo xtask cluster up
   cargo xtask cluster up --mesh                      # with Culvert installed
+  cargo xtask cluster up --demo                      # and a small shop in it
   cargo xtask cluster status
   cargo xtask cluster shell                          # KUBECONFIG set, kubectl in PATH
   cargo xtask cluster shell -- kubectl get pods -A
@@ -44,6 +46,9 @@ enum Verb {
         /// Install Culvert as well, as built from this checkout
         #[arg(long)]
         mesh: bool,
+        /// And a small shop in it: three services and a PostgreSQL
+        #[arg(long)]
+        demo: bool,
     },
     /// Give every node an image from an archive (docker save, cargo xtask image)
     Load {
@@ -89,7 +94,7 @@ fn main() -> ExitCode {
 
 fn run(verb: Verb, name: &str) -> Result<ExitCode> {
     match verb {
-        Verb::Up { nodes, mesh } => up(name, nodes, mesh)?,
+        Verb::Up { nodes, mesh, demo } => up(name, nodes, mesh || demo, demo)?,
         Verb::Load { archives } => {
             let cluster = Cluster::attach(name)?;
             archives.iter().try_for_each(|archive| cluster.load(archive))?;
@@ -102,20 +107,37 @@ fn run(verb: Verb, name: &str) -> Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
-fn up(name: &str, nodes: usize, mesh: bool) -> Result<()> {
-    let mesh = mesh.then(Mesh::find).transpose()?;
+fn up(name: &str, nodes: usize, mesh: bool, demo: bool) -> Result<()> {
+    let (mesh, demo) = (mesh.then(Mesh::find).transpose()?, demo.then(Demo::find).transpose()?);
     interrupt::take_down_on_signal(&state::Dir::of(name)?)?;
     let config = Config { name: name.to_owned(), nodes };
     let cluster = Cluster::up(&config, |step| eprintln!("cluster: {step}"))?;
     if let Some(mesh) = mesh {
         cluster.install(&mesh, |step| eprintln!("cluster: {step}"))?;
     }
-    cluster.keep()?;
     let named = if name == "cluster" { String::new() } else { format!(" --name {name}") };
+    if let Some(demo) = demo {
+        cluster.demo(&demo, |step| eprintln!("cluster: {step}"))?;
+        say(&shop(&named))?;
+    }
+    cluster.keep()?;
     say(&format!(
         "cluster {name} is up. Try:\n  cargo xtask cluster{named} shell -- kubectl get nodes -o wide\n  \
          cargo xtask cluster{named} status\n  cargo xtask cluster{named} down"
     ))
+}
+
+/// What to look at in the demo.
+fn shop(named: &str) -> String {
+    let kubectl = format!("cargo xtask cluster{named} shell -- kubectl");
+    let (shop, mesh) = (demo::NAMESPACE, cluster::mesh::NAMESPACE);
+    format!(
+        "In the namespace {shop}: front (node 1) asks cart (node 2), which asks stock and writes into PostgreSQL (node 1). Look:\n  \
+         {kubectl} logs -n {shop} front --tail 3\n  \
+         {kubectl} exec -n {shop} cart -- psql -h db -U shop postgres -c 'select count(*) from orders'\n  \
+         {kubectl} exec -n {shop} front -- psql -h db -U shop postgres     # refused: only cart may\n  \
+         {kubectl} logs -n {mesh} daemonset/culvert-node-proxy -c worker --tail 5\n"
+    )
 }
 
 fn down(name: &str) -> Result<()> {

@@ -5,7 +5,7 @@ use std::process::{Command, ExitCode};
 
 use anyhow::Context as _;
 
-use crate::{cargo, image, kubernetes, manifests, packages, phase};
+use crate::{cargo, image, kubernetes, manifests, packages, phase, postgresql};
 
 /// Replaces this process by the cluster's program, so that signals and the exit status are its own.
 pub fn run(args: &[String]) -> anyhow::Result<ExitCode> {
@@ -24,9 +24,13 @@ pub fn run(args: &[String]) -> anyhow::Result<ExitCode> {
         }
     }
     let binaries = cargo::build()?;
-    if args.iter().take_while(|arg| *arg != "--").any(|arg| arg == "--mesh") {
+    let has = |flag: &str| args.iter().take_while(|arg| *arg != "--").any(|arg| arg == flag);
+    if has("--mesh") || has("--demo") {
         environment.push(("CULVERT_IMAGES", image::of(&binaries)?));
         environment.push(("CULVERT_MANIFESTS", manifests::for_cluster()?));
+    }
+    if has("--demo") {
+        environment.push(("CULVERT_POSTGRESQL", postgresql::root()?));
     }
     let binary = binaries.join("culvert-cluster");
     let mut cluster = Command::new(&binary);

@@ -14,6 +14,7 @@ mod manifests;
 mod packages;
 mod phase;
 mod sbom;
+mod postgresql;
 mod test;
 mod tools;
 

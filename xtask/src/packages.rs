@@ -130,6 +130,12 @@ impl Drop for Policy {
     }
 }
 
+/// Fetches the lists of packages anew.
+pub fn update() -> anyhow::Result<()> {
+    root("fetching lists of Debian packages")?;
+    phase::run("apt-get update", || apt(&["update"]))
+}
+
 fn apt(args: &[&str]) -> anyhow::Result<()> {
     let output = Command::new("apt-get")
         .env("DEBIAN_FRONTEND", "noninteractive")

@@ -5,7 +5,7 @@ use std::time::Instant;
 
 use clap::ValueEnum;
 
-use crate::{cargo, image, kubernetes, manifests, packages, phase, tools};
+use crate::{cargo, image, kubernetes, manifests, packages, phase, postgresql, tools};
 
 /// A part of the tests.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
@@ -55,7 +55,7 @@ pub fn run(part: Option<Part>, filter: Option<&str>) -> anyhow::Result<ExitCode>
         let environment = parts.iter().flat_map(|parts| parts.environment());
         let mut command = binary("cluster");
         command.envs(environment).env("CULVERT_IMAGES", image::of(&binaries)?);
-        command.env("CULVERT_MANIFESTS", manifests::for_cluster()?);
+        command.env("CULVERT_MANIFESTS", manifests::for_cluster()?).env("CULVERT_POSTGRESQL", postgresql::root()?);
         phase::run("cluster tests", || cargo::run(&mut command))?;
     }
     phase::say(&format!("all tests passed in {:.0} s, builds included", begun.elapsed().as_secs_f64()));

@@ -4,9 +4,12 @@
 mod after_power_cut;
 #[path = "../figure.rs"]
 mod figure;
+mod flows;
 mod leaves_nothing;
 #[path = "../machine.rs"]
 mod machine;
+mod mesh_certificates;
+mod mesh_deny_first;
 mod mesh_leaves;
 mod mesh_opt_in;
 mod mesh_outages;
@@ -20,3 +23,4 @@ mod mesh_tokens;
 mod serves;
 mod shop;
 mod support;
+mod traffic;

@@ -2,8 +2,8 @@
 
 use anyhow::{Context as _, Result, ensure};
 use cluster::Cluster;
-use cluster::mesh::Mesh;
-use lab::wait;
+use cluster::mesh::{Mesh, NAMESPACE};
+use lab::{Exit, wait};
 
 use crate::shop::{self, CHANGE, captured, enrol, namespaces, start};
 use crate::support::up;
@@ -14,6 +14,18 @@ fn node(cluster: &Cluster, index: usize) -> Result<String> {
     let look = "cd /etc/cni/net.d && sha256sum * ; ls /opt/cni/bin /run/netns | grep -v '^cni-'; \
                 find /var/lib/culvert /run/culvert -mindepth 1 -not -type d -not -path '*/last-good*' 2>/dev/null | sort; true";
     cluster.lab().node(index).exec(&["sh", "-c", look])?.ok()
+}
+
+fn as_before(cluster: &Cluster, before: &[String; 2]) -> Result<()> {
+    for (index, before) in before.iter().enumerate() {
+        let mut now = String::new();
+        wait::until_true("the node to be as before", CHANGE, || {
+            now = node(cluster, index + 1).unwrap_or_default();
+            &now == before
+        })
+        .with_context(|| format!("node {} was\n{before}\nis\n{now}", index + 1))?;
+    }
+    Ok(())
 }
 
 #[test]
@@ -35,14 +47,7 @@ fn uninstalling_takes_chain_entry_binary_and_state_away_and_pods_do_not_notice()
     enrol(&cluster, false)?;
     captured(&cluster, &[&cart, &web], false)?;
     cluster.uninstall(&mesh)?;
-    for (index, before) in before.iter().enumerate() {
-        let mut now = String::new();
-        wait::until_true("the node to be as before", CHANGE, || {
-            now = node(&cluster, index + 1).unwrap_or_default();
-            &now == before
-        })
-        .with_context(|| format!("node {} was\n{before}\nis\n{now}", index + 1))?;
-    }
+    as_before(&cluster, &before)?;
     shop::until(&cart, &web, true)?;
     // Pods start as before, and policies, which belong to those who wrote them, are still there.
     start(&cluster, "shop", "late", 2)?;
@@ -59,5 +64,68 @@ fn uninstalling_takes_chain_entry_binary_and_state_away_and_pods_do_not_notice()
         "name",
     ])?;
     ensure!(!left.contains("culvert"), "left: {left}");
+    Ok(())
+}
+
+/// Kills every process of the mesh on the nodes; kubelets too, or they would start them again.
+fn killed(cluster: &Cluster) -> Result<()> {
+    for node in cluster.lab().nodes() {
+        kubelet(cluster, node.index())?.kill()?;
+        for program in ["pod-watcher", "node-proxy"] {
+            let killed = node.exec(&["pkill", "-KILL", "-x", program])?;
+            ensure!(killed.exit == Exit::Code(0), "{program} on {}: {killed:?}", node.name());
+        }
+    }
+    Ok(())
+}
+
+fn kubelet(cluster: &Cluster, index: usize) -> Result<lab::Process> {
+    cluster.lab().processes().remove(&format!("kubelet-{index}")).context("a kubelet")
+}
+
+#[test]
+fn after_an_unclean_end_the_documented_clean_up_leaves_nothing_and_enrolled_pods_talk_again() -> Result<()> {
+    let mesh = Mesh::find()?;
+    let cluster = up("kube-unclean")?;
+    let before = [node(&cluster, 1)?, node(&cluster, 2)?];
+    cluster.install(&mesh, |_| {})?;
+    namespaces(&cluster, true)?;
+    let (cart, web) = (start(&cluster, "shop", "cart", 1)?, start(&cluster, "shop", "web", 2)?);
+    captured(&cluster, &[&cart, &web], true)?;
+    shop::until(&cart, &web, true)?;
+
+    killed(&cluster)?;
+    // Nobody was there to hear of it.
+    cluster.kubectl(&["delete", "-f", &mesh.manifests.display().to_string(), "--wait=false"])?;
+    let left = "jsonpath={range .items[*]}[{.metadata.deletionTimestamp}]{end}";
+    wait::until_true("every pod of the mesh to be told to go", CHANGE, || {
+        cluster.kubectl(&["get", "pods", "-n", NAMESPACE, "-o", left]).is_ok_and(|said| !said.contains("[]"))
+    })?;
+    for index in 1..=2 {
+        kubelet(&cluster, index)?.restart()?;
+    }
+    cluster.kubectl(&["wait", "namespace", NAMESPACE, "--for=delete", "--timeout=120s"])?;
+    // What an unclean end leaves: without it, this test would show nothing.
+    for (index, before) in before.iter().enumerate() {
+        let now = node(&cluster, index + 1)?;
+        ensure!(&now != before && now.contains("culvert-cni"), "nothing is left on node {}: {now}", index + 1);
+    }
+    ensure!(cart.rules()?.contains("culvert"), "no rules are left: {}", cart.rules()?);
+    ensure!(cart.asks(web.echo()[0])?.is_err(), "a captured pod is served by nobody");
+
+    // As docs/uninstall.md says, on each node; it may be repeated.
+    for node in cluster.lab().nodes() {
+        for _ in 0..2 {
+            node.exec(&["pod-watcher", "uninstall"])?.ok().with_context(|| node.name().to_owned())?;
+        }
+        node.exec(&["rm", "-r", "/var/lib/culvert", "/run/culvert"])?.ok()?;
+    }
+    as_before(&cluster, &before)?;
+    for member in [&cart, &web] {
+        ensure!(!member.rules()?.contains("culvert"), "{}: {}", member.name, member.rules()?);
+    }
+    shop::until(&cart, &web, true)?;
+    // The namespace still has its label, and nobody waits for a mesh that is gone.
+    start(&cluster, "shop", "late", 1)?;
     Ok(())
 }

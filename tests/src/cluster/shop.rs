@@ -1,29 +1,42 @@
 //! A cluster with the mesh installed, a small shop in it, and what its pods say to each other: plain sockets in a pod's own network.
 
 use std::io::{self, Read as _, Write as _};
-use std::net::{IpAddr, SocketAddr, TcpStream};
+use std::net::{IpAddr, Ipv6Addr, SocketAddr, TcpListener, TcpStream};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, ensure};
 use cluster::mesh::{Mesh, NAMESPACE};
 use cluster::{APPS, Cluster};
-use lab::{ns, wait};
+use lab::{Pid, ns, wait};
 use serde_json::Value;
 
 use crate::support::{PODS, figure, up};
 
 /// Where the shop's pods send everything back.
 pub(crate) const ECHO: u16 = 7000;
+/// Where the app of each of them counts what reaches it.
+pub(crate) const STATS: &str = "/tmp/stats";
 /// How long a change may take until a test calls it lost.
 pub(crate) const CHANGE: Duration = Duration::from_secs(20);
 /// How long an attempt may go without an answer.
-const PATIENCE: Duration = Duration::from_secs(4);
+pub(crate) const PATIENCE: Duration = Duration::from_secs(4);
 
 /// A cluster with the mesh, the namespace `shop` (in it, if `enrolled`) and the namespace `outside`.
 pub(crate) fn meshed(name: &str, enrolled: bool) -> Result<(Cluster, Mesh)> {
-    let mesh = Mesh::find()?;
+    meshed_with(name, enrolled, &str::to_owned)
+}
+
+/// The same with a chart that says something else.
+pub(crate) fn meshed_with(name: &str, enrolled: bool, changed: &dyn Fn(&str) -> String) -> Result<(Cluster, Mesh)> {
+    let mut mesh = Mesh::find()?;
     let cluster = up(name)?;
+    let rendered = std::fs::read_to_string(&mesh.manifests)?;
+    let said = changed(&rendered);
+    if said != rendered {
+        mesh.manifests = cluster.lab().dir().join("mesh.yaml");
+        std::fs::write(&mesh.manifests, said)?;
+    }
     let begun = Instant::now();
     cluster.install(&mesh, |_| {})?;
     figure(
@@ -43,8 +56,13 @@ pub(crate) fn namespaces(cluster: &Cluster, enrolled: bool) -> Result<()> {
 
 /// Opts the namespace `shop` in or out.
 pub(crate) fn enrol(cluster: &Cluster, enrolled: bool) -> Result<()> {
+    enrol_all(cluster, &["shop"], enrolled)
+}
+
+/// Opts namespaces in or out.
+pub(crate) fn enrol_all(cluster: &Cluster, namespaces: &[&str], enrolled: bool) -> Result<()> {
     let label = if enrolled { "culvert.io/mesh=enabled" } else { "culvert.io/mesh-" };
-    cluster.kubectl(&["label", "namespace", "shop", label]).map(drop)
+    namespaces.iter().try_for_each(|name| cluster.kubectl(&["label", "namespace", name, label]).map(drop))
 }
 
 /// A pod of the shop that runs.
@@ -77,7 +95,7 @@ spec:
   - name: app
     image: {APPS}
     imagePullPolicy: Never
-    command: [/bin/sh, -c, \"exec culvert-lab app echo:{ECHO}\"]
+    command: [/bin/sh, -c, \"exec culvert-lab app --stats {STATS} echo:{ECHO}\"]
     readinessProbe: {{tcpSocket: {{port: {ECHO}}}, periodSeconds: 1}}
 "
     ))?;
@@ -90,22 +108,36 @@ pub(crate) fn member(cluster: &Cluster, namespace: &str, name: &str, node: usize
     let ready = cluster.kubectl(&["wait", "-n", namespace, &format!("pod/{name}"), "--for=condition=Ready", &timeout]);
     ready
         .with_context(|| cluster.kubectl(&["get", "pods,events", "-n", namespace, "-o", "wide"]).unwrap_or_default())?;
+    member(cluster, namespace, name, node)
+}
+
+/// A pod that runs.
+pub(crate) fn member(cluster: &Cluster, namespace: &str, name: &str, node: usize) -> Result<Member> {
     let pod = cluster.get(&["pod", name, "-n", namespace])?;
     let ips = pod["status"]["podIPs"].as_array().context("addresses")?;
     let ips = ips.iter().map(|ip| Ok(ip["ip"].as_str().context("text")?.parse()?)).collect::<Result<Vec<IpAddr>>>()?;
     ensure!(ips.len() == 2, "{name} has {ips:?}");
-    Ok(Member { name: name.into(), namespace: namespace.into(), node, ips, netns: netns_of(name)? })
+    Ok(Member { name: name.into(), namespace: namespace.into(), node, ips, netns: netns_of(cluster, name)? })
 }
 
-/// The network of a pod, by the name that every process in it has in its environment.
-fn netns_of(pod: &str) -> Result<PathBuf> {
-    let wanted = format!("HOSTNAME={pod}");
+/// The network of a pod.
+fn netns_of(cluster: &Cluster, pod: &str) -> Result<PathBuf> {
+    Ok(process_of(cluster, pod)?.ns("net"))
+}
+
+/// A process of a pod, by the name that every process in it has in its environment, in the control groups of this cluster: another
+/// one beside it may have a pod of the same name.
+pub(crate) fn process_of(cluster: &Cluster, pod: &str) -> Result<Pid> {
+    let (wanted, group) = (format!("HOSTNAME={pod}"), format!("/culvert-lab/{}/", cluster.lab().name()));
     let of = |path: &Path| std::fs::read(path.join("environ")).unwrap_or_default();
+    let is_ours = |path: &Path| std::fs::read_to_string(path.join("cgroup")).is_ok_and(|text| text.contains(&group));
     let found = std::fs::read_dir("/proc")?
         .flatten()
         .map(|entry| entry.path())
-        .find(|path| of(path).split(|byte| *byte == 0).any(|variable| variable == wanted.as_bytes()));
-    Ok(found.with_context(|| format!("no process of {pod}"))?.join("ns/net"))
+        .find(|path| of(path).split(|byte| *byte == 0).any(|variable| variable == wanted.as_bytes()) && is_ours(path));
+    let found = found.with_context(|| format!("no process of {pod}"))?;
+    let pid = found.file_name().and_then(|name| name.to_str()).context("a number")?.parse()?;
+    Pid::of(pid)
 }
 
 impl Member {
@@ -121,6 +153,16 @@ impl Member {
 
     /// Does work in this pod's network.
     pub(crate) fn inside<T: Send>(&self, work: impl FnOnce() -> Result<T> + Send) -> Result<T> {
+        ns::in_netns(&self.netns, work)
+    }
+
+    /// Where this pod takes connections of both families, on a port of the kernel's choice.
+    pub(crate) fn listen(&self) -> Result<TcpListener> {
+        ns::in_netns(&self.netns, || TcpListener::bind((Ipv6Addr::UNSPECIFIED, 0)).context("listen"))
+    }
+
+    /// Does something in this pod's network.
+    pub(crate) fn within<T: Send>(&self, work: impl FnOnce() -> Result<T> + Send) -> Result<T> {
         ns::in_netns(&self.netns, work)
     }
 

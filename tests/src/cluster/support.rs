@@ -14,6 +14,11 @@ pub(crate) const PODS: Duration = Duration::from_secs(90);
 /// Where the pods of [`web`] answer with both ends of each connection.
 pub(crate) const WHOAMI: u16 = 9000;
 
+/// Whether this run may take long: `cargo xtask test --long`.
+pub(crate) fn long() -> bool {
+    std::env::var_os("CULVERT_LONG").is_some_and(|value| value == "1")
+}
+
 /// A cluster of two nodes; how long it took is printed.
 pub(crate) fn up(name: &str) -> Result<Cluster> {
     ensure!(rustix::process::geteuid().is_root(), "this test needs root: namespaces, mounts and control groups");
