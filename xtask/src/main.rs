@@ -13,8 +13,8 @@ mod lab;
 mod manifests;
 mod packages;
 mod phase;
-mod sbom;
 mod postgresql;
+mod sbom;
 mod test;
 mod tools;
 

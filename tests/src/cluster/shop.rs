@@ -108,11 +108,11 @@ pub(crate) fn member(cluster: &Cluster, namespace: &str, name: &str, node: usize
     let ready = cluster.kubectl(&["wait", "-n", namespace, &format!("pod/{name}"), "--for=condition=Ready", &timeout]);
     ready
         .with_context(|| cluster.kubectl(&["get", "pods,events", "-n", namespace, "-o", "wide"]).unwrap_or_default())?;
-    member(cluster, namespace, name, node)
+    running(cluster, namespace, name, node)
 }
 
 /// A pod that runs.
-pub(crate) fn member(cluster: &Cluster, namespace: &str, name: &str, node: usize) -> Result<Member> {
+pub(crate) fn running(cluster: &Cluster, namespace: &str, name: &str, node: usize) -> Result<Member> {
     let pod = cluster.get(&["pod", name, "-n", namespace])?;
     let ips = pod["status"]["podIPs"].as_array().context("addresses")?;
     let ips = ips.iter().map(|ip| Ok(ip["ip"].as_str().context("text")?.parse()?)).collect::<Result<Vec<IpAddr>>>()?;

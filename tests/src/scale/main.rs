@@ -1,0 +1,218 @@
+//! `cargo xtask scale`: ten thousand pods on two hundred nodes that are objects in a real API server and nothing else, and what they cost
+//! the control plane and a proxy. Prints figures; what is asserted is that all of it becomes known. Root, and the parts that
+//! `cargo xtask` makes.
+
+#[path = "../figure.rs"]
+mod figure;
+mod objects;
+mod processes;
+
+use std::time::{Duration, Instant};
+
+use anyhow::{Context as _, Result, ensure};
+use cluster::mesh::{Mesh, NAMESPACE};
+use cluster::{Cluster, Config};
+use lab::wait;
+use objects::{Counts, Writer};
+use processes::{CONTROL_PLANE, Group, WORKER};
+
+use crate::figure::figure;
+
+/// The issue's own figures.
+const WHOLE: Counts = Counts { nodes: 200, services: 500, policies: 1_000, pods: 10_000 };
+/// Pods are made in steps, so that growth is seen and not the start.
+const STEPS: usize = 4;
+/// Changes of pods whose cost is taken.
+const CHANGES: usize = 400;
+/// Changes a second: what a cluster of this size sees in a rolling upgrade of a large part of it.
+const PACE: Duration = Duration::from_millis(25);
+/// Until all that was written is known to a proxy.
+const KNOWN: Duration = Duration::from_secs(120);
+
+/// What the control plane and one proxy use now.
+struct Use {
+    control_plane: Group,
+    proxy: Group,
+}
+
+fn used(cluster: &Cluster) -> Result<Use> {
+    Ok(Use { control_plane: processes::on_all(cluster, CONTROL_PLANE)?, proxy: processes::on(cluster, 1, WORKER)? })
+}
+
+/// Waits until the proxy of node 1 holds so many workloads and services.
+fn known(cluster: &Cluster, records: usize) -> Result<Duration> {
+    let begun = Instant::now();
+    let mut last = String::new();
+    wait::until_true(&format!("{records} records at the proxy of node 1"), KNOWN, || {
+        let now = processes::records(cluster, 1);
+        last = format!("{now:?}");
+        now.is_ok_and(|now| now >= records)
+    })
+    .with_context(|| format!("last: {last}"))?;
+    Ok(begun.elapsed())
+}
+
+/// Memory settles while free pages go back.
+fn settled(cluster: &Cluster) -> Result<Use> {
+    let mut before = used(cluster)?;
+    let mut now = used(cluster)?;
+    wait::until_true("memory to come to rest", Duration::from_secs(30), || {
+        std::thread::park_timeout(Duration::from_secs(2));
+        let Ok(next) = used(cluster) else { return false };
+        before = std::mem::replace(&mut now, next);
+        now.control_plane.memory.abs_diff(before.control_plane.memory) < 512 * 1024
+            && now.proxy.memory.abs_diff(before.proxy.memory) < 512 * 1024
+    })?;
+    Ok(now)
+}
+
+fn kib(now: u64, before: u64, objects: usize) -> String {
+    format!("{:.2}", (now as f64 - before as f64) / 1024.0 / objects as f64)
+}
+
+fn mib(bytes: u64) -> String {
+    format!("{:.1}", bytes as f64 / (1 << 20) as f64)
+}
+
+fn grown(cluster: &Cluster, what: &str, count: usize, before: &Use) -> Result<Use> {
+    let now = settled(cluster)?;
+    let replicas = now.control_plane.processes;
+    let each = kib(now.control_plane.memory, before.control_plane.memory, count * replicas);
+    figure(&format!("control plane per {what}"), each, "KiB", &format!("of each of {replicas} replicas, {count} more"));
+    figure(
+        &format!("proxy per {what}"),
+        kib(now.proxy.memory, before.proxy.memory, count),
+        "KiB",
+        &format!("{count} more"),
+    );
+    Ok(now)
+}
+
+/// What a change costs: pods become ready and unready at a steady pace.
+fn churn(cluster: &Cluster, writer: &Writer) -> Result<()> {
+    let (before, begun) = (used(cluster)?, Instant::now());
+    let idle = Duration::from_secs(10);
+    while begun.elapsed() < idle {
+        std::thread::park_timeout(idle.saturating_sub(begun.elapsed()));
+    }
+    let quiet = used(cluster)?;
+    let begun = Instant::now();
+    for n in 0..CHANGES {
+        if let Some(early) = (PACE * u32::try_from(n)?).checked_sub(begun.elapsed()) {
+            std::thread::park_timeout(early);
+        }
+        writer.ready(n % WHOLE.pods, n / 2 % 2 == 1)?;
+    }
+    let took = begun.elapsed();
+    // The last of them has arrived when what is sent comes to rest.
+    let after = settled(cluster)?;
+    let seconds = idle.as_secs_f64();
+    let per_change = |after: u64, quiet: u64, before: u64| {
+        let idle = (quiet - before) as f64 / seconds * took.as_secs_f64();
+        ((after - quiet) as f64 - idle) / CHANGES as f64
+    };
+    let micros = per_change(after.control_plane.cpu, quiet.control_plane.cpu, before.control_plane.cpu) / 1e3;
+    let note = format!("{CHANGES} changes of a pod's readiness in {:.0} s, all replicas together", took.as_secs_f64());
+    figure("control plane CPU per change", format!("{micros:.0}"), "µs", &note);
+    let micros = per_change(after.proxy.cpu, quiet.proxy.cpu, before.proxy.cpu) / 1e3;
+    figure("proxy CPU per change", format!("{micros:.0}"), "µs", "one node");
+    let bytes = per_change(after.proxy.received, quiet.proxy.received, before.proxy.received);
+    figure("bytes per change", format!("{bytes:.0}"), "B", "received by one proxy, TCP and TLS included");
+    Ok(())
+}
+
+/// A control plane that starts anew: from its process's start to what it serves being whole, by its own log.
+fn restarts(cluster: &Cluster) -> Result<()> {
+    let begun = Instant::now();
+    for node in cluster.lab().nodes() {
+        // 1: the scheduler put none there.
+        node.exec(&["pkill", "-KILL", "-x", "control-plane"])?;
+    }
+    let selector = "app.kubernetes.io/component=control-plane";
+    wait::until_true("the control plane to serve again", KNOWN, || {
+        let ready = "jsonpath={.items[*].status.containerStatuses[*].ready} {.items[*].status.containerStatuses[*].restartCount}";
+        let said = cluster.kubectl(&["get", "pods", "-n", NAMESPACE, "-l", selector, "-o", ready]);
+        said.is_ok_and(|said| !said.contains("false") && !said.split_whitespace().any(|word| word == "0"))
+    })?;
+    let pods = cluster.get(&["pods", "-n", NAMESPACE, "-l", selector])?;
+    for pod in pods["items"].as_array().context("a list")? {
+        let name = pod["metadata"]["name"].as_str().context("a name")?;
+        let log = cluster.kubectl(&["logs", "-n", NAMESPACE, name])?;
+        let took = processes::first_snapshot(&log).with_context(|| format!("log of {name}:\n{log}"))?;
+        figure(
+            "first full snapshot",
+            format!("{:.2}", took.as_secs_f64()),
+            "s",
+            &format!("{name}, from its start; both at once on two cores"),
+        );
+    }
+    figure(
+        "control plane Ready after a kill",
+        format!("{:.1}", begun.elapsed().as_secs_f64()),
+        "s",
+        "kubelet's restart included",
+    );
+    Ok(())
+}
+
+/// A proxy that knows nothing: its last good configuration is taken away with its process.
+fn fresh_proxy(cluster: &Cluster, records: usize) -> Result<()> {
+    let forget = "rm -rf /var/lib/culvert/node-proxy/* && pkill -KILL -f 'node-proxy worker'";
+    cluster.lab().node(1).exec(&["sh", "-c", forget])?.ok()?;
+    let took = known(cluster, records)?;
+    figure(
+        "a proxy that knew nothing knows all",
+        format!("{:.1}", took.as_secs_f64()),
+        "s",
+        "kubelet's restart included",
+    );
+    Ok(())
+}
+
+#[test]
+fn ten_thousand_pods_on_two_hundred_nodes_cost_what_is_printed() -> Result<()> {
+    ensure!(rustix::process::geteuid().is_root(), "this test needs root: namespaces, mounts and control groups");
+    let mesh = Mesh::find()?;
+    let cluster = Cluster::up(&Config { name: "scale".to_owned(), ..Config::default() }, |_| {})?;
+    cluster.install(&mesh, |_| {})?;
+    // What would take away pods of nodes that are not there, and make others in their place.
+    cluster.lab().processes().remove("kube-controller-manager").context("the controllers' process")?.kill()?;
+    let writer = Writer::new(&cluster)?;
+    let start = settled(&cluster)?;
+    let own = processes::records(&cluster, 1)?;
+    figure(
+        "control plane, empty",
+        mib(start.control_plane.memory / start.control_plane.processes as u64),
+        "MiB",
+        "one replica",
+    );
+    figure("proxy, empty", mib(start.proxy.memory), "MiB", "one worker with its supervisor");
+
+    let wrote = writer.world(WHOLE)?;
+    figure(
+        "nodes, services and policies written",
+        format!("{:.1}", wrote.as_secs_f64()),
+        "s",
+        &format!("{} objects", WHOLE.nodes + 2 * WHOLE.services + WHOLE.policies),
+    );
+    known(&cluster, own + WHOLE.services)?;
+    let mut last = grown(&cluster, "service, policy and node", WHOLE.services + WHOLE.policies + WHOLE.nodes, &start)?;
+    for step in 0..STEPS {
+        let each = WHOLE.pods / STEPS;
+        let wrote = writer.pods(step * each..(step + 1) * each)?;
+        let behind = known(&cluster, own + WHOLE.services + (step + 1) * each)?;
+        let note = format!("{each} of {}; the proxy knew them {:.2} s later", WHOLE.pods, behind.as_secs_f64());
+        figure("pods written", format!("{:.0}", each as f64 / wrote.as_secs_f64()), "per second", &note);
+        last = grown(&cluster, "pod", each, &last)?;
+    }
+    figure(
+        "control plane",
+        mib(last.control_plane.memory / last.control_plane.processes as u64),
+        "MiB",
+        "one replica, everything known",
+    );
+    figure("proxy", mib(last.proxy.memory), "MiB", "everything known");
+    churn(&cluster, &writer)?;
+    restarts(&cluster)?;
+    fresh_proxy(&cluster, own + WHOLE.services + WHOLE.pods)
+}

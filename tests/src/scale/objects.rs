@@ -1,0 +1,183 @@
+//! Objects that are nothing but objects, written to the API server by many hands.
+
+use std::ops::Range;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context as _, Result};
+use cluster::Cluster;
+use mesh_kube::{Api, Method};
+use serde_json::{Value, json};
+use tokio::runtime::Runtime;
+
+/// Requests on their way at a time.
+const HANDS: usize = 24;
+/// Namespaces that everything is spread over, all of them in the mesh.
+const NAMESPACES: usize = 10;
+/// Service accounts in each.
+const ACCOUNTS: usize = 20;
+
+/// How many of each.
+#[derive(Clone, Copy)]
+pub(crate) struct Counts {
+    pub(crate) nodes: usize,
+    pub(crate) services: usize,
+    pub(crate) policies: usize,
+    pub(crate) pods: usize,
+}
+
+/// One request.
+struct Write(Method, String, Value);
+
+/// Writes objects.
+pub(crate) struct Writer {
+    api: Api,
+    runtime: Runtime,
+}
+
+fn namespace(n: usize) -> String {
+    format!("scale-{}", n % NAMESPACES)
+}
+
+/// Of the part of the pods' ranges that no node of this machine has.
+fn addresses(n: usize) -> [String; 2] {
+    [format!("198.18.{}.{}", 16 + n / 250, 1 + n % 250), format!("fd77:0:0:7::{:x}", n + 1)]
+}
+
+/// The service that a pod is behind; 20 pods each.
+fn app(n: usize, services: usize) -> usize {
+    n % services
+}
+
+impl Writer {
+    /// To this cluster, as its administrator.
+    pub(crate) fn new(cluster: &Cluster) -> Result<Self> {
+        let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
+        let api = runtime.block_on(Api::connect(Some(&cluster.kubeconfig())))?;
+        Ok(Self { api, runtime })
+    }
+
+    /// All of these, in any order; the first that is refused is the error.
+    fn all(&self, count: usize, make: impl Fn(usize) -> Vec<Write> + Send + Sync + 'static) -> Result<Duration> {
+        let begun = Instant::now();
+        let (next, make) = (Arc::new(AtomicUsize::new(0)), Arc::new(make));
+        let hands: Vec<_> = (0..HANDS)
+            .map(|_| {
+                let (api, next, make) = (self.api.clone(), next.clone(), make.clone());
+                self.runtime.spawn(async move {
+                    loop {
+                        let n = next.fetch_add(1, Ordering::Relaxed);
+                        if n >= count {
+                            return Ok::<_, anyhow::Error>(());
+                        }
+                        for Write(method, path, body) in make(n) {
+                            api.write(method, &path, &body).await.with_context(|| format!("{method:?} {path}"))?;
+                        }
+                    }
+                })
+            })
+            .collect();
+        hands.into_iter().try_for_each(|hand| self.runtime.block_on(hand)?)?;
+        Ok(begun.elapsed())
+    }
+
+    /// Everything but pods.
+    pub(crate) fn world(&self, counts: Counts) -> Result<Duration> {
+        let post = |path: &str, body: Value| Write(Method::Post, path.to_owned(), body);
+        let namespaces = self.all(NAMESPACES, move |n| {
+            let labels = json!({"culvert.io/mesh": "enabled"});
+            let mut writes =
+                vec![post("/api/v1/namespaces", json!({"metadata": {"name": namespace(n), "labels": labels}}))];
+            let accounts = (0..ACCOUNTS).map(|account| format!("account-{account}")).chain(["default".to_owned()]);
+            let path = format!("/api/v1/namespaces/{}/serviceaccounts", namespace(n));
+            writes.extend(accounts.map(|name| post(&path, json!({"metadata": {"name": name}}))));
+            writes
+        })?;
+        let nodes = self.all(counts.nodes, move |n| {
+            let labels =
+                json!({"topology.kubernetes.io/region": "r", "topology.kubernetes.io/zone": format!("r-{}", n % 3)});
+            vec![post("/api/v1/nodes", json!({"metadata": {"name": format!("far-{n}"), "labels": labels}}))]
+        })?;
+        let services = self.all(counts.services, move |n| {
+            let (space, name) = (namespace(n), format!("app-{n}"));
+            let ports = json!([{"name": "http", "port": 80, "targetPort": 8080, "protocol": "TCP"}]);
+            let service = json!({
+                "metadata": {"name": name},
+                "spec": {"selector": {"app": name}, "ports": ports, "ipFamilyPolicy": "RequireDualStack"},
+            });
+            let each = counts.pods / counts.services;
+            let pods = (0..each).map(|k| n + k * counts.services);
+            let endpoints: Vec<Value> = pods
+                .map(|pod| {
+                    let target = json!({"kind": "Pod", "namespace": space, "name": format!("pod-{pod}")});
+                    json!({"addresses": [addresses(pod)[0]], "conditions": {"ready": true}, "targetRef": target})
+                })
+                .collect();
+            let slice = json!({
+                "metadata": {"name": name, "labels": {"kubernetes.io/service-name": name}},
+                "addressType": "IPv4", "endpoints": endpoints,
+                "ports": [{"name": "http", "port": 8080, "protocol": "TCP"}],
+            });
+            vec![
+                post(&format!("/api/v1/namespaces/{space}/services"), service),
+                post(&format!("/apis/discovery.k8s.io/v1/namespaces/{space}/endpointslices"), slice),
+            ]
+        })?;
+        let policies = self.all(counts.policies, move |n| {
+            let principals: Vec<String> = (0..3)
+                .map(|k| format!("cluster.local/ns/{}/sa/account-{}", namespace(n + k), (n + k) % ACCOUNTS))
+                .collect();
+            let rules = json!([
+                {"from": [{"source": {"principals": principals}}], "to": [{"operation": {"ports": ["8080"]}}]},
+                {"from": [{"source": {"namespaces": [namespace(n + 1)]}}]},
+            ]);
+            let app = format!("app-{}", n % counts.services);
+            let policy = json!({
+                "apiVersion": "security.istio.io/v1", "kind": "AuthorizationPolicy",
+                "metadata": {"name": format!("policy-{n}")},
+                "spec": {"selector": {"matchLabels": {"app": app}}, "action": "ALLOW", "rules": rules},
+            });
+            let space = namespace(n % counts.services);
+            vec![post(&format!("/apis/security.istio.io/v1/namespaces/{space}/authorizationpolicies"), policy)]
+        })?;
+        Ok(namespaces + nodes + services + policies)
+    }
+
+    /// Running, ready pods of far nodes.
+    pub(crate) fn pods(&self, numbers: Range<usize>) -> Result<Duration> {
+        let first = numbers.start;
+        self.all(numbers.len(), move |n| {
+            let n = first + n;
+            let (counts, name) = (crate::WHOLE, format!("pod-{n}"));
+            let app = app(n, counts.services);
+            let path = format!("/api/v1/namespaces/{}/pods", namespace(app));
+            let pod = json!({
+                "metadata": {"name": name, "labels": {"app": format!("app-{app}"), "version": "v1", "pod-template-hash": "5d4f8c7b9"}},
+                "spec": {
+                    "nodeName": format!("far-{}", n % counts.nodes), "serviceAccountName": format!("account-{}", n % ACCOUNTS),
+                    "automountServiceAccountToken": false, "enableServiceLinks": false,
+                    "containers": [{"name": "app", "image": "localhost/app", "ports": [{"containerPort": 8080}]}],
+                },
+            });
+            let status = status(n, true);
+            vec![Write(Method::Post, path.clone(), pod), Write(Method::Merge, format!("{path}/{name}/status"), status)]
+        })
+    }
+
+    /// Changes whether a pod is ready.
+    pub(crate) fn ready(&self, n: usize, ready: bool) -> Result<()> {
+        let path = format!("/api/v1/namespaces/{}/pods/pod-{n}/status", namespace(app(n, crate::WHOLE.services)));
+        self.runtime.block_on(self.api.write(Method::Merge, &path, &status(n, ready)))?;
+        Ok(())
+    }
+}
+
+fn status(n: usize, ready: bool) -> Value {
+    let ips = addresses(n).map(|ip| json!({"ip": ip}));
+    let ready = if ready { "True" } else { "False" };
+    json!({"status": {
+        "phase": "Running", "podIP": ips[0]["ip"], "podIPs": ips, "hostIP": "198.19.255.99", "hostIPs": [{"ip": "198.19.255.99"}],
+        "conditions": [{"type": "PodScheduled", "status": "True"}, {"type": "Ready", "status": ready}],
+    }})
+}
