@@ -89,21 +89,14 @@ fn grown(cluster: &Cluster, what: &str, count: usize, before: &Use) -> Result<Us
 }
 
 /// What a change costs: pods become ready and unready at a steady pace.
-fn churn(cluster: &Cluster, writer: &Writer) -> Result<()> {
+fn churn(cluster: &Cluster, writer: &Writer<'_>) -> Result<()> {
     let (before, begun) = (used(cluster)?, Instant::now());
     let idle = Duration::from_secs(10);
     while begun.elapsed() < idle {
         std::thread::park_timeout(idle.saturating_sub(begun.elapsed()));
     }
     let quiet = used(cluster)?;
-    let begun = Instant::now();
-    for n in 0..CHANGES {
-        if let Some(early) = (PACE * u32::try_from(n)?).checked_sub(begun.elapsed()) {
-            std::thread::park_timeout(early);
-        }
-        writer.ready(n % WHOLE.pods, n / 2 % 2 == 1)?;
-    }
-    let took = begun.elapsed();
+    let took = writer.flip(CHANGES, PACE)?;
     // The last of them has arrived when what is sent comes to rest.
     let after = settled(cluster)?;
     let seconds = idle.as_secs_f64();
@@ -177,7 +170,7 @@ fn ten_thousand_pods_on_two_hundred_nodes_cost_what_is_printed() -> Result<()> {
     cluster.install(&mesh, |_| {})?;
     // What would take away pods of nodes that are not there, and make others in their place.
     cluster.lab().processes().remove("kube-controller-manager").context("the controllers' process")?.kill()?;
-    let writer = Writer::new(&cluster)?;
+    let writer = Writer(&cluster);
     let start = settled(&cluster)?;
     let own = processes::records(&cluster, 1)?;
     figure(

@@ -9,7 +9,7 @@ use anyhow::{Context as _, Result};
 use cluster::Cluster;
 use mesh_kube::{Api, Method};
 use serde_json::{Value, json};
-use tokio::runtime::Runtime;
+use tokio::task::JoinSet;
 
 /// Requests on their way at a time.
 const HANDS: usize = 24;
@@ -30,11 +30,8 @@ pub(crate) struct Counts {
 /// One request.
 struct Write(Method, String, Value);
 
-/// Writes objects.
-pub(crate) struct Writer {
-    api: Api,
-    runtime: Runtime,
-}
+/// Writes objects, as the cluster's administrator.
+pub(crate) struct Writer<'a>(pub(crate) &'a Cluster);
 
 fn namespace(n: usize) -> String {
     format!("scale-{}", n % NAMESPACES)
@@ -50,22 +47,25 @@ fn app(n: usize, services: usize) -> usize {
     n % services
 }
 
-impl Writer {
-    /// To this cluster, as its administrator.
-    pub(crate) fn new(cluster: &Cluster) -> Result<Self> {
-        let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
-        let api = runtime.block_on(Api::connect(Some(&cluster.kubeconfig())))?;
-        Ok(Self { api, runtime })
+impl Writer<'_> {
+    /// Work with a client of the API server, where that can be reached: on the fabric.
+    fn with<T: Send>(&self, work: impl AsyncFnOnce(Api) -> Result<T> + Send) -> Result<T> {
+        let kubeconfig = self.0.kubeconfig();
+        self.0.lab().fabric().in_netns(|| {
+            let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+            runtime.block_on(async { work(Api::connect(Some(&kubeconfig)).await?).await })
+        })
     }
 
     /// All of these, in any order; the first that is refused is the error.
     fn all(&self, count: usize, make: impl Fn(usize) -> Vec<Write> + Send + Sync + 'static) -> Result<Duration> {
-        let begun = Instant::now();
-        let (next, make) = (Arc::new(AtomicUsize::new(0)), Arc::new(make));
-        let hands: Vec<_> = (0..HANDS)
-            .map(|_| {
-                let (api, next, make) = (self.api.clone(), next.clone(), make.clone());
-                self.runtime.spawn(async move {
+        self.with(async |api| {
+            let begun = Instant::now();
+            let (next, make) = (Arc::new(AtomicUsize::new(0)), Arc::new(make));
+            let mut hands = JoinSet::new();
+            for _ in 0..HANDS {
+                let (api, next, make) = (api.clone(), next.clone(), make.clone());
+                hands.spawn(async move {
                     loop {
                         let n = next.fetch_add(1, Ordering::Relaxed);
                         if n >= count {
@@ -75,11 +75,13 @@ impl Writer {
                             api.write(method, &path, &body).await.with_context(|| format!("{method:?} {path}"))?;
                         }
                     }
-                })
-            })
-            .collect();
-        hands.into_iter().try_for_each(|hand| self.runtime.block_on(hand)?)?;
-        Ok(begun.elapsed())
+                });
+            }
+            while let Some(ended) = hands.join_next().await {
+                ended??;
+            }
+            Ok(begun.elapsed())
+        })
     }
 
     /// Everything but pods.
@@ -165,11 +167,19 @@ impl Writer {
         })
     }
 
-    /// Changes whether a pod is ready.
-    pub(crate) fn ready(&self, n: usize, ready: bool) -> Result<()> {
-        let path = format!("/api/v1/namespaces/{}/pods/pod-{n}/status", namespace(app(n, crate::WHOLE.services)));
-        self.runtime.block_on(self.api.write(Method::Merge, &path, &status(n, ready)))?;
-        Ok(())
+    /// Changes whether pods are ready, one after the other at a steady pace.
+    pub(crate) fn flip(&self, changes: usize, pace: Duration) -> Result<Duration> {
+        self.with(async |api| {
+            let begun = tokio::time::Instant::now();
+            for n in 0..changes {
+                tokio::time::sleep_until(begun + pace * u32::try_from(n)?).await;
+                let (pod, ready) = (n / 2, n % 2 == 1);
+                let path =
+                    format!("/api/v1/namespaces/{}/pods/pod-{pod}/status", namespace(app(pod, crate::WHOLE.services)));
+                api.write(Method::Merge, &path, &status(pod, ready)).await.with_context(|| path.clone())?;
+            }
+            Ok(begun.elapsed())
+        })
     }
 }
 
