@@ -14,6 +14,7 @@ mod manifests;
 mod packages;
 mod phase;
 mod postgresql;
+mod reliability;
 mod test;
 mod tools;
 
@@ -47,6 +48,9 @@ enum Verb {
         /// Only tests whose name contains this.
         #[arg(long)]
         filter: Option<String>,
+        /// Also tests that take minutes each, and outages of their full length; writes docs/reliability.md.
+        #[arg(long)]
+        long: bool,
     },
     /// What the mesh costs, beside direct TCP and Envoy sidecars, in one run (needs root).
     ///
@@ -91,7 +95,7 @@ enum Verb {
 fn main() -> ExitCode {
     let result = match Args::parse().verb {
         Verb::Lab { args } => lab::run(&args),
-        Verb::Test { part, filter } => test::run(part, filter.as_deref()),
+        Verb::Test { part, filter, long } => test::run(part, filter.as_deref(), long),
         Verb::Bench { args } => bench::run(args),
         Verb::Cluster { args } => cluster::run(&args),
         Verb::Image { args } => image::run(args),
