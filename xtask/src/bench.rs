@@ -6,7 +6,7 @@ use std::time::Instant;
 
 use anyhow::{Context as _, bail, ensure};
 
-use crate::{cargo, packages, phase, tools};
+use crate::{cargo, figures, packages, phase, tools};
 
 /// How the load test ends when a figure is worse than its baseline.
 const WORSE: i32 = 3;
@@ -95,6 +95,24 @@ fn kept() -> anyhow::Result<PathBuf> {
     let place = cargo::target()?.join("bench");
     std::fs::create_dir_all(&place).with_context(|| format!("create {}", place.display()))?;
     Ok(place)
+}
+
+/// A hundred thousand workloads from files, by these binaries: every figure of the load test's scenario.
+pub fn workloads(binaries: &Path) -> anyhow::Result<Vec<figures::Row>> {
+    const SCENARIO: &str = "workloads-100000";
+    let result = kept()?.join("workloads.json");
+    let mut command = Command::new(binaries.join("culvert-loadtest"));
+    command.args(["run", "--plane", "mesh", "--scenario", SCENARIO, "--rounds", "1", "--json"]).arg(&result);
+    cargo::run(&mut command)?;
+    let text = std::fs::read_to_string(&result).with_context(|| format!("read {}", result.display()))?;
+    let rows: Vec<serde_json::Value> = serde_json::from_str(&text).with_context(|| result.display().to_string())?;
+    ensure!(!rows.is_empty(), "{SCENARIO} has no figure: what it printed says why");
+    let row = |row: &serde_json::Value| {
+        let text = |name: &str| row[name].as_str().unwrap_or_default().to_owned();
+        let value = format!("{:.2} {}", row["median"].as_f64().unwrap_or(f64::NAN), text("unit"));
+        figures::Row::new(SCENARIO, &text("metric"), &value, "from files")
+    };
+    Ok(rows.iter().map(row).collect())
 }
 
 /// The load test's own end is ours.

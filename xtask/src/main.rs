@@ -7,6 +7,7 @@ mod bench;
 mod cache;
 mod cargo;
 mod cluster;
+mod figures;
 mod image;
 mod kubernetes;
 mod lab;
@@ -15,6 +16,7 @@ mod packages;
 mod phase;
 mod postgresql;
 mod sbom;
+mod scale;
 mod test;
 mod tools;
 
@@ -48,6 +50,9 @@ enum Verb {
         /// Only tests whose name contains this.
         #[arg(long)]
         filter: Option<String>,
+        /// Also tests that take minutes each, and outages of their full length; writes docs/reliability.md.
+        #[arg(long)]
+        long: bool,
     },
     /// What the mesh costs, beside direct TCP and Envoy sidecars, in one run (needs root).
     ///
@@ -59,6 +64,9 @@ enum Verb {
         #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
         args: Vec<String>,
     },
+    /// What ten thousand pods on two hundred nodes cost the control plane and a proxy, and a hundred thousand from files; writes
+    /// docs/scale.md (needs root, some ten minutes).
+    Scale,
     /// A real two-node Kubernetes on this machine: `up`, `status`, `shell`, `down` (needs root; the first time builds Kubernetes).
     ///
     /// Arguments are passed on: `cargo xtask cluster --help` shows them all. `cargo xtask cluster parts` only makes what it needs.
@@ -92,8 +100,9 @@ enum Verb {
 fn main() -> ExitCode {
     let result = match Args::parse().verb {
         Verb::Lab { args } => lab::run(&args),
-        Verb::Test { part, filter } => test::run(part, filter.as_deref()),
+        Verb::Test { part, filter, long } => test::run(part, filter.as_deref(), long),
         Verb::Bench { args } => bench::run(args),
+        Verb::Scale => scale::run(),
         Verb::Cluster { args } => cluster::run(&args),
         Verb::Image { args } => image::run(args),
         Verb::Manifests { check } => manifests::run(check),

@@ -5,7 +5,7 @@ use std::time::Instant;
 
 use clap::ValueEnum;
 
-use crate::{cargo, image, kubernetes, manifests, packages, phase, postgresql, tools};
+use crate::{cargo, figures, image, kubernetes, manifests, packages, phase, postgresql, tools};
 
 /// A part of the tests.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
@@ -18,8 +18,9 @@ pub enum Part {
     Cluster,
 }
 
-/// Runs the tests.
-pub fn run(part: Option<Part>, filter: Option<&str>) -> anyhow::Result<ExitCode> {
+/// Runs the tests; with `long` those as well that take minutes each, with outages of their full length, and writes
+/// `docs/reliability.md` if all of them passed.
+pub fn run(part: Option<Part>, filter: Option<&str>, long: bool) -> anyhow::Result<ExitCode> {
     let begun = Instant::now();
     // Tests that need root fail without it instead of being skipped; better to say so before the build.
     packages::root("the test suite")?;
@@ -43,6 +44,9 @@ pub fn run(part: Option<Part>, filter: Option<&str>) -> anyhow::Result<ExitCode>
     let binary = |name: &str| {
         let mut command = cargo::cargo(["test", "--package", "tests", "--locked", "--test", name]);
         command.args(filter).args(["--", "--test-threads=1", "--nocapture"]).env("CULVERT_BINARIES", &binaries);
+        if long {
+            command.arg("--include-ignored").env("CULVERT_LONG", "1");
+        }
         command
     };
     if wanted(Part::Lab) {
@@ -56,7 +60,14 @@ pub fn run(part: Option<Part>, filter: Option<&str>) -> anyhow::Result<ExitCode>
         let mut command = binary("cluster");
         command.envs(environment).env("CULVERT_IMAGES", image::of(&binaries)?);
         command.env("CULVERT_MANIFESTS", manifests::for_cluster()?).env("CULVERT_POSTGRESQL", postgresql::root()?);
-        phase::run("cluster tests", || cargo::run(&mut command))?;
+        let rows = phase::run("cluster tests", || match long {
+            true => figures::run(&mut command),
+            false => cargo::run(&mut command).map(|()| Vec::new()),
+        })?;
+        // A part of the tests is not the table.
+        if long && filter.is_none() {
+            figures::write(figures::RELIABILITY, &rows)?;
+        }
     }
     phase::say(&format!("all tests passed in {:.0} s, builds included", begun.elapsed().as_secs_f64()));
     Ok(ExitCode::SUCCESS)

@@ -1,20 +1,42 @@
 //! What the mesh adds to the start of a pod, as the container runtime saw it, and sixty pods at once.
 
 use std::collections::BTreeMap;
-use std::time::Instant;
+use std::io::Write as _;
+use std::net::{IpAddr, SocketAddr};
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, ensure};
 use cluster::{APPS, Cluster};
-use lab::wait;
+use lab::apps::stats::Stats;
+use lab::{binaries, wait};
+use serde_json::Value;
 
-use crate::shop::meshed;
+use crate::prober::next;
+use crate::shop::{ECHO, Member, STATS, meshed, process_of, start};
 use crate::support::{PODS, figure};
+use crate::traffic::lasts;
 
 /// Pods of each kind.
 const EACH: usize = 100;
 /// Started together, half of each kind: what the machine is busy with meets both alike.
 const BATCH: usize = 4;
 const AT_ONCE: usize = 60;
+/// Addresses of each family and node that are probed: half of the pods start on each, and the scheduler may not halve exactly.
+const AHEAD: u32 = 45;
+/// Attempts a second at all of them: ten at each.
+const RATE: &str = "1800";
+/// How long the pods are probed after the last of them is Ready.
+const SETTLED: Duration = Duration::from_secs(3);
+/// Nobody may reach the sixty.
+const DENIED: &str = "apiVersion: security.istio.io/v1
+kind: AuthorizationPolicy
+metadata: {name: nobody, namespace: shop}
+spec:
+  selector: {matchLabels: {app: many}}
+  action: DENY
+  rules: [{}]
+";
 
 /// A pod that does nothing, on node 1.
 fn pod(namespace: &str, name: &str, batch: usize) -> String {
@@ -100,24 +122,100 @@ fn the_mesh_adds_what_is_printed_to_the_start_of_a_pod_and_sixty_at_once_all_sta
     let note = format!("difference of the slowest; plain {:.0} ms", plain[EACH - 1]);
     figure("added_start_max", format!("{max:.1}"), "ms", &note);
 
-    cluster.apply(&format!(
-        "apiVersion: apps/v1\nkind: Deployment\nmetadata: {{name: many, namespace: shop}}\nspec:\n  replicas: {AT_ONCE}\n  \
-         selector: {{matchLabels: {{app: many}}}}\n  template:\n    metadata: {{labels: {{app: many}}}}\n    spec:\n      \
-         terminationGracePeriodSeconds: 0\n      containers: [{{name: app, image: {APPS}, imagePullPolicy: Never, command: [/bin/sh, -c, \"exec sleep 100000\"]}}]\n"
-    ))?;
     let begun = Instant::now();
-    cluster.kubectl(&["rollout", "status", "-n", "shop", "deployment/many", "--timeout=180s"])?;
+    many(&cluster)?;
     figure(
         "sixty_pods_ready",
         format!("{:.1}", begun.elapsed().as_secs_f64()),
         "s",
-        "enrolled, on two nodes, after apply",
+        "enrolled, on two nodes, from before apply on",
     );
     let captured = "jsonpath={.items[*].status.conditions[?(@.type==\"culvert.io/Captured\")].status}";
     wait::until_true("all sixty to be captured", PODS, || {
         let said = cluster.kubectl(&["get", "pods", "-n", "shop", "-l", "app=many", "-o", captured]);
         said.is_ok_and(|said| said.split_whitespace().filter(|status| *status == "True").count() == AT_ONCE)
     })
+}
+
+/// Sixty pods that count what reaches them; returns when all of them are Ready.
+fn many(cluster: &Cluster) -> Result<()> {
+    cluster.apply(&format!(
+        "apiVersion: apps/v1\nkind: Deployment\nmetadata: {{name: many, namespace: shop}}\nspec:\n  replicas: {AT_ONCE}\n  \
+         selector: {{matchLabels: {{app: many}}}}\n  template:\n    metadata: {{labels: {{app: many}}}}\n    spec:\n      \
+         terminationGracePeriodSeconds: 0\n      containers: [{{name: app, image: {APPS}, imagePullPolicy: Never, \
+         command: [/bin/sh, -c, \"exec culvert-lab app --stats {STATS} echo:{ECHO}\"]}}]\n"
+    ))?;
+    cluster.kubectl(&["rollout", "status", "-n", "shop", "deployment/many", "--timeout=180s"]).map(drop)
+}
+
+/// Each is probed from before it is there: it is not known which of a node's next addresses it gets, so all of them are.
+#[test]
+fn of_sixty_pods_that_start_at_once_none_gets_a_byte_that_policy_denies() -> Result<()> {
+    let (cluster, _) = meshed("kube-churn", true)?;
+    let outsider = start(&cluster, "outside", "outsider", 1)?;
+    cluster.apply(DENIED)?;
+    let mut at = next(&cluster, 1, AHEAD)?;
+    at.extend(next(&cluster, 2, AHEAD)?);
+    let mut prober = Prober::start(&outsider, &at)?;
+    many(&cluster)?;
+    let list = cluster.get(&["pods", "-n", "shop", "-l", "app=many"])?;
+    let pods = list["items"].as_array().context("a list")?;
+    ensure!(pods.len() == AT_ONCE, "{} pods", pods.len());
+    let seen = || -> Result<Stats> {
+        let mut all = Stats::default();
+        for pod in pods {
+            let name = pod["metadata"]["name"].as_str().context("text")?;
+            let one = Stats::read(&process_of(&cluster, name)?.root(STATS));
+            (all.connections, all.bytes) = (all.connections + one.connections, all.bytes + one.bytes);
+        }
+        Ok(all)
+    };
+    for pod in pods {
+        let ip: IpAddr = pod["status"]["podIP"].as_str().context("an address")?.parse()?;
+        ensure!(at.contains(&ip), "{ip} was not probed");
+    }
+    // Some of them have just begun.
+    lasts(SETTLED);
+    prober.phase("the policy goes")?;
+    let denied = seen()?;
+    cluster.kubectl(&["delete", "authorizationpolicy", "-n", "shop", "nobody"])?;
+    wait::until_true("bytes of the prober at the apps without the policy", PODS, || {
+        seen().is_ok_and(|seen| seen.bytes > 0)
+    })?;
+    let report = prober.ends()?;
+    let churn = report["phases"].as_array().into_iter().flatten().find(|phase| phase["phase"] == "start");
+    let churn = churn.context("the phase of the churn")?;
+    let note = format!("of {} attempts while {AT_ONCE} pods started at once: {}", churn["attempts"], churn["outcomes"]);
+    figure("unjudged_bytes_through_churn", denied.bytes, "bytes", &note);
+    ensure!(denied == Stats::default(), "the apps saw {denied:?} while nobody was allowed");
+    Ok(())
+}
+
+/// The lab's prober in a pod's network.
+struct Prober {
+    child: Child,
+}
+
+impl Prober {
+    fn start(from: &Member, at: &[IpAddr]) -> Result<Prober> {
+        let mut command = Command::new(binaries::own("culvert-lab").context("culvert-lab is not built")?);
+        command.args(["client", "probe", "--echo", "--timeout", "500", "--rate", RATE]);
+        command.args(at.iter().map(|ip| SocketAddr::new(*ip, ECHO).to_string()));
+        command.stdin(Stdio::piped()).stdout(Stdio::piped());
+        Ok(Prober { child: from.within(|| command.spawn().context("start the prober"))? })
+    }
+
+    fn phase(&mut self, name: &str) -> Result<()> {
+        writeln!(self.child.stdin.as_mut().context("a pipe")?, "{name}").context("tell the prober")
+    }
+
+    /// Its report: the last line it prints once its input ends.
+    fn ends(mut self) -> Result<Value> {
+        drop(self.child.stdin.take());
+        let output = self.child.wait_with_output()?;
+        let said = String::from_utf8_lossy(&output.stdout).into_owned();
+        serde_json::from_str(said.trim().lines().last().unwrap_or_default()).context(said)
+    }
 }
 
 #[cfg(test)]

@@ -8,9 +8,9 @@ use anyhow::{Context as _, Result, ensure};
 use cluster::Cluster;
 use cluster::mesh::NAMESPACE;
 
-/// How `pgrep` finds them.
+/// How `pgrep` finds them; the brackets keep it from finding the shell that asks.
 pub(crate) const CONTROL_PLANE: &str = "-x control-plane";
-pub(crate) const WORKER: &str = "-f node-proxy.worker";
+pub(crate) const WORKER: &str = "-f [n]ode-proxy.worker";
 
 /// What some processes use, together.
 #[derive(Clone, Copy, Debug, Default)]
