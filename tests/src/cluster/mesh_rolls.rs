@@ -105,7 +105,12 @@ fn no_connection_is_refused_or_ends_before_its_first_byte_while_node_proxy_is_re
     std::thread::scope(|scope| -> Result<()> {
         let pairs = callers.iter().flat_map(|from| targets.iter().map(move |to| (from, *to)));
         let (over, met) = (&over, &met);
-        let talk = |(from, to): (&Member, SocketAddr)| from.inside(|| Ok(attempts(to, every, over, met)));
+        let talk = |(from, to): (&Member, SocketAddr)| {
+            from.inside(|| {
+                attempts(to, every, over, met);
+                Ok(())
+            })
+        };
         let threads: Vec<_> = pairs.map(|pair| scope.spawn(move || talk(pair))).collect();
         let rolled = (1..=ROLLINGS).try_for_each(|n| roll(&cluster).with_context(|| format!("rolling {n}")));
         over.store(true, Ordering::Relaxed);
