@@ -247,7 +247,8 @@ fn what_is_right_is_not_written_again_and_what_a_stranger_changed_is() {
         change(&mut forged["status"]["conditions"]);
         needed_of(&world(&[(kind, forged)]))
     };
-    let changes: [(&str, &dyn Fn(&mut Value), bool); 9] = [
+    type Change<'a> = (&'a str, &'a dyn Fn(&mut Value), bool);
+    let changes: [Change<'_>; 9] = [
         ("status", &|all| all[1]["status"] = "False".into(), true),
         ("reason", &|all| all[1]["reason"] = "Wrong".into(), true),
         ("message", &|all| all[1]["message"] = "all is well".into(), false),

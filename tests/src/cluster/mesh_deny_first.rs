@@ -91,7 +91,7 @@ fn nothing_denied_reaches_a_pod_from_its_first_instant_on_with_and_without_a_con
     let (outsider, guest) = (start(&cluster, "outside", "outsider", 1)?, start(&cluster, "shop", "guest", 2)?);
     captured(&cluster, &[&guest], true)?;
     let probers = [&outsider, &guest];
-    probers.iter().try_for_each(|prober| prober.within(eager_neighbours))?;
+    probers.iter().try_for_each(|prober| prober.inside(eager_neighbours))?;
     cluster.lab().nodes().iter().try_for_each(|node| node.in_netns(eager_neighbours))?;
 
     let (seen, met) = life(&cluster, &probers, "target-0", 1)?;

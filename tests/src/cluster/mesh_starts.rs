@@ -202,7 +202,7 @@ impl Prober {
         command.args(["client", "probe", "--echo", "--timeout", "500", "--rate", RATE]);
         command.args(at.iter().map(|ip| SocketAddr::new(*ip, ECHO).to_string()));
         command.stdin(Stdio::piped()).stdout(Stdio::piped());
-        Ok(Prober { child: from.within(|| command.spawn().context("start the prober"))? })
+        Ok(Prober { child: from.inside(|| command.spawn().context("start the prober"))? })
     }
 
     fn phase(&mut self, name: &str) -> Result<()> {

@@ -17,7 +17,7 @@ const CONDITION: &str = "culvert.io/Accepted";
 /// The most rules that a policy of the promise has; the definition lets 10,240 through.
 const RULES: usize = 10_000;
 /// For a status: the control plane writes 20 a second, after it has compiled.
-const TOLD: Duration = Duration::from_secs(30);
+const TOLD: Duration = Duration::from_secs(60);
 
 struct Policies<'a>(&'a Cluster);
 

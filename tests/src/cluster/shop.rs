@@ -108,11 +108,6 @@ pub(crate) fn member(cluster: &Cluster, namespace: &str, name: &str, node: usize
     let ready = cluster.kubectl(&["wait", "-n", namespace, &format!("pod/{name}"), "--for=condition=Ready", &timeout]);
     ready
         .with_context(|| cluster.kubectl(&["get", "pods,events", "-n", namespace, "-o", "wide"]).unwrap_or_default())?;
-    running(cluster, namespace, name, node)
-}
-
-/// A pod that runs.
-pub(crate) fn running(cluster: &Cluster, namespace: &str, name: &str, node: usize) -> Result<Member> {
     let pod = cluster.get(&["pod", name, "-n", namespace])?;
     let ips = pod["status"]["podIPs"].as_array().context("addresses")?;
     let ips = ips.iter().map(|ip| Ok(ip["ip"].as_str().context("text")?.parse()?)).collect::<Result<Vec<IpAddr>>>()?;
@@ -159,11 +154,6 @@ impl Member {
     /// Where this pod takes connections of both families, on a port of the kernel's choice.
     pub(crate) fn listen(&self) -> Result<TcpListener> {
         ns::in_netns(&self.netns, || TcpListener::bind((Ipv6Addr::UNSPECIFIED, 0)).context("listen"))
-    }
-
-    /// Does something in this pod's network.
-    pub(crate) fn within<T: Send>(&self, work: impl FnOnce() -> Result<T> + Send) -> Result<T> {
-        ns::in_netns(&self.netns, work)
     }
 
     /// Whether a connection from this pod is answered; an error says how it was not.
