@@ -158,6 +158,8 @@ impl Pod {
                 // A successor that was refused the ports while its predecessor held them gets its chance at once.
                 self.offer_rest(out);
             }
+            // Only who leaves serves it now, if it was the heir that went.
+            Phase::Captured | Phase::Undoing => self.find_lasting_hands(out),
             Phase::Offered(_) if was == Some(Served::Asked) && !self.any(Served::Asked) => self.offer_first(out),
             Phase::Draining => self.drained_so_far(out),
             _ => {}
