@@ -43,9 +43,9 @@ impl Pod {
         out.push(Action::Offer { keeper, epoch: self.epoch });
     }
 
-    /// To those that stay and do not serve it.
+    /// To those that stay and do not serve it; who is still letting go of an earlier enrolment does one after the other.
     pub(super) fn offer_rest(&mut self, out: &mut Out) {
-        let spare = |served: &Served| matches!(served, Served::Idle | Served::Refused);
+        let spare = |served: &Served| matches!(served, Served::Idle | Served::Refused | Served::Leaving);
         let rest = self.keepers.iter().filter(|(keeper, served)| spare(served) && !self.leaving.contains(keeper));
         let rest: Vec<KeeperId> = rest.map(|(keeper, _)| *keeper).collect();
         rest.into_iter().for_each(|keeper| self.offer_one(keeper, out));
