@@ -58,7 +58,12 @@ fn life(cluster: &Cluster, from: &[&Member], name: &str, node: usize) -> Result<
         wait::until_true("attempts at the pod", PODS, || {
             now().iter().zip(&before).all(|(now, before)| *now >= before + ATTEMPTS)
         })?;
-        seen = Stats::read(&shop::process_of(cluster, name)?.root(STATS));
+        // A probe of kubelet's is answered by the proxy, so Ready says nothing of the app: one of them, or who is let in, reaches it soon.
+        let stats = shop::process_of(cluster, name)?.root(STATS);
+        wait::until_true("a connection at the app", PODS, || {
+            seen = Stats::read(&stats);
+            seen.connections > 0
+        })?;
         cluster.kubectl(&["delete", "pod", "-n", "shop", name, "--timeout=60s"]).map(drop)
     })?;
     let note = format!("{name} on node {node}: {} connections and {} bytes at the app", seen.connections, seen.bytes);
@@ -68,9 +73,8 @@ fn life(cluster: &Cluster, from: &[&Member], name: &str, node: usize) -> Result<
 
 fn nothing_got_in(cluster: &Cluster, from: &[&Member], name: &str, node: usize) -> Result<()> {
     let (seen, met) = life(cluster, from, name, node)?;
-    // The node's own probe connects and says nothing.
+    // The node's own probe has connected and said nothing.
     ensure!(seen.bytes == 0 && met.answered() == 0, "{name}: the app saw {seen:?}, the probers met {met:?}");
-    ensure!(seen.connections > 0, "{name}: not even its node reached it");
     Ok(())
 }
 
