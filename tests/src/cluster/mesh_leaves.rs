@@ -5,7 +5,7 @@ use cluster::Cluster;
 use cluster::mesh::{Mesh, NAMESPACE};
 use lab::{Exit, wait};
 
-use crate::shop::{self, CHANGE, captured, enrol, namespaces, start};
+use crate::shop::{self, CHANGE, Member, captured, enrol, namespaces, start};
 use crate::support::up;
 
 /// What of a node the mesh may touch: names and contents.
@@ -28,16 +28,30 @@ fn as_before(cluster: &Cluster, before: &[String; 2]) -> Result<()> {
     Ok(())
 }
 
-#[test]
-fn uninstalling_takes_chain_entry_binary_and_state_away_and_pods_do_not_notice() -> Result<()> {
+/// The mesh in a cluster, two pods of it that talk, and what the nodes were before.
+struct Installed {
+    mesh: Mesh,
+    cluster: Cluster,
+    before: [String; 2],
+    cart: Member,
+    web: Member,
+}
+
+fn installed(name: &str) -> Result<Installed> {
     let mesh = Mesh::find()?;
-    let cluster = up("kube-leaves")?;
+    let cluster = up(name)?;
     let before = [node(&cluster, 1)?, node(&cluster, 2)?];
     cluster.install(&mesh, |_| {})?;
     namespaces(&cluster, true)?;
     let (cart, web) = (start(&cluster, "shop", "cart", 1)?, start(&cluster, "shop", "web", 2)?);
     captured(&cluster, &[&cart, &web], true)?;
     shop::until(&cart, &web, true)?;
+    Ok(Installed { mesh, cluster, before, cart, web })
+}
+
+#[test]
+fn uninstalling_takes_chain_entry_binary_and_state_away_and_pods_do_not_notice() -> Result<()> {
+    let Installed { mesh, cluster, before, cart, web } = installed("kube-leaves")?;
     for (index, before) in before.iter().enumerate() {
         let now = node(&cluster, index + 1)?;
         ensure!(&now != before && now.contains("culvert-cni"), "the plugin is not on node {}: {now}", index + 1);
@@ -85,14 +99,7 @@ fn kubelet(cluster: &Cluster, index: usize) -> Result<lab::Process> {
 
 #[test]
 fn after_an_unclean_end_the_documented_clean_up_leaves_nothing_and_enrolled_pods_talk_again() -> Result<()> {
-    let mesh = Mesh::find()?;
-    let cluster = up("kube-unclean")?;
-    let before = [node(&cluster, 1)?, node(&cluster, 2)?];
-    cluster.install(&mesh, |_| {})?;
-    namespaces(&cluster, true)?;
-    let (cart, web) = (start(&cluster, "shop", "cart", 1)?, start(&cluster, "shop", "web", 2)?);
-    captured(&cluster, &[&cart, &web], true)?;
-    shop::until(&cart, &web, true)?;
+    let Installed { mesh, cluster, before, cart, web } = installed("kube-unclean")?;
 
     killed(&cluster)?;
     // Nobody was there to hear of it.

@@ -86,6 +86,12 @@ fn mib(bytes: u64) -> String {
     format!("{:.1}", bytes as f64 / (1 << 20) as f64)
 }
 
+fn totals(when: &str, used: &Use) {
+    let replica = used.control_plane.memory / used.control_plane.processes as u64;
+    figure(&format!("control plane{when}"), mib(replica), "MiB", "one replica");
+    figure(&format!("proxy{when}"), mib(used.proxy.memory), "MiB", "one worker with its supervisor");
+}
+
 fn grown(cluster: &Cluster, what: &str, count: usize, before: &Use) -> Result<Use> {
     let now = settled(cluster)?;
     let replicas = now.control_plane.processes;
@@ -185,13 +191,7 @@ fn ten_thousand_pods_on_two_hundred_nodes_cost_what_is_printed() -> Result<()> {
     let writer = Writer(&cluster);
     let start = settled(&cluster)?;
     let own = processes::records(&cluster, 1)?;
-    figure(
-        "control plane, empty",
-        mib(start.control_plane.memory / start.control_plane.processes as u64),
-        "MiB",
-        "one replica",
-    );
-    figure("proxy, empty", mib(start.proxy.memory), "MiB", "one worker with its supervisor");
+    totals(", empty", &start);
 
     let wrote = writer.world(WHOLE)?;
     figure(
@@ -210,13 +210,7 @@ fn ten_thousand_pods_on_two_hundred_nodes_cost_what_is_printed() -> Result<()> {
         figure("pods written", format!("{:.0}", each as f64 / wrote.as_secs_f64()), "per second", &note);
         last = grown(&cluster, "pod", each, &last)?;
     }
-    figure(
-        "control plane",
-        mib(last.control_plane.memory / last.control_plane.processes as u64),
-        "MiB",
-        "one replica, everything known",
-    );
-    figure("proxy", mib(last.proxy.memory), "MiB", "everything known");
+    totals(", everything known", &last);
     churn(&cluster, &writer)?;
     restarts(&cluster)?;
     fresh_proxy(&cluster, own + WHOLE.services + WHOLE.pods)
