@@ -91,6 +91,7 @@ impl fmt::Display for Problem {
 pub fn compile(objects: &Objects, rejected: &[Rejected], config: &CompileConfig) -> Compiled {
     let (mut problems, mut told) = (Vec::new(), Vec::new());
     let mut workloads = workloads::workloads(objects, config, &mut problems);
+    workloads::shared_addresses(&workloads, &mut problems);
     let services = services::services(objects, config, &mut problems);
     endpoints::attach(objects, config, &mut workloads, &mut problems);
     network_policy::mark(objects, rejected, &mut workloads);

@@ -2,6 +2,7 @@
 //! waiting for the address would leave a new pod unknown to its own node while it starts.
 
 use std::collections::BTreeMap;
+use std::net::IpAddr;
 
 use mesh_api::manifests::{self, Enrolment, Objects, Pod};
 use mesh_model::{Health, NetworkPolicy, PodName, Tunnel, Workload, WorkloadUid};
@@ -56,6 +57,32 @@ pub(super) fn workloads(objects: &Objects, config: &CompileConfig, problems: &mu
         pods.insert(uid, Compiling { workload, labels });
     }
     pods
+}
+
+/// Two pods with one address: a mistake, or the moment in which an address is used again. Proxies take it for the one that
+/// [`mesh_model::Mesh::workload_at`] names, and whoever answers there with another identity is refused; so nobody gets more than he
+/// had, and the others are told that they are not reached.
+pub(super) fn shared_addresses(pods: &Pods, problems: &mut Vec<Problem>) {
+    let mut claims: BTreeMap<IpAddr, Vec<&Workload>> = BTreeMap::new();
+    // The address of a host-network pod is its node's, which it shares with others rightly.
+    for pod in pods.values().filter(|pod| !pod.workload.host_network) {
+        for ip in &pod.workload.addresses {
+            claims.entry(ip.to_canonical()).or_default().push(&pod.workload);
+        }
+    }
+    for (ip, claims) in claims.iter_mut().filter(|(_, claims)| claims.len() > 1) {
+        claims.sort_by_key(|workload| (workload.tunnel != Tunnel::Hbone, &workload.uid));
+        let Some((first, others)) = claims.split_first() else { continue };
+        for other in others {
+            let key = (other.pod.namespace.clone(), other.pod.name.clone());
+            let text = format!(
+                "reports the address {ip}, which Pod {} reports as well: connections to it are taken for that pod's, and this one is \
+                 not reached there until one of the two is gone",
+                first.pod
+            );
+            problems.push(Problem::new("Pod", &key, text));
+        }
+    }
 }
 
 /// HBONE exactly where the node captures the pod: both sides decide by the same function.
