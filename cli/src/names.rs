@@ -16,8 +16,8 @@ pub const MANAGER: &str = "culvert";
 pub const CAPTURED: &str = "culvert.io/Captured";
 /// The taint of a node on which enrolled pods cannot start yet.
 pub const NOT_READY: &str = "culvert.io/not-ready";
-/// Who reports pod-watcher's events.
-pub const REPORTER: &str = "culvert.io/pod-watcher";
+/// Who reports Events of the mesh: pod-watcher of what happened to pods, the control plane of what is not carried out as written.
+pub const REPORTERS: [&str; 2] = ["culvert.io/pod-watcher", "culvert.io/control-plane"];
 
 /// A component of the mesh, or one container of it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, ValueEnum)]

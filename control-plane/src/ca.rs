@@ -7,6 +7,7 @@ use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, SystemTime};
 
+use k8s_openapi::jiff::Timestamp;
 use mesh_api::xds::IMPERSONATED_IDENTITY;
 use mesh_api::xds::ca::istio_certificate_service_server::IstioCertificateService;
 use mesh_api::xds::ca::{IstioCertificateRequest, IstioCertificateResponse};
@@ -145,7 +146,7 @@ impl Ca {
         if *identity.trust_domain() != self.trust_domain {
             return Err(Refused::TrustDomain(identity));
         }
-        if !snapshot.may_have(node, &identity) {
+        if !snapshot.may_have(node, &identity, Timestamp::now()) {
             return Err(Refused::NotOnNode(identity));
         }
         // Nothing or nonsense asked for: the longest.

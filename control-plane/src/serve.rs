@@ -130,12 +130,12 @@ pub async fn start(settings: Settings) -> anyhow::Result<Running> {
     let snapshots = match (source, api) {
         (Place::Api, Some(api)) => {
             let follow = KINDS.map(|kind| Following { kind, node: None });
-            let (lease, leads) = Lease::new(api.clone(), own_namespace, pod_name, metrics.leader.clone());
+            let (lease, leads) = Lease::new(api.clone(), own_namespace, pod_name.clone(), metrics.leader.clone());
             group.spawn("lease", lease.run(watch.clone()));
             let source =
                 Server::start(api.clone(), &follow, Timing::default(), metrics.source.clone(), &group.handle());
             let (mut compiling, snapshots) = Compiling::new(source, compile, metrics.clone(), &readiness);
-            let writer = Writer::new(api, leads, compiling.statuses(), metrics.source.clone());
+            let writer = Writer::new(api, pod_name, leads, compiling.statuses(), metrics.source.clone());
             group.spawn("statuses", writer.run(watch.clone()));
             group.spawn("source", compiling.run(watch.clone()));
             snapshots

@@ -1,9 +1,10 @@
 //! One configuration as it is served: resources by name with versions made from their content, and which identities each node may
 //! ask certificates for. Immutable; the source publishes a new one, readers compare.
 
-use std::collections::{BTreeMap, HashMap, HashSet};
+use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 
+use k8s_openapi::jiff::{SignedDuration, Timestamp};
 use mesh_api::xds::saved::SavedResource;
 use mesh_api::xds::{policy_resource, service_resource, workload_resource};
 use mesh_model::{Identity, Tunnel};
@@ -12,6 +13,18 @@ use crate::compile::Compiled;
 
 /// Resources of one type, by name.
 pub type Table = Arc<BTreeMap<String, Arc<SavedResource>>>;
+
+/// After its time to end a pod may be there for so long: its node's clock and ours differ, and kubelet asks before it kills (guess).
+const LATE: SignedDuration = SignedDuration::from_secs(60);
+
+/// Until when a node may ask for an identity; the later the greater.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+enum Until {
+    /// The pods with it are being deleted, and this is when the last of them must be over.
+    Time(Timestamp),
+    /// Until we are told something else.
+    Told,
+}
 
 /// One configuration.
 #[derive(Clone, Debug, Default)]
@@ -22,8 +35,8 @@ pub struct Snapshot {
     pub addresses: Table,
     /// Policies.
     pub policies: Table,
-    /// Node → identities of the mesh pods bound to it.
-    identities: HashMap<String, HashSet<Identity>>,
+    /// Node → identities of the mesh pods bound to it, and until when.
+    identities: HashMap<String, HashMap<Identity, Until>>,
 }
 
 impl Snapshot {
@@ -34,11 +47,13 @@ impl Snapshot {
             &last.addresses,
         );
         let policies = table(compiled.policies.iter().map(policy_resource), &last.policies);
-        let mut identities: HashMap<String, HashSet<Identity>> = HashMap::new();
+        let mut identities: HashMap<String, HashMap<Identity, Until>> = HashMap::new();
         // Pods outside the mesh have no identity: whoever holds a node's token gets nothing in their name.
         for workload in compiled.workloads.iter().filter(|workload| workload.tunnel == Tunnel::Hbone) {
             if let Ok(identity) = workload.identity() {
-                identities.entry(workload.node.clone()).or_default().insert(identity);
+                let until = compiled.ends.get(&workload.uid).map_or(Until::Told, |ends| Until::Time(*ends));
+                let place = identities.entry(workload.node.clone()).or_default().entry(identity).or_insert(until);
+                *place = until.max(*place);
             }
         }
         Self { generation: last.generation + 1, addresses, policies, identities }
@@ -57,9 +72,14 @@ impl Snapshot {
             && self.identities == other.identities
     }
 
-    /// Whether a mesh pod with this identity is bound to the node.
-    pub fn may_have(&self, node: &str, identity: &Identity) -> bool {
-        self.identities.get(node).is_some_and(|identities| identities.contains(identity))
+    /// Whether a mesh pod with this identity is bound to the node, and not past the time in which it must end: its object may stay for
+    /// long after that, on a node that nobody hears of any more.
+    pub fn may_have(&self, node: &str, identity: &Identity, now: Timestamp) -> bool {
+        match self.identities.get(node).and_then(|identities| identities.get(identity)) {
+            Some(Until::Told) => true,
+            Some(Until::Time(ends)) => now.duration_since(*ends) <= LATE,
+            None => false,
+        }
     }
 
     /// Everything, in the order in which it must be applied: policies before the workloads that list them.
@@ -77,4 +97,42 @@ fn table(resources: impl Iterator<Item = SavedResource>, last: &Table) -> Table 
         }
     });
     Arc::new(entries.collect())
+}
+
+#[cfg(test)]
+mod tests {
+    use mesh_api::manifests::{Kind, Store};
+    use serde_json::{Value, json};
+
+    use super::*;
+    use crate::compile::compile;
+    use crate::compile::tests::config;
+
+    fn pod(name: &str, deleted: Option<&str>) -> Value {
+        let mut pod = json!({"metadata": {"name": name, "namespace": "shop", "labels": {"culvert.io/mesh": "enabled"}},
+            "spec": {"nodeName": "node-1", "serviceAccountName": "cart", "containers": []}});
+        if let Some(time) = deleted {
+            pod["metadata"]["deletionTimestamp"] = time.into();
+        }
+        pod
+    }
+
+    #[test]
+    fn a_pod_past_its_time_to_end_takes_its_identity_along_unless_another_has_it() {
+        let may = |pods: &[&Value], now: &str| {
+            let mut store = Store::default();
+            pods.iter().for_each(|pod| drop(store.item(Kind::Pod, (*pod).clone())));
+            let snapshot = Snapshot::new(&compile(store.objects(), &[], &config()), &Snapshot::default());
+            let identity = Identity::parse("spiffe://cluster.local/ns/shop/sa/cart").expect("an identity");
+            snapshot.may_have("node-1", &identity, now.parse().expect("a time"))
+        };
+        let leaves = pod("cart-1", Some("2026-01-01T00:00:30Z"));
+        assert!(may(&[&leaves], "2026-01-01T00:00:00Z"), "it has time to end");
+        assert!(may(&[&leaves], "2026-01-01T00:01:30Z"), "clocks differ");
+        assert!(!may(&[&leaves], "2026-01-01T00:01:31Z"));
+        let later = pod("cart-2", Some("2026-01-01T01:00:00Z"));
+        assert!(may(&[&leaves, &later], "2026-01-01T01:00:00Z"), "the later counts");
+        assert!(may(&[&later, &leaves], "2026-01-01T01:00:00Z"));
+        assert!(may(&[&leaves, &pod("cart-3", None)], "2026-01-02T00:00:00Z"));
+    }
 }

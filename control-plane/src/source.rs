@@ -30,7 +30,7 @@ pub struct Compiling<S> {
     metrics: Metrics,
     /// Complaints already logged, so that each is logged when it appears and not at every reload.
     known: BTreeSet<String>,
-    /// Where what has to be written at policies goes, if they are on an API server.
+    /// Where what has to be told of objects goes, if they are on an API server.
     statuses: Option<watch::Sender<Arc<Vec<Needed>>>>,
     waiting: Option<ready::Latch>,
 }
@@ -49,7 +49,7 @@ impl<S: Source> Compiling<S> {
         (Self { source, config, snapshots, metrics, known: BTreeSet::new(), statuses: None, waiting }, receiver)
     }
 
-    /// What has to be written at policies, each time it was compiled.
+    /// What has to be told of objects, each time it was compiled.
     pub fn statuses(&mut self) -> watch::Receiver<Arc<Vec<Needed>>> {
         let (send, receive) = watch::channel(Arc::default());
         self.statuses = Some(send);
@@ -85,7 +85,7 @@ impl<S: Source> Compiling<S> {
             let compiled = compile(objects, rejected, &config);
             let snapshot = Snapshot::new(&compiled, &before);
             let needed = match has_statuses {
-                true => needed(objects, &compiled.told, Timestamp::now()),
+                true => needed(objects, rejected, &compiled, Timestamp::now()),
                 false => Vec::new(),
             };
             (rejected.to_vec(), compiled.problems, snapshot, needed)

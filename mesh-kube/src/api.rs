@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use http_body_util::{BodyExt as _, Limited};
 use kube::client::Body;
+use mesh_daemon::causes;
 use serde::Deserialize;
 use serde_json::Value;
 
@@ -195,7 +196,7 @@ impl Api {
     pub(crate) async fn send(&self, request: http::Request<Body>) -> Result<http::Response<Body>, Error> {
         let answer =
             tokio::time::timeout(ANSWER, quiet(self.client.send(request))).await.map_err(|_| Error::Late(ANSWER))?;
-        let answer = answer.map_err(|error| Error::Transport(chain(&error)))?;
+        let answer = answer.map_err(|error| Error::Transport(causes(&error)))?;
         if answer.status().is_success() {
             return Ok(answer);
         }
@@ -231,20 +232,4 @@ pub(crate) fn request(
     }
     // A path that is none was made from an object's name.
     request.body(Body::from(body)).map_err(|error| Error::Answer(error.to_string()))
-}
-
-/// An error with its causes.
-pub(crate) fn chain(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut cause = error.source();
-    while let Some(error) = cause {
-        let more = error.to_string();
-        // Some layers print their cause as well.
-        if !text.contains(&more) {
-            text.push_str(": ");
-            text.push_str(&more);
-        }
-        cause = error.source();
-    }
-    text
 }

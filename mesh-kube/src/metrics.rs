@@ -82,7 +82,7 @@ impl Metrics {
             )?,
             writes: counter(
                 "writes_total",
-                "Conditions of pods or policies and events written to the API server, by what and result.",
+                "Conditions of pods or policies and Events written to the API server, by what and result.",
                 &["what", "result"],
             )?,
             connected,
@@ -126,9 +126,9 @@ impl Metrics {
         self.lookups.with_label_values(&[result]).inc();
     }
 
-    /// A condition was `written`, `failed` (it is tried again) or `dropped`.
-    pub fn condition(&self, result: &'static str) {
-        self.writes.with_label_values(&["condition", result]).inc();
+    /// A `condition` or an `event` was `written`, `failed` (a condition is tried again) or `dropped`.
+    pub fn wrote(&self, what: &'static str, result: &'static str) {
+        self.writes.with_label_values(&[what, result]).inc();
     }
 
     /// Restarts of a kind, of all causes: for tests.

@@ -9,6 +9,7 @@ use k8s_openapi::api::core::v1::Pod;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Status;
 use kube::api::AttachParams;
 use kube::client::{Body, UpgradeConnectionError};
+use mesh_daemon::causes;
 use serde_json::Value;
 use tokio::io::{AsyncRead, AsyncReadExt as _};
 
@@ -171,7 +172,7 @@ fn upgrade(error: kube::Error) -> Error {
             message: "the API server does not run a command in this container".to_owned(),
             retry_after: None,
         },
-        error => Error::Transport(api::chain(&error)),
+        error => Error::Transport(causes(&error)),
     }
 }
 

@@ -1,5 +1,6 @@
 //! A workload: one pod as the rest of the mesh knows it.
 
+use std::cmp::Ordering;
 use std::collections::BTreeMap;
 use std::fmt;
 use std::net::IpAddr;
@@ -100,5 +101,13 @@ impl Workload {
     /// The identity this workload shows and is asked for.
     pub fn identity(&self) -> Result<Identity, BadIdentity> {
         Identity::new(self.trust_domain.clone(), &self.pod.namespace, &self.service_account)
+    }
+
+    /// Of several that claim one address, which comes first: a pod before others and one that speaks HBONE before one that does not, as
+    /// ztunnel settles it; then one that is ready before one that leaves or has yet to start, since an address is given away again while
+    /// its last owner is still known; then the smallest key. Total over distinct keys, so that the order of arrival decides nothing.
+    pub fn claim_order(&self, other: &Self) -> Ordering {
+        let rank = |one: &Self| (!one.uid.is_pod(), one.tunnel != Tunnel::Hbone, one.health != Health::Healthy);
+        rank(self).cmp(&rank(other)).then_with(|| self.uid.cmp(&other.uid))
     }
 }

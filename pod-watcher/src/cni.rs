@@ -113,7 +113,7 @@ async fn request(conn: &AsyncConn) -> Result<(ToWatcher, Vec<OwnedFd>), String> 
 async fn receive(conn: &AsyncConn) -> Result<(ToWatcher, Vec<OwnedFd>), String> {
     let packet = conn.recv().await.map_err(|error| format!("receive: {error}"))?;
     let packet = packet.ok_or_else(|| "closed before it asked".to_owned())?;
-    let message = link::decode("cni", &packet.bytes).map_err(|error| crate::sandbox::chain(&error))?;
+    let message = link::decode("cni", &packet.bytes).map_err(|error| mesh_daemon::causes(&error))?;
     Ok((message, packet.fds))
 }
 

@@ -175,7 +175,7 @@ async fn send(conn: &AsyncConn, message: &ToKeeper, fds: &[OwnedFd]) -> Result<(
 
 async fn receive(conn: &AsyncConn) -> Result<Option<FromKeeper>, String> {
     let Some(packet) = conn.recv().await.map_err(|error| format!("receive: {error}"))? else { return Ok(None) };
-    link::decode("proxy", &packet.bytes).map(Some).map_err(|error| crate::sandbox::chain(&error))
+    link::decode("proxy", &packet.bytes).map(Some).map_err(|error| mesh_daemon::causes(&error))
 }
 
 /// A refusal in the words of the state machine.

@@ -9,7 +9,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use mesh_api::link::worker::LISTENERS;
-use mesh_daemon::tasks;
+use mesh_daemon::{causes, tasks};
 use mesh_model::Reason;
 use mesh_net::capture::{self, Drift, Found, Mode, Monitor, Session, Spec};
 use mesh_net::diag::Diag;
@@ -274,7 +274,7 @@ impl Inside {
             Job::Show(reply) => {
                 let shown = self.session().and_then(|session| Ok((session.render()?, session.counters()?)));
                 // Whoever asked may have gone.
-                let _ = reply.send(shown.map_err(|error| chain(&error)));
+                let _ = reply.send(shown.map_err(|error| causes(&error)));
                 None
             }
         }
@@ -306,7 +306,7 @@ impl Inside {
                 (drift.iter().map(of).collect(), counts)
             }
             Ok(None) => (one(DriftKind::Table, "table inet culvert is gone".to_owned()), BTreeMap::new()),
-            Err(error) => (one(DriftKind::Unreadable, chain(&error)), BTreeMap::new()),
+            Err(error) => (one(DriftKind::Unreadable, causes(&error)), BTreeMap::new()),
         };
         Done::Audited { jobs, drift, listeners: self.listeners(), by, counts }
     }
@@ -331,7 +331,7 @@ impl Inside {
         });
         opened
             .inspect_err(|error| {
-                tracing::warn!(error = chain(error), "no notifications of a pod's netns; its timer audits")
+                tracing::warn!(error = causes(error), "no notifications of a pod's netns; its timer audits")
             })
             .ok()
     }
@@ -347,7 +347,7 @@ impl Inside {
                 false
             }
             Err(error) => {
-                tracing::warn!(netns = %self.netns.id(), error = chain(&error), "netns of a pod cannot be entered");
+                tracing::warn!(netns = %self.netns.id(), error = causes(&error), "netns of a pod cannot be entered");
                 false
             }
         }
@@ -373,17 +373,5 @@ fn failure(error: &capture::Error) -> Failure {
         capture::Error::OwnedUnsupported => (Reason::Kernel, "start pod-watcher with --table-mode plain"),
         _ => (Reason::Kernel, "see the log of pod-watcher on this node, and the kernel's nf_tables modules"),
     };
-    Failure { reason, message: format!("capture rules: {}", chain(error)), next }
-}
-
-/// An error with its causes.
-pub fn chain(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut cause = error.source();
-    while let Some(error) = cause {
-        text.push_str(": ");
-        text.push_str(&error.to_string());
-        cause = error.source();
-    }
-    text
+    Failure { reason, message: format!("capture rules: {}", causes(error)), next }
 }

@@ -8,7 +8,7 @@ use serde_json::Value;
 
 use super::Finding;
 use crate::ask::Proxy;
-use crate::names::REPORTER;
+use crate::names::REPORTERS;
 use crate::print;
 use crate::ps::{Seen, State};
 
@@ -80,11 +80,12 @@ fn is_running(pod: &Pod) -> bool {
     pod.status.as_ref().and_then(|status| status.phase.as_deref()) == Some("Running")
 }
 
-/// What pod-watchers warned of within the last hour: pods, the CNI chain, rules that somebody changed. Once for each object and reason.
+/// What the mesh warned of within the last hour: pods, the CNI chain, rules that somebody changed, objects that are not carried out as
+/// written. Once for each object and reason.
 pub fn events(warnings: &[Value], now: u64) -> Vec<Finding> {
     let now = i64::try_from(now).unwrap_or(i64::MAX);
     let mut last: BTreeMap<(String, String), (i64, String)> = BTreeMap::new();
-    for event in warnings.iter().filter(|event| event["reportingController"] == REPORTER) {
+    for event in warnings.iter().filter(|event| REPORTERS.iter().any(|ours| event["reportingController"] == *ours)) {
         let text = |pointer: &str| event.pointer(pointer).and_then(Value::as_str).unwrap_or_default();
         let time = [text("/series/lastObservedTime"), text("/eventTime")]
             .iter()
@@ -107,7 +108,7 @@ pub fn events(warnings: &[Value], now: u64) -> Vec<Finding> {
             Finding::warning(
                 object,
                 format!("{reason}, {ago} ago: {note}"),
-                "see kubectl describe, and culvert logs pod-watcher on its node",
+                "see kubectl describe, and the reporter's own words: culvert logs pod-watcher, culvert logs control-plane",
             )
         })
         .collect();
@@ -236,9 +237,9 @@ mod tests {
         let now = "2026-11-21T12:00:00Z".parse::<Timestamp>().expect("a time").as_second();
         let all = [
             event("kubelet", "2026-11-21T11:59:00.000000Z", "other"),
-            event(REPORTER, "2026-11-21T09:00:00.000000Z", "old"),
-            event(REPORTER, "2026-11-21T11:50:00.000000Z", "first"),
-            event(REPORTER, "2026-11-21T11:58:00.000000Z", "last"),
+            event(REPORTERS[0], "2026-11-21T09:00:00.000000Z", "old"),
+            event(REPORTERS[0], "2026-11-21T11:50:00.000000Z", "first"),
+            event(REPORTERS[1], "2026-11-21T11:58:00.000000Z", "last"),
         ];
         let found = events(&all, u64::try_from(now).expect("after 1970"));
         assert_eq!(found.len(), 1, "{found:?}");

@@ -8,7 +8,7 @@ use std::collections::{BTreeMap, HashMap};
 use std::net::IpAddr;
 
 use k8s_openapi::api::discovery::v1::{Endpoint, EndpointSlice};
-use mesh_api::manifests::{Key, Objects};
+use mesh_api::manifests::{Key, Kind, Objects};
 use mesh_model::{Health, NetworkPolicy, PodName, ServiceKey, Telemetry, Tunnel, Workload, WorkloadUid};
 
 use super::services::{is_tcp, number, service_key};
@@ -33,7 +33,7 @@ pub(super) fn attach(objects: &Objects, config: &CompileConfig, pods: &mut Pods,
         let ports = match ports(slice, service) {
             Ok(ports) => ports,
             Err(text) => {
-                problems.push(Problem::new("EndpointSlice", key, text));
+                problems.push(Problem::new(Kind::EndpointSlice, key, text));
                 continue;
             }
         };
@@ -41,7 +41,7 @@ pub(super) fn attach(objects: &Objects, config: &CompileConfig, pods: &mut Pods,
         for endpoint in slice.endpoints.iter().flatten().filter(|endpoint| is_ready(endpoint)) {
             for address in &endpoint.addresses {
                 let Ok(ip) = address.parse::<IpAddr>().map(|ip| ip.to_canonical()) else {
-                    problems.push(Problem::new("EndpointSlice", key, format!("{address:?} is not an address")));
+                    problems.push(Problem::new(Kind::EndpointSlice, key, format!("{address:?} is not an address")));
                     continue;
                 };
                 let uid = pod_of(endpoint, key, ip, config, pods, &by_address)
@@ -132,7 +132,7 @@ fn other(endpoint: &Endpoint, slice: &Key, ip: IpAddr, config: &CompileConfig, p
         }
         .into(),
     };
-    pods.entry(uid.clone()).or_insert(Compiling { workload, labels: BTreeMap::new() });
+    pods.entry(uid.clone()).or_insert(Compiling { workload, labels: BTreeMap::new(), ends: None });
     uid
 }
 

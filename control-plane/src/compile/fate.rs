@@ -156,7 +156,7 @@ impl Fate {
         let message = [text(&reach.text())].into_iter().chain(aside).collect::<Vec<_>>().join("; ");
         if !outcome.is_as_written() {
             // A problem is logged when it is new: it may not be another one with each pod that comes.
-            problems.push(Problem { object: object.to_string(), text: text("all that it selects") });
+            problems.push(Problem { object: object.clone(), text: text("all that it selects") });
         }
         Told { object, outcome, message }
     }

@@ -13,13 +13,15 @@ mod services;
 mod telemetry;
 mod workloads;
 
+use std::collections::BTreeMap;
 use std::fmt;
 
 pub use fate::Told;
 
-use mesh_api::manifests::{Objects, Rejected};
+use k8s_openapi::jiff::Timestamp;
+use mesh_api::manifests::{Key, Kind, ObjectRef, Objects, Rejected};
 use mesh_model::policy::Policy;
-use mesh_model::{Service, TrustDomain, Workload};
+use mesh_model::{Service, TrustDomain, Workload, WorkloadUid};
 
 /// Whether plaintext is taken where no PeerAuthentication says anything.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, clap::ValueEnum)]
@@ -55,6 +57,8 @@ pub struct CompileConfig {
 pub struct Compiled {
     /// Pods bound to a node, and endpoints that are no pods.
     pub workloads: Vec<Workload>,
+    /// Of these, pods that are being deleted: when they must be over, their own time to end included.
+    pub ends: BTreeMap<WorkloadUid, Timestamp>,
     /// Services.
     pub services: Vec<Service>,
     /// Policies.
@@ -68,15 +72,16 @@ pub struct Compiled {
 /// An object, and what of it is not carried out as written.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Problem {
-    /// `Kind namespace/name`.
-    pub object: String,
+    /// The object.
+    pub object: ObjectRef,
     /// What, and what happens instead.
     pub text: String,
 }
 
 impl Problem {
-    fn new(kind: &str, (namespace, name): &(String, String), text: impl Into<String>) -> Self {
-        Self { object: format!("{kind} {namespace}/{name}"), text: text.into() }
+    fn new(kind: Kind, (namespace, name): &Key, text: impl Into<String>) -> Self {
+        let object = ObjectRef { kind, namespace: namespace.clone(), name: name.clone() };
+        Self { object, text: text.into() }
     }
 }
 
@@ -97,6 +102,7 @@ pub fn compile(objects: &Objects, rejected: &[Rejected], config: &CompileConfig)
     network_policy::mark(objects, rejected, &mut workloads);
     let mut policies = authorization::policies(objects, config, &mut workloads, &mut problems, &mut told);
     policies.extend(peer_authentication::policies(objects, config, &mut workloads, &mut problems, &mut told));
+    let ends = workloads.iter().filter_map(|(uid, pod)| Some((uid.clone(), pod.ends?))).collect();
     let mut workloads: Vec<Workload> = workloads.into_values().map(|pod| pod.workload).collect();
     for workload in &mut workloads {
         workload.policies.sort();
@@ -106,7 +112,7 @@ pub fn compile(objects: &Objects, rejected: &[Rejected], config: &CompileConfig)
     policies.sort_by(|a, b| a.key.cmp(&b.key));
     problems.sort();
     problems.dedup();
-    Compiled { workloads, services, policies, problems, told }
+    Compiled { workloads, ends, services, policies, problems, told }
 }
 
 #[cfg(test)]

@@ -3,7 +3,7 @@
 use std::net::IpAddr;
 
 use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
-use mesh_api::manifests::{Key, Objects};
+use mesh_api::manifests::{Key, Kind, Objects};
 use mesh_model::{Service, ServiceKey, ServicePort};
 
 use super::{CompileConfig, Problem};
@@ -16,7 +16,7 @@ pub(super) fn services(objects: &Objects, config: &CompileConfig, problems: &mut
         if spec.type_.as_deref() == Some("ExternalName") {
             continue;
         }
-        let mut complain = |text: String| problems.push(Problem::new("Service", key, text));
+        let mut complain = |text: String| problems.push(Problem::new(Kind::Service, key, text));
         let mut vips: Vec<IpAddr> = Vec::new();
         // clusterIPs is the list form of clusterIP; hand-written manifests may have only the latter.
         let cluster_ips =

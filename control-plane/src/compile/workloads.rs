@@ -4,7 +4,8 @@
 use std::collections::BTreeMap;
 use std::net::IpAddr;
 
-use mesh_api::manifests::{self, Enrolment, Objects, Pod};
+use k8s_openapi::jiff::Timestamp;
+use mesh_api::manifests::{self, Enrolment, Kind, Objects, Pod};
 use mesh_model::{Health, NetworkPolicy, PodName, Tunnel, Workload, WorkloadUid};
 
 use super::selector::Labels;
@@ -14,6 +15,8 @@ use super::{CompileConfig, Problem, telemetry};
 pub(super) struct Compiling {
     pub(super) workload: Workload,
     pub(super) labels: Labels,
+    /// When it must be over, if it is on its way out.
+    pub(super) ends: Option<Timestamp>,
 }
 
 /// By key.
@@ -50,11 +53,12 @@ pub(super) fn workloads(objects: &Objects, config: &CompileConfig, problems: &mu
         if workload.tunnel == Tunnel::Hbone
             && let Err(error) = workload.identity()
         {
-            problems.push(Problem::new("Pod", key, format!("stays outside the mesh: {error}")));
+            problems.push(Problem::new(Kind::Pod, key, format!("stays outside the mesh: {error}")));
             workload.tunnel = Tunnel::Clear;
         }
         let labels = pod.metadata.labels.clone().unwrap_or_default();
-        pods.insert(uid, Compiling { workload, labels });
+        let ends = pod.metadata.deletion_timestamp.as_ref().map(|time| time.0);
+        pods.insert(uid, Compiling { workload, labels, ends });
     }
     pods
 }
@@ -71,7 +75,7 @@ pub(super) fn shared_addresses(pods: &Pods, problems: &mut Vec<Problem>) {
         }
     }
     for (ip, claims) in claims.iter_mut().filter(|(_, claims)| claims.len() > 1) {
-        claims.sort_by_key(|workload| (workload.tunnel != Tunnel::Hbone, &workload.uid));
+        claims.sort_by(|one, other| one.claim_order(other));
         let Some((first, others)) = claims.split_first() else { continue };
         for other in others {
             let key = (other.pod.namespace.clone(), other.pod.name.clone());
@@ -80,7 +84,7 @@ pub(super) fn shared_addresses(pods: &Pods, problems: &mut Vec<Problem>) {
                  not reached there until one of the two is gone",
                 first.pod
             );
-            problems.push(Problem::new("Pod", &key, text));
+            problems.push(Problem::new(Kind::Pod, &key, text));
         }
     }
 }

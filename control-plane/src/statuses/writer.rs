@@ -1,5 +1,5 @@
-//! Writes what has to be written, while we hold the Lease: one after the other, against the version that was read, and never the same
-//! twice. What waits is the latest list that was compiled, so there is no queue that could grow.
+//! Writes what has to be written, while we hold the Lease: one after the other, a condition against the version that was read, and never
+//! the same twice. What waits is the latest list that was compiled, so there is no queue that could grow.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -9,6 +9,7 @@ use k8s_openapi::jiff::Timestamp;
 use mesh_api::manifests::ObjectRef;
 use mesh_daemon::drain;
 use mesh_kube::{Api, Backoff, Error, Method, Metrics, object_path};
+use serde_json::Value;
 use tokio::sync::watch;
 use tokio::time::Instant;
 
@@ -17,8 +18,11 @@ use super::Needed;
 /// Between writes: at most 20 a second, so 1,000 new policies are told within a minute. Each write is heard by every control plane, and
 /// compiled.
 const SPACING: Duration = Duration::from_millis(50);
-/// Where only numbers of the message differ, one policy is written at most so often: pods come and go.
+/// Of one object, so often at most, where it may wait: only numbers of a condition's message differ, since pods come and go, or an Event
+/// says something else.
 const CALM: Duration = Duration::from_secs(60);
+/// What was said and still holds is said again after this time, in which an API server forgets Events (`--event-ttl`, one hour).
+const AGAIN: Duration = Duration::from_secs(61 * 60);
 /// How often what was put off is looked at again.
 const LOOK: Duration = Duration::from_secs(10);
 /// For one write, answer included.
@@ -35,13 +39,15 @@ enum Pass {
     Failed,
 }
 
-/// Writes conditions of policies.
+/// Writes conditions and Events.
 pub struct Writer {
     api: Api,
+    /// Our own name.
+    me: String,
     leads: watch::Receiver<bool>,
     needed: watch::Receiver<Arc<Vec<Needed>>>,
     metrics: Metrics,
-    /// What was tried: as of which version, and when. No longer than it matters.
+    /// What was tried: for which cause, and when. No longer than it matters.
     tried: HashMap<ObjectRef, (String, Instant)>,
     /// The last one, so that one that cannot be written does not hold up those behind it.
     last: Option<ObjectRef>,
@@ -49,15 +55,16 @@ pub struct Writer {
 }
 
 impl Writer {
-    /// Writes nothing yet.
+    /// Writes nothing yet; later as this pod.
     pub fn new(
         api: Api,
+        me: String,
         leads: watch::Receiver<bool>,
         needed: watch::Receiver<Arc<Vec<Needed>>>,
         metrics: Metrics,
     ) -> Self {
         let backoff = Backoff::new(RETRY.0, RETRY.1);
-        Self { api, leads, needed, metrics, tried: HashMap::new(), last: None, backoff }
+        Self { api, me, leads, needed, metrics, tried: HashMap::new(), last: None, backoff }
     }
 
     /// Until the drain is asked for.
@@ -93,9 +100,9 @@ impl Writer {
     async fn pass(&mut self) -> Pass {
         let mut pass = Pass::Done;
         let needed = self.needed.borrow_and_update().clone();
-        let listed = |object: &ObjectRef| needed.binary_search_by(|one| one.object.cmp(object)).is_ok();
+        let listed = |object: &ObjectRef| needed.binary_search_by(|one| one.object().cmp(object)).is_ok();
         self.tried.retain(|object, (_, at)| at.elapsed() < CALM || listed(object));
-        let from = needed.partition_point(|one| Some(&one.object) <= self.last.as_ref());
+        let from = needed.partition_point(|one| Some(one.object()) <= self.last.as_ref());
         for one in needed[from..].iter().chain(&needed[..from]) {
             if !self.is_due(one) {
                 continue;
@@ -111,17 +118,23 @@ impl Writer {
     }
 
     fn is_due(&self, one: &Needed) -> bool {
-        let Some((version, at)) = self.tried.get(&one.object) else { return true };
-        // We wrote, and have not heard of it yet; or it was refused as it is.
-        *version != one.version && (one.urgent || at.elapsed() >= CALM)
+        let Some((cause, at)) = self.tried.get(one.object()) else { return true };
+        // For the same cause: we wrote, and have not heard of it yet; or it was refused as it is.
+        let wait = match *cause == one.cause() {
+            true => AGAIN,
+            false if one.is_urgent() => Duration::ZERO,
+            false => CALM,
+        };
+        at.elapsed() >= wait
     }
 
     async fn write(&mut self, one: &Needed) -> Pass {
-        let Needed { object, version, .. } = one;
-        let path = format!("{}/status", object_path(object.kind, &object.namespace, &object.name));
-        let patch = one.patch(Timestamp::now());
-        let write = self.api.write(Method::Merge, &path, &patch);
-        let written = tokio::time::timeout(PATIENCE, write).await.unwrap_or(Err(Error::Late(PATIENCE))).map(drop);
+        let object = one.object();
+        let what = match one {
+            Needed::Condition(_) => "condition",
+            Needed::Event(_) => "event",
+        };
+        let written = tokio::time::timeout(PATIENCE, self.put(one)).await.unwrap_or(Err(Error::Late(PATIENCE)));
         self.last = Some(object.clone());
         let result = match &written {
             Ok(()) => "written",
@@ -129,21 +142,39 @@ impl Writer {
             Err(error) if matches!(error.code(), Some(400 | 404 | 409 | 422)) => "dropped",
             Err(_) => "failed",
         };
-        self.metrics.condition(result);
+        self.metrics.wrote(what, result);
         match written {
             Err(error) if result == "failed" => {
                 if self.backoff.failures().is_multiple_of(50) {
-                    tracing::warn!(%object, %error, failures = self.backoff.failures(), "status of a policy cannot be written");
+                    tracing::warn!(%object, %error, failures = self.backoff.failures(), "{what} cannot be written to the API server");
                 }
                 tokio::time::sleep(self.backoff.failed()).await;
                 return Pass::Failed;
             }
-            Err(error) => tracing::debug!(%object, %error, "status of a policy not written"),
-            Ok(()) => tracing::debug!(%object, "status of a policy written"),
+            Err(error) => tracing::debug!(%object, %error, "{what} not written"),
+            Ok(()) => tracing::debug!(%object, "{what} written"),
         }
-        self.tried.insert(object.clone(), (version.clone(), Instant::now()));
+        self.tried.insert(object.clone(), (one.cause().to_owned(), Instant::now()));
         self.backoff.worked();
         tokio::time::sleep(SPACING).await;
         Pass::Done
+    }
+
+    async fn put(&self, one: &Needed) -> Result<(), Error> {
+        let object = one.object();
+        let path = object_path(object.kind, &object.namespace, &object.name);
+        match one {
+            Needed::Condition(condition) => {
+                let patch = condition.patch(Timestamp::now());
+                self.api.write(Method::Merge, &format!("{path}/status"), &patch).await.map(drop)
+            }
+            Needed::Event(event) => {
+                // An Event is of one uid, and of one that is gone there is nothing to say.
+                let Some(there) = self.api.get(&path).await? else { return Ok(()) };
+                let uid = there.pointer("/metadata/uid").and_then(Value::as_str).unwrap_or_default();
+                let body = event.body(uid, &self.me, Timestamp::now());
+                self.api.write(Method::Post, &event.path(), &body).await.map(drop)
+            }
+        }
     }
 }

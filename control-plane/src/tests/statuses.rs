@@ -1,4 +1,4 @@
-//! Statuses of policies, written to an API server that misbehaves.
+//! Statuses of policies and Events of anything else, written to an API server that misbehaves.
 
 use mesh_api::manifests::Kind;
 use mesh_kube::fake::Fake;
@@ -107,4 +107,40 @@ async fn one_that_cannot_be_written_does_not_hold_up_the_rest() {
     eventually("told", || !reason(&fake, "later").is_empty()).await;
     assert_eq!(asked("a-refused"), 1);
     lab.running.stop().await;
+}
+
+const EVENTS: &str = "/apis/events.k8s.io/v1/events";
+
+fn pod(name: &str, ip: &str) -> Value {
+    json!({"metadata": {"name": name, "namespace": "shop", "uid": format!("uid-{name}")},
+        "spec": {"nodeName": "node-1", "containers": []}, "status": {"podIPs": [{"ip": ip}]}})
+}
+
+#[tokio::test]
+async fn what_has_no_condition_is_told_by_one_event_whoever_leads() {
+    let fake = world("::1").await;
+    fake.put(Kind::Pod, pod("cart", "198.18.1.2"));
+    fake.put(Kind::Pod, pod("web", "198.18.1.2"));
+    fake.put(
+        Kind::NetworkPolicy,
+        json!({"metadata": {"name": "odd", "namespace": "shop", "uid": "uid-odd"}, "spec": 5}),
+    );
+    let first = Lab::start_as(&fake, "a").await;
+    eventually("told", || fake.posted(EVENTS).len() == 2).await;
+    let told: Vec<_> = fake.posted(EVENTS);
+    assert_eq!(told[0]["regarding"]["name"], "web", "the one that is not found at the address: {told:?}");
+    assert_eq!(told[0]["regarding"]["uid"], "uid-web");
+    assert!(told[0]["note"].as_str().is_some_and(|note| note.contains("198.18.1.2") && note.contains("shop/cart")));
+    assert_eq!((&told[1]["regarding"]["kind"], &told[1]["reportingInstance"]), (&json!("NetworkPolicy"), &json!("a")));
+    first.running.stop().await;
+
+    // Whoever leads next says nothing twice: what it tries is there already.
+    let second = Lab::start_as(&fake, "b").await;
+    fake.put(Kind::Pod, pod("late", "198.18.1.2"));
+    let events = || fake.posted(EVENTS);
+    eventually("told", || events().iter().any(|event| event["regarding"]["name"] == "late")).await;
+    let of = |result: &str| second.told("source_writes_total", &format!(r#"result="{result}",what="event""#));
+    eventually("tried", || of("dropped") == 2.0).await;
+    assert_eq!(of("written"), 1.0, "{:?}", events());
+    second.running.stop().await;
 }

@@ -92,6 +92,18 @@ pub struct Rejected {
     pub error: String,
 }
 
+impl Rejected {
+    /// Which object it was to be, where that can be told.
+    pub fn object(&self) -> Option<ObjectRef> {
+        let kind = Kind::ALL.into_iter().find(|kind| kind.as_str() == self.kind)?;
+        let (namespace, name) = match kind.is_of_cluster() {
+            true => ("", self.name.as_str()),
+            false => self.name.split_once('/')?,
+        };
+        (!name.is_empty()).then(|| ObjectRef { kind, namespace: namespace.to_owned(), name: name.to_owned() })
+    }
+}
+
 impl fmt::Display for Rejected {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{}", self.file.display())?;

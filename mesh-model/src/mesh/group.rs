@@ -4,7 +4,7 @@ use std::cmp::Ordering;
 use std::sync::Arc;
 
 use crate::policy::Policy;
-use crate::{Service, Tunnel, Workload};
+use crate::{Service, Workload};
 
 /// A record that can share an index key with others.
 pub(super) trait Claim {
@@ -14,9 +14,7 @@ pub(super) trait Claim {
 
 impl Claim for Workload {
     fn precedence(&self, other: &Self) -> Ordering {
-        // As ztunnel settles a clash of addresses: pods first, then those in the mesh.
-        let rank = |workload: &Workload| (!workload.uid.is_pod(), workload.tunnel != Tunnel::Hbone);
-        rank(self).cmp(&rank(other)).then_with(|| self.uid.cmp(&other.uid))
+        self.claim_order(other)
     }
 }
 

@@ -126,7 +126,7 @@ impl Mesh {
     }
 
     /// The workload that has this address (host-network workloads are never found so). Where several claim it, for a moment while
-    /// an address is reused or by mistake: a pod before others, then one that speaks HBONE, then the smallest key.
+    /// an address is reused or by mistake: the first in [`Workload::claim_order`].
     pub fn workload_at(&self, ip: IpAddr) -> Option<&Arc<Workload>> {
         self.by_address.get(&ip.to_canonical())?.first()
     }

@@ -44,11 +44,13 @@ impl Oracle {
         }
     }
 
-    /// Pods before others, HBONE before clear, then by key.
+    /// Pods before others, HBONE before clear, healthy before leaving, then by key.
     fn best<'a>(all: impl Iterator<Item = &'a Workload>) -> Option<&'a Workload> {
         all.min_by_key(|workload| {
             let pod = workload.uid.0.contains("//Pod/");
-            (if pod { 0 } else { 1 }, if workload.tunnel == Tunnel::Hbone { 0 } else { 1 }, workload.uid.clone())
+            let rank = |wins: bool| if wins { 0 } else { 1 };
+            let healthy = workload.health == Health::Healthy;
+            (rank(pod), rank(workload.tunnel == Tunnel::Hbone), rank(healthy), workload.uid.clone())
         })
     }
 
@@ -129,8 +131,9 @@ fn workload() -> impl Strategy<Value = Workload> {
     let few_addresses = prop::collection::vec(ip(), 0..3);
     let services = prop::collection::btree_map(service_key(), Just(vec![(80, 8080)]), 0..3);
     let policies = prop::collection::vec(policy_key(), 0..2);
-    (uid(), namespace(), 0..3u8, few_addresses, services, policies, any::<bool>(), prop::bool::weighted(0.2)).prop_map(
-        |(uid, namespace, name, addresses, services, policies, hbone, host_network)| Workload {
+    let is = (any::<bool>(), any::<bool>(), prop::bool::weighted(0.2));
+    (uid(), namespace(), 0..3u8, few_addresses, services, policies, is).prop_map(
+        |(uid, namespace, name, addresses, services, policies, (hbone, healthy, host_network))| Workload {
             uid,
             pod: PodName { namespace, name: format!("p{name}") },
             pod_uid: None,
@@ -140,7 +143,7 @@ fn workload() -> impl Strategy<Value = Workload> {
             node: "node-1".to_owned(),
             tunnel: if hbone { Tunnel::Hbone } else { Tunnel::Clear },
             policies,
-            health: Health::Healthy,
+            health: if healthy { Health::Healthy } else { Health::Unhealthy },
             services,
             network_policy: NetworkPolicy::Selected,
             host_network,

@@ -53,7 +53,7 @@ fn uids(status_dir: &Path) -> io::Result<BTreeSet<String>> {
 }
 
 fn take_out_of(pid: u32) -> Result<(), String> {
-    let netns = procfs::open_netns(pid).map_err(|error| crate::sandbox::chain(&error))?;
+    let netns = procfs::open_netns(pid).map_err(|error| mesh_daemon::causes(&error))?;
     // An owned table that we have left behind is ours to take over; a kernel without owned tables has plain ones.
     let removed = Session::open(&netns, Mode::Owned)
         .or_else(|error| match error {
@@ -61,5 +61,5 @@ fn take_out_of(pid: u32) -> Result<(), String> {
             error => Err(error),
         })
         .and_then(|mut session| session.remove());
-    removed.map_err(|error| crate::sandbox::chain(&error))
+    removed.map_err(|error| mesh_daemon::causes(&error))
 }

@@ -307,7 +307,7 @@ impl Node {
     }
 
     fn found_running(&mut self, uid: &PodUid, process: &PodProcess) -> Result<(), String> {
-        let netns = procfs::open_netns(process.pid).map_err(|error| crate::sandbox::chain(&error))?;
+        let netns = procfs::open_netns(process.pid).map_err(|error| mesh_daemon::causes(&error))?;
         if netns.id() != process.netns {
             return Err(format!("process {} has ended meanwhile", process.pid));
         }

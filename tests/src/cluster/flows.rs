@@ -16,6 +16,7 @@ use cluster::demo;
 use lab::wait;
 
 use crate::shop::{CHANGE, Member, PATIENCE};
+use crate::traffic::lasts;
 
 /// Between two messages, or two blocks of a download (3 MB/s).
 const PACE: Duration = Duration::from_millis(20);
@@ -130,7 +131,7 @@ pub(crate) fn download(from: &Member, to: &Member, ip: IpAddr) -> Result<Flow> {
             stream.write_all(&block).context("send a block")?;
             position += BLOCK as u64;
             sent.store(position, Ordering::Relaxed);
-            std::thread::park_timeout(PACE);
+            lasts(PACE);
         }
         stream.shutdown(Shutdown::Write)?;
         // The other side ends its half when it has everything.
@@ -186,7 +187,7 @@ pub(crate) fn websocket(from: &Member, to: &Member, ip: IpAddr) -> Result<Flow> 
             stream.write_all(&[&[0x81, 0x80 | text.len() as u8], &payload[..]].concat()).context("send")?;
             ensure!(frame(&mut stream)?.as_ref() == Some(&text), "another answer");
             state.moves();
-            std::thread::park_timeout(PACE);
+            lasts(PACE);
         }
         Ok(stream.shutdown(Shutdown::Write)?)
     }))
@@ -238,7 +239,7 @@ pub(crate) fn psql(cluster: &Cluster, to: IpAddr) -> Result<Flow> {
                 bail!("answered by process {now}, which was {first}");
             }
             state.moves();
-            std::thread::park_timeout(PACE);
+            lasts(PACE);
         }
         drop(input);
         ensure!(child.wait()?.success(), "psql ended badly");

@@ -2,12 +2,15 @@
 //! tests fail, they are never skipped.
 
 mod after_power_cut;
+#[path = "../as_admin.rs"]
+mod as_admin;
 #[path = "../figure.rs"]
 mod figure;
 mod flows;
 mod leaves_nothing;
 #[path = "../machine.rs"]
 mod machine;
+mod mesh_bad_objects;
 mod mesh_certificates;
 mod mesh_deny_first;
 mod mesh_leaves;

@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::io;
 use std::net::{IpAddr, SocketAddr};
+use std::path::PathBuf;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
@@ -11,17 +12,20 @@ use anyhow::{Context as _, Result};
 use cluster::Cluster;
 
 use crate::shop::ECHO;
+use crate::traffic::lasts;
 
-/// Where `host-local` keeps what it gave last, per range: the next one goes to the next pod.
-const LAST: &str = "/var/lib/cni/networks/culvert-lab/last_reserved_ip";
+/// Where `host-local` keeps a file for each address that it has given away, and which one it gave last, per range: the next one goes to
+/// the next pod.
+const GIVEN: &str = "/var/lib/cni/networks/culvert-lab";
+const LAST: &str = "last_reserved_ip";
 /// Between two attempts at one address.
-const PACE: Duration = Duration::from_millis(5);
+const PACE: Duration = Duration::from_millis(1);
 
 /// The addresses that a node gives to its next pods, so many of each family.
 pub(crate) fn next(cluster: &Cluster, node: usize, ahead: u32) -> Result<Vec<IpAddr>> {
     let mut all = Vec::new();
     for range in 0..2 {
-        let path = cluster.lab().node(node).init().root(format!("{LAST}.{range}"));
+        let path = given(cluster, node, &format!("{LAST}.{range}"));
         let last: IpAddr =
             std::fs::read_to_string(&path).with_context(|| path.display().to_string())?.trim().parse()?;
         all.extend((1..=ahead).map(|n| match last {
@@ -35,6 +39,28 @@ pub(crate) fn next(cluster: &Cluster, node: usize, ahead: u32) -> Result<Vec<IpA
         }));
     }
     Ok(all)
+}
+
+fn given(cluster: &Cluster, node: usize, name: &str) -> PathBuf {
+    cluster.lab().node(node).init().root(format!("{GIVEN}/{name}"))
+}
+
+/// Whether no pod of the node has this address.
+pub(crate) fn is_free(cluster: &Cluster, node: usize, ip: IpAddr) -> bool {
+    !given(cluster, node, &ip.to_string()).exists()
+}
+
+/// Has the node give these addresses, one of each family, to its next pod.
+pub(crate) fn give_next(cluster: &Cluster, node: usize, ips: &[IpAddr]) -> Result<()> {
+    for ip in ips {
+        let (range, before) = match ip {
+            IpAddr::V4(ip) => (0, IpAddr::from((u32::from(*ip) - 1).to_be_bytes())),
+            IpAddr::V6(ip) => (1, IpAddr::from((u128::from(*ip) - 1).to_be_bytes())),
+        };
+        let path = given(cluster, node, &format!("{LAST}.{range}"));
+        std::fs::write(&path, before.to_string()).with_context(|| path.display().to_string())?;
+    }
+    Ok(())
 }
 
 /// What the probers met.
@@ -78,7 +104,7 @@ pub(crate) fn while_probed(
                         *met.attempts.entry(ip).or_default() += 1;
                         *met.answered.entry(ip).or_default() += usize::from(answered);
                         drop(met);
-                        std::thread::park_timeout(PACE);
+                        lasts(PACE);
                     }
                     Ok(())
                 })

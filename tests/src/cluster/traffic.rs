@@ -12,7 +12,7 @@ use crate::support::figure;
 /// Between two rounds of one target.
 const PACE: Duration = Duration::from_millis(20);
 
-/// Lets an outage last.
+/// Waits for this time and no less: a thread that has joined others may be woken early by them.
 pub(crate) fn lasts(time: Duration) {
     let begun = Instant::now();
     while let Some(left) = time.checked_sub(begun.elapsed()) {
@@ -74,7 +74,7 @@ impl<'a> Traffic<'a> {
                                 .failed
                                 .extend(met.into_iter().filter_map(|met| Some(format!("{to}: {}", met.err()?))));
                             drop(count);
-                            std::thread::park_timeout(PACE);
+                            lasts(PACE);
                         }
                         Ok(())
                     })

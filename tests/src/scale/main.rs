@@ -2,6 +2,8 @@
 //! the control plane and a proxy. Prints figures; what is asserted is that all of it becomes known. Root, and the parts that
 //! `cargo xtask` makes.
 
+#[path = "../as_admin.rs"]
+mod as_admin;
 #[path = "../figure.rs"]
 mod figure;
 mod objects;

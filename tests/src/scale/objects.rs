@@ -7,9 +7,11 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result};
 use cluster::Cluster;
-use mesh_kube::{Api, Method};
+use mesh_kube::Method;
 use serde_json::{Value, json};
 use tokio::task::JoinSet;
+
+use crate::as_admin::with_api;
 
 /// Requests on their way at a time.
 const HANDS: usize = 24;
@@ -48,18 +50,9 @@ fn app(n: usize, services: usize) -> usize {
 }
 
 impl Writer<'_> {
-    /// Work with a client of the API server, where that can be reached: on the fabric.
-    fn with<T: Send>(&self, work: impl AsyncFnOnce(Api) -> Result<T> + Send) -> Result<T> {
-        let kubeconfig = self.0.kubeconfig();
-        self.0.lab().fabric().in_netns(|| {
-            let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-            runtime.block_on(async { work(Api::connect(Some(&kubeconfig)).await?).await })
-        })
-    }
-
     /// All of these, in any order; the first that is refused is the error.
     fn all(&self, count: usize, make: impl Fn(usize) -> Vec<Write> + Send + Sync + 'static) -> Result<Duration> {
-        self.with(async |api| {
+        with_api(self.0, async |api| {
             let begun = Instant::now();
             let (next, make) = (Arc::new(AtomicUsize::new(0)), Arc::new(make));
             let mut hands = JoinSet::new();
@@ -169,7 +162,7 @@ impl Writer<'_> {
 
     /// Changes whether pods are ready, one after the other at a steady pace.
     pub(crate) fn flip(&self, changes: usize, pace: Duration) -> Result<Duration> {
-        self.with(async |api| {
+        with_api(self.0, async |api| {
             let begun = tokio::time::Instant::now();
             for n in 0..changes {
                 tokio::time::sleep_until(begun + pace * u32::try_from(n)?).await;

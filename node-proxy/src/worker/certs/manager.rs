@@ -5,7 +5,7 @@ use std::os::fd::OwnedFd;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, SystemTime};
 
-use mesh_daemon::tasks;
+use mesh_daemon::{causes, tasks};
 use mesh_model::Identity;
 use mesh_tls::WorkloadCert;
 use rand::Rng;
@@ -18,7 +18,6 @@ use super::keep::{self, Keep, RestoreError};
 use super::schedule::{self, Priority};
 use super::table::{Clock, Entry, FORGET_AFTER, Inner, Waiter};
 use super::{CertConfig, CertError, CertState, Credentials};
-use crate::worker::xds::causes;
 
 /// Certificates that come within this time go into one memfd.
 const KEEP_DEBOUNCE: Duration = Duration::from_millis(100);

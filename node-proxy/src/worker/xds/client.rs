@@ -6,7 +6,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use mesh_api::xds::discovery::aggregated_discovery_service_client::AggregatedDiscoveryServiceClient;
 use mesh_api::xds::discovery::{DeltaDiscoveryRequest, DeltaDiscoveryResponse, Node, Status};
-use mesh_daemon::{dir, ready};
+use mesh_daemon::{causes, dir, ready};
 use mesh_model::TrustDomains;
 use rand::Rng;
 use tokio::sync::{mpsc, watch};
@@ -15,7 +15,7 @@ use tokio::time::{Instant, timeout};
 use super::last_good::{Found, LastGood};
 use super::metrics::{Fate, Metrics, label};
 use super::store::{Store, TYPES, known};
-use super::{ControlPlane, Origin, Published, TokenError, XdsConfig, causes, status_text};
+use super::{ControlPlane, Origin, Published, TokenError, XdsConfig, status_text};
 
 /// Pauses between streams (ztunnel's values).
 const BACKOFF_FIRST: Duration = Duration::from_millis(10);

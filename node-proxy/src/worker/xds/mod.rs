@@ -91,27 +91,12 @@ pub fn start(config: XdsConfig, group: &tasks::Handle) -> watch::Receiver<Arc<Pu
     published
 }
 
-/// An error with its causes in one line: the outer ones of tonic and of the conversions say little.
-pub(super) fn causes(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut cause = error.source();
-    while let Some(error) = cause {
-        let more = error.to_string();
-        if !text.contains(&more) {
-            text.push_str(": ");
-            text.push_str(&more);
-        }
-        cause = error.source();
-    }
-    text
-}
-
 /// A gRPC status in one line: code, message, and what tonic hides beneath (why the connection failed).
 pub(super) fn status_text(status: &tonic::Status) -> String {
     let mut text = format!("{:?}: {}", status.code(), status.message());
     if let Some(beneath) = std::error::Error::source(status) {
         text.push_str(": ");
-        text.push_str(&causes(beneath));
+        text.push_str(&mesh_daemon::causes(beneath));
     }
     text
 }

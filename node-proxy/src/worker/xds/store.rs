@@ -143,7 +143,7 @@ impl Store {
                 self.hold(type_url, name, Held { version, body, accepted: true }, applied);
             }
             Err(error) => {
-                let cause = super::causes(&error);
+                let cause = mesh_daemon::causes(&error);
                 self.refuse(type_url, name, version, body, cause, applied);
             }
         }

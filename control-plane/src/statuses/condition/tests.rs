@@ -31,7 +31,7 @@ fn policy(name: &str, spec: Value) -> Value {
     json!({"metadata": {"name": name, "namespace": "shop", "generation": 3, "resourceVersion": "7"}, "spec": spec})
 }
 
-fn needed_of(store: &Store) -> Vec<Needed> {
+fn needed_of(store: &Store) -> Vec<Condition> {
     let compiled = compile(store.objects(), &store.rejected(), &config());
     needed(store.objects(), &compiled.told, now())
 }
@@ -226,7 +226,7 @@ fn a_policy_of_10_000_rules_has_a_short_message() {
 }
 
 /// The policy as the server has it after the patch.
-fn written(one: &Needed, object: &Value) -> Value {
+fn written(one: &Condition, object: &Value) -> Value {
     let mut object = object.clone();
     object["status"] = one.patch(now())["status"].clone();
     object
