@@ -226,6 +226,16 @@ impl Lab {
         self.shared.publish()
     }
 
+    /// Changes a pod's annotations while it runs.
+    pub fn annotate_pod(&self, pod: &PodHandle, name: &str, value: Option<&str>) -> Result<()> {
+        pod.with(|s| match value {
+            Some(value) => drop(s.record.pod.annotations.insert(name.into(), value.into())),
+            None => drop(s.record.pod.annotations.remove(name)),
+        });
+        self.shared.write_pod(&pod.record())?;
+        self.shared.publish()
+    }
+
     /// A pod by its name.
     pub fn pod(&self, namespace: &str, name: &str) -> Option<PodHandle> {
         self.shared.objects().pods.get(&format!("{namespace}/{name}")).cloned()

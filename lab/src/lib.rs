@@ -18,7 +18,7 @@
 //! | to | use |
 //! |---|---|
 //! | make and end a lab | [`Lab::up`], [`Lab::down`], drop, [`Lab::keep`], [`Lab::attach`] |
-//! | make pods, in one step or with the app apart from its network | [`Lab::add_pod`], [`Lab::add_sandbox`] + [`Lab::start_app`], [`Lab::stop_app`], [`Lab::remove_pod`], [`Lab::label_pod`] |
+//! | make pods, in one step or with the app apart from its network | [`Lab::add_pod`], [`Lab::add_sandbox`] + [`Lab::start_app`], [`Lab::stop_app`], [`Lab::remove_pod`], [`Lab::label_pod`], [`Lab::annotate_pod`] |
 //! | objects | [`Lab::namespace`], [`Lab::service`], [`Lab::apply`], [`Lab::delete`] |
 //! | run programs | [`PodHandle::exec`], [`PodHandle::spawn`], [`PodHandle::client`], [`PodHandle::run_client`], [`Node::exec`], [`Node::spawn`]; [`Program`] says as whom |
 //! | watch processes | [`Process`]: pid, signal, kill, wait, restart, log, wait_log; [`Lab::processes`] |

@@ -4,6 +4,7 @@
 //! the door (`mesh-api`), and the daemons decide with them. Nothing in this crate may depend on another crate of ours.
 
 pub mod addr;
+pub mod exclusions;
 pub mod identity;
 pub mod mesh;
 pub mod pod;
@@ -16,6 +17,7 @@ pub mod telemetry;
 pub mod workload;
 
 pub use addr::{ClientAddr, OrigDst};
+pub use exclusions::Exclusions;
 pub use identity::{BadIdentity, Identity, TrustDomain, TrustDomains};
 pub use mesh::Mesh;
 pub use pod::{Mark, PodName, PodUid};

@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use mesh_api::link::worker::LISTENERS;
 use mesh_daemon::{causes, tasks};
-use mesh_model::Reason;
+use mesh_model::{Exclusions, Reason};
 use mesh_net::capture::{self, Drift, Found, Mode, Monitor, Session, Spec};
 use mesh_net::diag::Diag;
 use mesh_net::{Netns, NetnsId};
@@ -46,6 +46,8 @@ pub enum Job {
         /// Echoed.
         epoch: u32,
     },
+    /// From now on the pod excludes this.
+    Exclude(Exclusions),
     /// What is there? For a pod that was there before us.
     Read,
     /// For people.
@@ -81,6 +83,8 @@ pub enum Done {
         /// All there. What cannot be read counts as not there.
         all: bool,
     },
+    /// [`Job::Exclude`]: in force where rules are, or why not.
+    Excluded(Result<(), Failure>),
     /// [`Job::Read`].
     Read(Result<Option<Found>, Failure>),
     /// An audit.
@@ -146,12 +150,13 @@ impl Sandbox {
         netns: Netns,
         serial: u64,
         kernel: Kernel,
+        exclusions: Exclusions,
         group: &tasks::Handle,
         report: Report,
     ) -> std::io::Result<Self> {
         let (jobs, queue) = mpsc::channel(JOBS);
         let id = netns.id();
-        let inside = Inside { netns: netns.try_clone()?, kernel, session: None };
+        let inside = Inside { netns: netns.try_clone()?, kernel, exclusions, session: None };
         group.spawn("sandbox", run(inside, queue, report));
         Ok(Self { id, serial, netns, jobs, sent: 0 })
     }
@@ -181,6 +186,7 @@ impl Sandbox {
 struct Inside {
     netns: Netns,
     kernel: Kernel,
+    exclusions: Exclusions,
     session: Option<Session>,
 }
 
@@ -268,6 +274,7 @@ impl Inside {
                 Some(Done::Removed { epoch, result })
             }
             Job::Listeners { epoch } => Some(Done::Listeners { epoch, all: self.listeners() }),
+            Job::Exclude(exclusions) => Some(Done::Excluded(self.exclude(exclusions).map_err(|error| failure(&error)))),
             Job::Read => {
                 Some(Done::Read(self.session().and_then(|session| session.read()).map_err(|error| failure(&error))))
             }
@@ -298,6 +305,16 @@ impl Inside {
         }
     }
 
+    fn exclude(&mut self, exclusions: Exclusions) -> Result<(), capture::Error> {
+        self.exclusions = exclusions.clone();
+        let session = self.session()?;
+        session.exclude(exclusions);
+        match session.spec() {
+            Some(spec) => session.apply(&spec).map(drop),
+            None => Ok(()),
+        }
+    }
+
     fn audit(&mut self, jobs: u64, by: Option<String>) -> Done {
         let one = |kind, text| vec![Difference { kind, text }];
         let (drift, counts) = match self.session().and_then(|session| session.read()) {
@@ -318,7 +335,7 @@ impl Inside {
             Some(Done::Applied { spec, result: Ok(()), .. }) => stage(spec),
             Some(Done::Read(Ok(Some(found)))) => found.spec.as_ref().is_some_and(stage),
             Some(Done::Removed { .. } | Done::Read(_)) => false,
-            Some(Done::Applied { .. } | Done::Listeners { .. } | Done::Audited { .. }) | None => before,
+            Some(Done::Applied { .. } | Done::Excluded(_) | Done::Listeners { .. } | Done::Audited { .. }) | None => before,
         }
     }
 
@@ -358,7 +375,9 @@ impl Inside {
             return Err(capture::Error::HostNetns(self.netns.id()));
         }
         if self.session.is_none() {
-            self.session = Some(Session::open_in(&self.netns, self.kernel.mode, self.kernel.host)?);
+            let mut session = Session::open_in(&self.netns, self.kernel.mode, self.kernel.host)?;
+            session.exclude(self.exclusions.clone());
+            self.session = Some(session);
         }
         Ok(self.session.as_mut().expect("filled above"))
     }

@@ -133,6 +133,7 @@ mod tests {
             service_account: "default".to_owned(),
             probe_ports: Vec::new(),
             addresses: Vec::new(),
+            exclusions: Ok(Default::default()),
             enrolment,
             terminating,
         };

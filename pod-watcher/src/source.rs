@@ -5,7 +5,7 @@ use std::net::IpAddr;
 
 use mesh_api::link::state_dir::Standing;
 use mesh_api::manifests::{self, Enrolment, Objects};
-use mesh_model::{PodName, PodUid};
+use mesh_model::{Exclusions, PodName, PodUid};
 
 /// One pod of this node.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -20,6 +20,8 @@ pub struct PodRecord {
     pub probe_ports: Vec<u16>,
     /// `status.podIPs`: for pods that were there before us; an ADD brings its own.
     pub addresses: Vec<IpAddr>,
+    /// What of it stays outside of capture; or what is wrong with what it says, and then nothing does.
+    pub exclusions: Result<Exclusions, String>,
     /// In the mesh or not.
     pub enrolment: Enrolment,
     /// It is being deleted.
@@ -95,6 +97,7 @@ impl Scope {
                 service_account: manifests::service_account(pod).to_owned(),
                 probe_ports: manifests::probe_ports(pod),
                 addresses: manifests::pod_ips(pod),
+                exclusions: manifests::exclusions(pod),
                 enrolment,
                 terminating: pod.metadata.deletion_timestamp.is_some(),
             };

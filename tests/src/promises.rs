@@ -13,6 +13,7 @@ mod cni_chain;
 mod deny_first;
 mod doubt;
 mod exact_counts;
+mod exclusions;
 mod figure;
 mod live_policy;
 mod machine;

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use mesh_api::manifests::{
-    Enrolment, MESH_LABEL, Namespace, NotEnrolled, Pod, enrolled, is_terminal, node_name, pod_name,
+    Enrolment, MESH_LABEL, Namespace, NotEnrolled, Pod, enrolled, exclusions, is_terminal, node_name, pod_name,
 };
 use mesh_model::ports::{INBOUND, OUTBOUND, TUNNEL, is_reserved};
 use serde_json::{Value, json};
@@ -146,6 +146,11 @@ fn notes(subject: &Subject, pod: &Pod, outcome: &Outcome) -> Vec<String> {
             };
             notes.push(format!("it declares port {port}, which the mesh needs: {what}"));
         }
+        match exclusions(pod) {
+            Ok(none) if none.is_empty() => {}
+            Ok(some) => notes.push(format!("by its annotations not captured: {some}")),
+            Err(error) => notes.push(format!("{error}; nothing is excluded")),
+        }
         if node_name(pod).is_none() {
             notes.push("it is on no node yet and will start in the mesh".to_owned());
         }
@@ -170,6 +175,8 @@ fn notes(subject: &Subject, pod: &Pod, outcome: &Outcome) -> Vec<String> {
 
 #[cfg(test)]
 mod tests {
+    use mesh_api::manifests::EXCLUDE_INBOUND_PORTS;
+
     use super::*;
 
     fn pod(change: Value) -> Pod {
@@ -238,6 +245,9 @@ mod tests {
         let owned = json!({"metadata.ownerReferences": [{"apiVersion": "apps/v1", "kind": "ReplicaSet", "name": "cart-5", "uid": "u", "controller": true}]});
         check("shop/cart", true, json!({}), owned, &Outcome::Joins, "ReplicaSet cart-5 makes its successors without");
         check("shop", true, json!({}), json!({"spec.nodeName": null}), &Outcome::Joins, "will start in the mesh");
+        let excludes = |ports: &str| json!({"metadata.annotations": {EXCLUDE_INBOUND_PORTS: ports}});
+        check("shop", true, json!({}), excludes("9090"), &Outcome::Joins, "not captured: inbound ports 9090");
+        check("shop", true, json!({}), excludes("http"), &Outcome::Joins, "nothing is excluded");
     }
 
     #[test]

@@ -6,6 +6,7 @@
 
 mod document;
 mod enrolment;
+mod exclusions;
 mod kind;
 mod load;
 mod pod;
@@ -18,6 +19,7 @@ use std::fmt;
 use std::path::PathBuf;
 
 pub use enrolment::{COMPONENT_LABEL, Enrolment, MESH_LABEL, NotEnrolled, enrolled};
+pub use exclusions::{EXCLUDE_INBOUND_PORTS, EXCLUDE_OUTBOUND_CIDRS, EXCLUDE_OUTBOUND_PORTS, exclusions};
 pub use k8s_openapi::api::core::v1::{Namespace, Node, Pod, Service, ServiceAccount};
 pub use k8s_openapi::api::discovery::v1::EndpointSlice;
 pub use k8s_openapi::api::networking::v1::NetworkPolicy;

@@ -198,6 +198,8 @@ fn compare_rules(old: &SeenChain, chain: &Chain, drift: &mut Vec<Drift>) {
 
 #[cfg(test)]
 mod tests {
+    use mesh_model::Exclusions;
+
     use super::super::Stage;
     use super::super::table::SeenRule;
     use super::*;
@@ -210,7 +212,7 @@ mod tests {
     }
 
     fn as_prescribed() -> Seen {
-        let chains = rules::prescribe(&spec()).into_iter().map(|chain| SeenChain {
+        let chains = rules::prescribe(&spec(), &Exclusions::default()).into_iter().map(|chain| SeenChain {
             name: chain.name.to_owned(),
             hook: chain.hook,
             policy: 1,
@@ -222,7 +224,7 @@ mod tests {
     fn check(change: impl FnOnce(&mut Seen), expected: &[&str]) {
         let mut seen = as_prescribed();
         change(&mut seen);
-        let drift = compare(Some(&seen), &rules::prescribe(&spec()), Mode::Owned, PORT);
+        let drift = compare(Some(&seen), &rules::prescribe(&spec(), &Exclusions::default()), Mode::Owned, PORT);
         assert_eq!(drift.iter().map(Drift::to_string).collect::<Vec<_>>(), expected);
     }
 

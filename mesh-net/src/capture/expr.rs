@@ -25,6 +25,13 @@ pub(super) enum Expr {
         /// How many.
         len: u32,
     },
+    /// Load bytes of the network header.
+    Network {
+        /// From where.
+        offset: u32,
+        /// How many.
+        len: u32,
+    },
     /// Load the type of the destination address, by the local table alone: neither the mark nor an interface plays a part.
     DestinationType,
     /// `value & mask ^ xor`.
@@ -81,6 +88,7 @@ pub(super) enum Meta {
     Mark = 3,
     InputInterface = 4,
     OutputInterface = 5,
+    Family = 15,
     Transport = 16,
 }
 
@@ -100,6 +108,7 @@ const SECOND_REGISTER: u32 = 2;
 /// `NFPROTO_UNSPEC`.
 const ANY_FAMILY: u32 = 0;
 const CT_ZONE: u32 = 17;
+const NETWORK_HEADER: u32 = 1;
 const TRANSPORT_HEADER: u32 = 2;
 const FIB_ADDRESS_TYPE: u32 = 3;
 const FIB_DESTINATION: u32 = 2;
@@ -130,7 +139,7 @@ impl Expr {
         match self {
             Self::Meta(_) | Self::SetMark => "meta",
             Self::Ct(_) | Self::SetCtMark | Self::SetOriginalZone => "ct",
-            Self::Transport { .. } => "payload",
+            Self::Transport { .. } | Self::Network { .. } => "payload",
             Self::DestinationType => "fib",
             Self::Bitwise { .. } => "bitwise",
             Self::Cmp { .. } => "cmp",
@@ -155,6 +164,9 @@ impl Expr {
             }
             Self::Transport { offset, len } => {
                 numbers(w, &[(1, REGISTER), (2, TRANSPORT_HEADER), (3, *offset), (4, *len)]);
+            }
+            Self::Network { offset, len } => {
+                numbers(w, &[(1, REGISTER), (2, NETWORK_HEADER), (3, *offset), (4, *len)]);
             }
             Self::DestinationType => numbers(w, &[(1, REGISTER), (2, FIB_ADDRESS_TYPE), (3, FIB_DESTINATION)]),
             Self::Bitwise { mask, xor } => {
@@ -202,6 +214,7 @@ impl Expr {
                 (Some(REGISTER), 3, None) => Some(Self::Meta(Meta::Mark)),
                 (Some(REGISTER), 4, None) => Some(Self::Meta(Meta::InputInterface)),
                 (Some(REGISTER), 5, None) => Some(Self::Meta(Meta::OutputInterface)),
+                (Some(REGISTER), 15, None) => Some(Self::Meta(Meta::Family)),
                 (Some(REGISTER), 16, None) => Some(Self::Meta(Meta::Transport)),
                 (None, 3, Some(REGISTER)) => Some(Self::SetMark),
                 _ => None,
@@ -213,8 +226,11 @@ impl Expr {
                 (None, CT_ZONE, Some([0]), Some(REGISTER)) => Some(Self::SetOriginalZone),
                 _ => None,
             },
-            "payload" => ((data.be32(1), data.be32(2)) == (Some(REGISTER), Some(TRANSPORT_HEADER)))
-                .then_some(Self::Transport { offset: data.be32(3)?, len: data.be32(4)? }),
+            "payload" => match (data.be32(1)?, data.be32(2)?, data.be32(3)?, data.be32(4)?) {
+                (REGISTER, NETWORK_HEADER, offset, len) => Some(Self::Network { offset, len }),
+                (REGISTER, TRANSPORT_HEADER, offset, len) => Some(Self::Transport { offset, len }),
+                _ => None,
+            },
             "fib" => ((data.be32(1)?, data.be32(2)?, data.be32(3)?) == (REGISTER, FIB_ADDRESS_TYPE, FIB_DESTINATION))
                 .then_some(Self::DestinationType),
             "bitwise" => {
@@ -298,6 +314,7 @@ mod tests {
                 Just(Meta::Mark),
                 Just(Meta::InputInterface),
                 Just(Meta::OutputInterface),
+                Just(Meta::Family),
                 Just(Meta::Transport)
             ]
             .prop_map(Expr::Meta),
@@ -312,6 +329,7 @@ mod tests {
             Just(Expr::Steer),
             Just(Expr::Reset),
             (any::<u32>(), any::<u32>()).prop_map(|(offset, len)| Expr::Transport { offset, len }),
+            (any::<u32>(), any::<u32>()).prop_map(|(offset, len)| Expr::Network { offset, len }),
             bytes().prop_map(|mask| Expr::Bitwise { xor: vec![0; mask.len()], mask }),
             (any::<bool>(), bytes()).prop_map(|(equal, value)| Expr::Cmp { equal, value }),
             bytes().prop_map(Expr::Load),

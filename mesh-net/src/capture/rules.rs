@@ -1,4 +1,4 @@
-//! What the table holds in each stage: a pure function of the [`Spec`].
+//! What the table holds in each stage: a pure function of the [`Spec`] and of what the pod excludes.
 //!
 //! The matches are on SYN packets (`fin|syn|rst|ack` of which only `syn`): conntrack sees a flow from before as new when it meets
 //! it for the first time, so a rule on its state would break that flow.
@@ -18,13 +18,19 @@
 //! local table (`fib daddr type`), not told by the outgoing interface: a process that sets [`FWMARK`] makes table 100 answer
 //! "lo" for every destination.
 //!
+//! **What a pod excludes** ([`Exclusions`]) passes both lines in [`Stage::Redirect`], by rules of its own that count. It is no part of
+//! the [`Spec`], which is read back from the table: what stands in a table that somebody else could write says nothing about what the
+//! pod asked for.
+//!
 //! **Towards the application.** The proxy connects to the application with the client's own address. Its packets run over `lo`
 //! with the mark; they get a conntrack zone of their own (else they would be taken for the client's own connection, which has
 //! the same four numbers), and the connection a mark. The application's answers carry that connection mark: they get
 //! [`FWMARK`], and table 100 brings them back to `lo` instead of sending them to the client.
 
-use mesh_model::Mark;
+use std::net::IpAddr;
+
 use mesh_model::ports::{INBOUND, LANDING, OUTBOUND, TUNNEL};
+use mesh_model::{Exclusions, Mark};
 
 use super::expr::{Count, Ct, Expr, Meta};
 use super::{Spec, Stage};
@@ -48,6 +54,9 @@ pub(super) const ABOUT: &str = "about";
 const LOOPBACK: u32 = 1;
 const TCP: u8 = 6;
 const UDP: u8 = 17;
+/// `NFPROTO_IPV4` and `NFPROTO_IPV6`.
+const IPV4: u8 = 2;
+const IPV6: u8 = 10;
 /// `RTN_LOCAL`.
 const LOCAL: u32 = 2;
 /// `IP_CT_DIR_REPLY`.
@@ -108,43 +117,51 @@ const fn stage_name(stage: Stage) -> &'static str {
 }
 
 /// Everything that the table should hold, in the order in which a packet meets it.
-pub(super) fn prescribe(spec: &Spec) -> Vec<Chain> {
+pub(super) fn prescribe(spec: &Spec, exclusions: &Exclusions) -> Vec<Chain> {
     let hook = |kind: &str, number, priority| Some(Hook { kind: kind.to_owned(), number, priority });
     vec![
         Chain { name: ABOUT, hook: None, rules: vec![rule(about(spec), [vec![Expr::counter()]])] },
-        Chain { name: "prerouting_nat", hook: hook("nat", 0, -100), rules: prerouting_nat(spec) },
+        Chain { name: "prerouting_nat", hook: hook("nat", 0, -100), rules: prerouting_nat(spec, exclusions) },
         // Between the translation of destinations (-100) and the choice of a route.
-        Chain { name: "prerouting_filter", hook: hook("filter", 0, -50), rules: prerouting_filter(spec) },
+        Chain { name: "prerouting_filter", hook: hook("filter", 0, -50), rules: prerouting_filter(spec, exclusions) },
         Chain { name: "output_raw", hook: hook("filter", 3, -300), rules: zone(spec) },
         Chain { name: "output_mangle", hook: hook("route", 3, -150), rules: marks(spec) },
-        Chain { name: "output_nat", hook: hook("nat", 3, -100), rules: output_nat(spec) },
-        Chain { name: "output_filter", hook: hook("filter", 3, 0), rules: output(spec) },
+        Chain { name: "output_nat", hook: hook("nat", 3, -100), rules: output_nat(spec, exclusions) },
+        Chain { name: "output_filter", hook: hook("filter", 3, 0), rules: output(spec, exclusions) },
     ]
 }
 
-fn prerouting_nat(spec: &Spec) -> Vec<Rule> {
+fn prerouting_nat(spec: &Spec, exclusions: &Exclusions) -> Vec<Rule> {
     match spec.stage {
-        Stage::Redirect => vec![
-            rule("loopback-in", [on(Meta::InputInterface, LOOPBACK), accept()]),
-            rule("tunnel-in", [syn(), to_port(TUNNEL), accept()]),
-            rule("capture-in", [syn(), land()]),
-        ],
+        Stage::Redirect => {
+            let mut rules = vec![
+                rule("loopback-in", [on(Meta::InputInterface, LOOPBACK), accept()]),
+                rule("tunnel-in", [syn(), to_port(TUNNEL), accept()]),
+            ];
+            rules.extend(excluded_in("exclude-in", exclusions));
+            rules.push(rule("capture-in", [syn(), land()]));
+            rules
+        }
         Stage::Deny | Stage::Drain => Vec::new(),
     }
 }
 
-fn output_nat(spec: &Spec) -> Vec<Rule> {
+fn output_nat(spec: &Spec, exclusions: &Exclusions) -> Vec<Rule> {
     match spec.stage {
-        Stage::Redirect => vec![
-            rule("proxy-out", [marked(spec.mark), accept()]),
-            rule("local-out", [to_self(), accept()]),
-            rule("capture-out", [syn(), redirect(OUTBOUND)]),
-        ],
+        Stage::Redirect => {
+            let mut rules = vec![
+                rule("proxy-out", [marked(spec.mark), accept()]),
+                rule("local-out", [to_self(), accept()]),
+            ];
+            rules.extend(excluded_out("exclude-out", exclusions));
+            rules.push(rule("capture-out", [syn(), redirect(OUTBOUND)]));
+            rules
+        }
         Stage::Deny | Stage::Drain => Vec::new(),
     }
 }
 
-fn prerouting_filter(spec: &Spec) -> Vec<Rule> {
+fn prerouting_filter(spec: &Spec, exclusions: &Exclusions) -> Vec<Rule> {
     let mut rules = vec![rule("input-loopback", [on(Meta::InputInterface, LOOPBACK), accept()])];
     if spec.stage == Stage::Redirect {
         // Every packet: the last one of a handshake by SYN cookie belongs to no socket yet.
@@ -157,16 +174,17 @@ fn prerouting_filter(spec: &Spec) -> Vec<Rule> {
     ]);
     match spec.stage {
         Stage::Deny => rules.push(rule("deny-in", [syn(), refuse()])),
-        Stage::Redirect => rules.extend([
-            rule("input-tunnel", [syn(), to_port(TUNNEL), accept()]),
-            rule("uncaptured-in", [syn(), refuse()]),
-        ]),
+        Stage::Redirect => {
+            rules.push(rule("input-tunnel", [syn(), to_port(TUNNEL), accept()]));
+            rules.extend(excluded_in("input-excluded", exclusions));
+            rules.push(rule("uncaptured-in", [syn(), refuse()]));
+        }
         Stage::Drain => {}
     }
     rules
 }
 
-fn output(spec: &Spec) -> Vec<Rule> {
+fn output(spec: &Spec, exclusions: &Exclusions) -> Vec<Rule> {
     let mut rules = vec![
         rule("output-flow", [tcp_but_not_syn(), accept()]),
         // Not for TCP: a SYN with FWMARK leaves by lo wherever it goes to.
@@ -178,11 +196,29 @@ fn output(spec: &Spec) -> Vec<Rule> {
     ];
     match spec.stage {
         Stage::Deny => rules.push(rule("deny-out", [syn(), refuse()])),
-        // What was captured has the pod's own loopback address as destination by now.
-        Stage::Redirect => rules.push(rule("uncaptured-out", [syn(), refuse()])),
+        Stage::Redirect => {
+            rules.extend(excluded_out("output-excluded", exclusions));
+            // What was captured has the pod's own loopback address as destination by now.
+            rules.push(rule("uncaptured-out", [syn(), refuse()]));
+        }
         Stage::Drain => {}
     }
     rules
+}
+
+fn excluded_in(name: &str, exclusions: &Exclusions) -> Vec<Rule> {
+    let ports = exclusions.inbound_ports.iter();
+    ports.map(|port| rule(format!("{name}-{port}"), [syn(), to_port(*port), accept()])).collect()
+}
+
+fn excluded_out(name: &str, exclusions: &Exclusions) -> Vec<Rule> {
+    let ports = exclusions.outbound_ports.iter();
+    let ports = ports.map(|port| rule(format!("{name}-{port}"), [syn(), to_port(*port), accept()]));
+    let ranges = exclusions.outbound_ranges.iter().map(|range| {
+        let to = to_range(range.ip(), range.mask(), range.prefix());
+        rule(format!("{name}-{range}"), [syn(), to, accept()])
+    });
+    ports.chain(ranges).collect()
 }
 
 fn zone(spec: &Spec) -> Vec<Rule> {
@@ -255,6 +291,25 @@ fn to_port(port: u16) -> Vec<Expr> {
     vec![Expr::Transport { offset: 2, len: 2 }, equal(&port.to_be_bytes())]
 }
 
+/// Where the destination is in the header: RFC 791, 3.1, and RFC 8200, 3.
+fn to_range(ip: IpAddr, mask: IpAddr, prefix: u8) -> Vec<Expr> {
+    let octets = |ip: IpAddr| match ip {
+        IpAddr::V4(ip) => ip.octets().to_vec(),
+        IpAddr::V6(ip) => ip.octets().to_vec(),
+    };
+    let (family, header) = match ip {
+        IpAddr::V4(_) => (IPV4, Expr::Network { offset: 16, len: 4 }),
+        IpAddr::V6(_) => (IPV6, Expr::Network { offset: 24, len: 16 }),
+    };
+    let mut exprs = vec![Expr::Meta(Meta::Family), equal(&[family])];
+    if prefix > 0 {
+        let (ip, mask) = (octets(ip), octets(mask));
+        let xor = vec![0; mask.len()];
+        exprs.extend([header, Expr::Bitwise { mask, xor }, equal(&ip)]);
+    }
+    exprs
+}
+
 fn landed() -> Vec<Expr> {
     let mask = !(LANDING.end() - LANDING.start());
     let block = Expr::Bitwise { mask: mask.to_be_bytes().to_vec(), xor: vec![0, 0] };
@@ -314,10 +369,19 @@ mod tests {
         Spec { stage, mark: Mark::from_random(0x1234_5678).expect("not reserved"), generation: 7 }
     }
 
+    fn excluded() -> Exclusions {
+        let mut exclusions = Exclusions::default();
+        exclusions.inbound_ports.extend([9090, 5432]);
+        exclusions.outbound_ports.insert(5432);
+        let ranges = ["10.0.0.0/8", "192.0.2.7/32", "0.0.0.0/0", "::/0", "fd00::/8"];
+        exclusions.outbound_ranges.extend(ranges.map(|range| range.parse().expect("a range")));
+        exclusions
+    }
+
     #[test]
     fn every_rule_counts_and_has_a_name_of_its_own() {
         for stage in STAGES {
-            let rules: Vec<_> = prescribe(&spec(stage)).into_iter().flat_map(|chain| chain.rules).collect();
+            let rules: Vec<_> = prescribe(&spec(stage), &excluded()).into_iter().flat_map(|chain| chain.rules).collect();
             let names: BTreeSet<_> = rules.iter().map(|rule| &rule.name).collect();
             assert_eq!(names.len(), rules.len());
             assert!(rules.iter().all(|rule| count(&rule.exprs).is_some()));
@@ -326,7 +390,7 @@ mod tests {
 
     #[test]
     fn every_redirect_and_refusal_matches_only_syn() {
-        for rule in STAGES.into_iter().flat_map(|stage| prescribe(&spec(stage))).flat_map(|chain| chain.rules) {
+        for rule in STAGES.into_iter().flat_map(|stage| prescribe(&spec(stage), &excluded())).flat_map(|chain| chain.rules) {
             if rule.exprs.iter().any(|expr| matches!(expr, Expr::Redirect | Expr::RedirectRange | Expr::Reset)) {
                 assert_eq!(rule.exprs[..syn().len()], syn(), "{}", rule.name);
             }
@@ -336,7 +400,7 @@ mod tests {
     #[test]
     fn public_marks_are_compared_with_nowhere_but_in_the_answers_rule() {
         for stage in STAGES {
-            for rule in prescribe(&spec(stage)).into_iter().flat_map(|chain| chain.rules) {
+            for rule in prescribe(&spec(stage), &excluded()).into_iter().flat_map(|chain| chain.rules) {
                 assert!(marks_in(&rule.exprs).all(|mark| mark == spec(stage).mark.value()), "{}", rule.name);
             }
         }
@@ -345,8 +409,22 @@ mod tests {
     #[test]
     fn the_mark_can_be_learned_in_every_stage() {
         for stage in STAGES {
-            let chains = prescribe(&spec(stage));
+            let chains = prescribe(&spec(stage), &excluded());
             assert!(chains.iter().flat_map(|chain| &chain.rules).any(|rule| marks_in(&rule.exprs).next().is_some()));
+        }
+    }
+
+    #[test]
+    fn what_is_excluded_passes_both_lines_while_capture_is_on_and_nothing_more_does() {
+        let names = |stage, exclusions: &Exclusions| -> BTreeSet<String> {
+            prescribe(&spec(stage), exclusions).into_iter().flat_map(|chain| chain.rules).map(|rule| rule.name).collect()
+        };
+        for stage in STAGES {
+            let more: Vec<String> =
+                names(stage, &excluded()).difference(&names(stage, &Exclusions::default())).cloned().collect();
+            // A port or a range has a rule in each of two chains.
+            let expected = if stage == Stage::Redirect { 2 * (2 + 1 + 5) } else { 0 };
+            assert_eq!(more.len(), expected, "{more:?}");
         }
     }
 

@@ -5,6 +5,7 @@
 
 use std::collections::BTreeMap;
 
+use mesh_model::Exclusions;
 use rustix::io::Errno;
 
 use super::rules::{self, CONNMARK, FWMARK};
@@ -25,6 +26,8 @@ pub struct Session {
     route: Socket,
     /// What was last applied by, or first read by, this session.
     spec: Option<Spec>,
+    /// What the pod excludes, as its owner says.
+    exclusions: Exclusions,
 }
 
 /// What [`Session::apply`] did.
@@ -77,7 +80,18 @@ impl Session {
                 _ => {}
             }
         }
-        Ok(Self { mode, netfilter, route, spec: None })
+        Ok(Self { mode, netfilter, route, spec: None, exclusions: Exclusions::default() })
+    }
+
+    /// Says what the pod excludes. Nothing is written by this: what is in force differs from now on, until [`Session::apply`].
+    pub fn exclude(&mut self, exclusions: Exclusions) {
+        self.exclusions = exclusions;
+    }
+
+    /// What this session last applied or first read, if anything.
+    #[must_use]
+    pub const fn spec(&self) -> Option<Spec> {
+        self.spec
     }
 
     /// How the table is protected.
@@ -100,7 +114,7 @@ impl Session {
         }
         // Before the table: what is captured needs the way back.
         let routed = routes::ensure(&mut self.route)?;
-        let chains = rules::prescribe(spec);
+        let chains = rules::prescribe(spec, &self.exclusions);
         for _ in 0..WRITE_TRIES {
             let seen = table::read(&mut self.netfilter)?;
             if drift::compare(seen.as_ref(), &chains, self.mode, self.netfilter.port()).is_empty() {
@@ -133,7 +147,8 @@ impl Session {
         let Some(spec) = self.spec else {
             return Ok(seen.map(|seen| Found { spec: None, drift: vec![Drift::Unrecognised], counts: counts(&seen) }));
         };
-        let mut drift = drift::compare(seen.as_ref(), &rules::prescribe(&spec), self.mode, self.netfilter.port());
+        let chains = rules::prescribe(&spec, &self.exclusions);
+        let mut drift = drift::compare(seen.as_ref(), &chains, self.mode, self.netfilter.port());
         drift.extend(routes::drift(&mut self.route)?);
         Ok(Some(Found { spec: Some(spec), drift, counts: seen.as_ref().map(counts).unwrap_or_default() }))
     }

@@ -4,6 +4,7 @@
 //! that somebody added) `<a mark>`. Whoever reads the text, or an Event made of it, must not learn how to escape capture.
 
 use std::fmt::Write;
+use std::net::IpAddr;
 
 use mesh_model::Mark;
 
@@ -55,6 +56,9 @@ enum Held {
     Mark(String),
     Interface(&'static str),
     Protocol,
+    Family,
+    /// And how many bits of it are looked at.
+    Address(&'static str, u32),
     Field(String, bool),
     AddressType,
     Direction,
@@ -75,11 +79,15 @@ fn word(expr: &Expr, held: &mut Held, mark: Option<Mark>) -> Option<String> {
         Expr::Meta(Meta::InputInterface) => Held::Interface("iif"),
         Expr::Meta(Meta::OutputInterface) => Held::Interface("oif"),
         Expr::Meta(Meta::Transport) => Held::Protocol,
+        Expr::Meta(Meta::Family) => Held::Family,
         Expr::Ct(Ct::Mark) => Held::Mark("ct mark".to_owned()),
         Expr::Ct(Ct::Direction) => Held::Direction,
         Expr::Transport { offset: 13, len: 1 } => Held::Field("tcp flags".to_owned(), true),
         Expr::Transport { offset: 2, len: 2 } => Held::Field("th dport".to_owned(), false),
         Expr::Transport { offset, len } => Held::Field(format!("@th,{},{}", offset * 8, len * 8), false),
+        Expr::Network { offset: 16, len: 4 } => Held::Address("ip daddr", 32),
+        Expr::Network { offset: 24, len: 16 } => Held::Address("ip6 daddr", 128),
+        Expr::Network { offset, len } => Held::Field(format!("@nh,{},{}", offset * 8, len * 8), false),
         Expr::DestinationType => Held::AddressType,
         Expr::Load(value) => Held::Constant(value.clone()),
         Expr::LoadEnd(end) => match std::mem::replace(held, Held::Nothing) {
@@ -90,6 +98,7 @@ fn word(expr: &Expr, held: &mut Held, mark: Option<Mark>) -> Option<String> {
             *held = match std::mem::replace(held, Held::Nothing) {
                 Held::Mark(what) if number(xor) == Some(0) => Held::Mark(format!("{what} & {}", shown(mask))),
                 Held::Mark(what) => Held::Mark(format!("{what} & {} | {}", shown(mask), shown_mark(xor, mark))),
+                Held::Address(what, _) => Held::Address(what, mask.iter().map(|byte| byte.count_ones()).sum()),
                 Held::Field(what, is_flags) => {
                     let mask = if is_flags { flag_names(mask) } else { shown(mask) };
                     Held::Field(format!("{what} & ({mask})"), is_flags)
@@ -121,6 +130,8 @@ fn comparison(held: &Held, equal: bool, value: &[u8], mark: Option<Mark>) -> Str
         Held::Interface(side) if number(value) == Some(1) => format!("{side}{infix}\"lo\""),
         Held::Interface(side) => format!("{side}{infix}{}", shown(value)),
         Held::Protocol => format!("meta l4proto{infix}{}", protocol(value)),
+        Held::Family => format!("meta nfproto{infix}{}", family(value)),
+        Held::Address(what, bits) => format!("{what}{infix}{}/{bits}", address(value)),
         Held::Field(what, true) => format!("{what} {operator} {}", flag_names(value)),
         Held::Field(what, false) => match value.try_into() {
             Ok(bytes) => format!("{what}{infix}{}", u16::from_be_bytes(bytes)),
@@ -140,9 +151,14 @@ fn source(held: &Held, mark: Option<Mark>) -> String {
             Ok(bytes) => u16::from_ne_bytes(bytes).to_string(),
             Err(_) => shown_mark(value, mark),
         },
-        Held::Nothing | Held::Interface(_) | Held::Protocol | Held::AddressType | Held::Direction | Held::Range(..) => {
-            "<register>".to_owned()
-        }
+        Held::Nothing
+        | Held::Interface(_)
+        | Held::Protocol
+        | Held::Family
+        | Held::Address(..)
+        | Held::AddressType
+        | Held::Direction
+        | Held::Range(..) => "<register>".to_owned(),
     }
 }
 
@@ -181,6 +197,19 @@ fn protocol(value: &[u8]) -> String {
         [17] => "udp".to_owned(),
         other => shown(other),
     }
+}
+
+fn family(value: &[u8]) -> String {
+    match value {
+        [2] => "ipv4".to_owned(),
+        [10] => "ipv6".to_owned(),
+        other => shown(other),
+    }
+}
+
+fn address(value: &[u8]) -> String {
+    let v4 = <[u8; 4]>::try_from(value).map(IpAddr::from);
+    v4.or_else(|_| <[u8; 16]>::try_from(value).map(IpAddr::from)).map_or_else(|_| shown(value), |ip| ip.to_string())
 }
 
 fn flag_names(value: &[u8]) -> String {

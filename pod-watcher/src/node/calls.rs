@@ -127,7 +127,8 @@ impl Node {
         let held = self.pods.get(uid).and_then(|entry| entry.sandbox.as_ref()).map(|sandbox| sandbox.id);
         let fresh = held != Some(netns.id());
         if fresh {
-            let opened = self.open_sandbox(uid, netns);
+            let Some(record) = self.pods.get(uid).map(|entry| entry.record.clone()) else { return };
+            let opened = self.open_sandbox(&record, netns);
             let mark = super::entry::draw_mark();
             let (sandbox, mark) = match (opened, mark) {
                 (Ok(sandbox), Ok(mark)) => (sandbox, mark),

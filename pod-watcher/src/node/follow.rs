@@ -19,7 +19,7 @@ use crate::facts;
 use crate::keepers::{self, KeeperHandle};
 use crate::metrics::labels::Cause;
 use crate::sandbox::{Done, Job, Sandbox};
-use crate::source::Records;
+use crate::source::{PodRecord, Records};
 use crate::status::EventType;
 use crate::watch::Scan;
 
@@ -37,9 +37,10 @@ impl Node {
             let record = self.records.pods.get(&uid).cloned();
             let now = want(record.as_ref());
             let Some(entry) = self.pods.get_mut(&uid) else { continue };
-            let mut changed = false;
+            let (mut changed, mut excludes) = (false, false);
             if let Some(record) = record {
                 let before = entry.facts();
+                excludes = entry.record.exclusions != record.exclusions;
                 entry.record = record;
                 changed = entry.facts() != before;
             }
@@ -48,6 +49,9 @@ impl Node {
             }
             if changed {
                 self.step(&uid, Event::FactsChanged);
+            }
+            if excludes {
+                self.exclude(&uid);
             }
         }
         self.admit_waiting();
@@ -183,7 +187,39 @@ impl Node {
         }
     }
 
-    pub(super) fn open_sandbox(&mut self, uid: &PodUid, netns: Netns) -> std::io::Result<Sandbox> {
+    /// The pod excludes something else than before.
+    fn exclude(&mut self, uid: &PodUid) {
+        let Some(entry) = self.pods.get(uid) else { return };
+        self.tell_exclusions(&entry.record);
+        if entry.sandbox.is_some() {
+            let exclusions = entry.record.exclusions.clone().unwrap_or_default();
+            self.job(uid, Job::Exclude(exclusions));
+        }
+        self.settle(uid);
+    }
+
+    /// Whoever reads the pod's Events learns what is left out of capture, and what was not understood.
+    fn tell_exclusions(&self, record: &PodRecord) {
+        if want(Some(record)) != Want::Enrolled {
+            return;
+        }
+        let PodRecord { uid, name, .. } = record;
+        let (kind, reason, message) = match &record.exclusions {
+            Ok(none) if none.is_empty() => {
+                (EventType::Normal, "Excluded", "nothing any more: all new connections are captured".to_owned())
+            }
+            Ok(some) => (EventType::Normal, "Excluded", format!("new connections are not captured: {some}")),
+            Err(error) => (EventType::Warning, "BadExclusions", format!("{error}; nothing is excluded")),
+        };
+        tracing::warn!(pod = %name, %uid, reason, message, "exclusions");
+        self.status.event(kind, reason, name, uid, &message);
+    }
+
+    pub(super) fn open_sandbox(&mut self, record: &PodRecord, netns: Netns) -> std::io::Result<Sandbox> {
+        if record.exclusions.as_ref().map_or(true, |exclusions| !exclusions.is_empty()) {
+            self.tell_exclusions(record);
+        }
+        let (uid, exclusions) = (&record.uid, record.exclusions.clone().unwrap_or_default());
         let serial = self.number();
         let (inputs, uid) = (self.inputs.clone(), uid.clone());
         let report = Arc::new(move |done| {
@@ -192,7 +228,7 @@ impl Node {
                 Box::pin(async move { inputs.send(Input::Sandbox { uid, serial, done }).await });
             sent
         });
-        Sandbox::open(netns, serial, self.kernel, &self.group, report)
+        Sandbox::open(netns, serial, self.kernel, exclusions, &self.group, report)
     }
 
     pub(super) fn sandbox(&mut self, uid: &PodUid, serial: u64, done: Done) {
@@ -214,6 +250,11 @@ impl Node {
             Done::Listeners { epoch, all } => {
                 entry.listeners = all;
                 self.step(uid, Event::ListenersSeen { epoch, all });
+            }
+            Done::Excluded(Ok(())) => {}
+            Done::Excluded(Err(failure)) => {
+                let pod = &entry.record.name;
+                tracing::warn!(%pod, %uid, cause = failure.message, "exclusions not written; the next audit finds it");
             }
             Done::Read(found) => self.read_back(uid, found),
             Done::Audited { jobs, drift, listeners, by, counts } => {
@@ -318,7 +359,7 @@ impl Node {
         };
         entry.found = facts::of_process(process.pid).map_err(|error| error.to_string())?;
         entry.found.retain(|address| !held_by_others(address));
-        let mut sandbox = self.open_sandbox(uid, netns).map_err(|error| error.to_string())?;
+        let mut sandbox = self.open_sandbox(&entry.record, netns).map_err(|error| error.to_string())?;
         sandbox.send(Job::Read);
         entry.sandbox = Some(sandbox);
         entry.reading = true;

@@ -21,7 +21,19 @@ impl Entry {
             enrolled: self.rules == Some(capture::Stage::Redirect) && self.machine.is_served(),
             observed: Seen { rules: rules(self.rules), listeners: self.listeners },
             reason: self.said.0.clone(),
-            message: self.said.1.clone(),
+            message: match self.excluded() {
+                Some(excluded) => format!("{}; {excluded}", self.said.1),
+                None => self.said.1.clone(),
+            },
+        }
+    }
+
+    /// What is left out of capture, or why nothing is.
+    fn excluded(&self) -> Option<String> {
+        match &self.record.exclusions {
+            Ok(none) if none.is_empty() => None,
+            Ok(some) => Some(format!("not captured: {some}")),
+            Err(error) => Some(format!("nothing is excluded: {error}")),
         }
     }
 }
@@ -106,6 +118,7 @@ impl Node {
                     "netns": entry.sandbox.as_ref().map(|sandbox| sandbox.id.ino),
                     "reason": entry.said.0,
                     "message": entry.said.1,
+                    "excluded": entry.excluded(),
                 })
             })
             .collect();
