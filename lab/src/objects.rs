@@ -106,7 +106,8 @@ pub(crate) fn pod(record: &PodRecord) -> Value {
         "namespace": pod.namespace, "name": pod.name, "uid": uid, "labels": pod.labels, "annotations": pod.annotations,
     });
     if *ending {
-        metadata["deletionTimestamp"] = json!("2000-01-01T00:00:00Z");
+        // When it must be over: it has all the time that a test lets it have.
+        metadata["deletionTimestamp"] = json!("2100-01-01T00:00:00Z");
     }
     let condition = |kind: &str, on: bool| json!({ "type": kind, "status": if on { "True" } else { "False" } });
     let mut status = json!({

@@ -5,9 +5,9 @@ use std::fmt;
 
 use ipnetwork::IpNetwork;
 
-/// New connections of a pod that are left alone: neither redirected nor refused by its node. What the other side thinks of a connection
-/// in clear is the other side's business, so leaving out what goes out opens nothing there; leaving out a port of its own opens that
-/// port to whoever can reach the pod, past every policy.
+/// New connections of a pod that are left alone: neither redirected nor refused by its node. What goes out so has no identity at the
+/// other side, which judges it as a stranger's; leaving out a port of its own opens that port to whoever can reach the pod, past every
+/// policy.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Exclusions {
     /// Its own TCP ports.
@@ -36,8 +36,11 @@ impl fmt::Display for Exclusions {
             ("outbound ports", list(&self.outbound_ports)),
             ("outbound to", list(&self.outbound_ranges)),
         ];
-        let said: Vec<String> =
-            parts.iter().filter(|(_, items)| !items.is_empty()).map(|(what, items)| format!("{what} {items}")).collect();
+        let said: Vec<String> = parts
+            .iter()
+            .filter(|(_, items)| !items.is_empty())
+            .map(|(what, items)| format!("{what} {items}"))
+            .collect();
         f.write_str(&said.join("; "))
     }
 }

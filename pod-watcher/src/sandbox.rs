@@ -14,7 +14,7 @@ use mesh_model::{Exclusions, Reason};
 use mesh_net::capture::{self, Drift, Found, Mode, Monitor, Session, Spec};
 use mesh_net::diag::Diag;
 use mesh_net::{Netns, NetnsId};
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::{mpsc, oneshot, watch};
 
 use crate::enrol::Failure;
 use crate::metrics::labels::DriftKind;
@@ -46,8 +46,6 @@ pub enum Job {
         /// Echoed.
         epoch: u32,
     },
-    /// From now on the pod excludes this.
-    Exclude(Exclusions),
     /// What is there? For a pod that was there before us.
     Read,
     /// For people.
@@ -83,8 +81,6 @@ pub enum Done {
         /// All there. What cannot be read counts as not there.
         all: bool,
     },
-    /// [`Job::Exclude`]: in force where rules are, or why not.
-    Excluded(Result<(), Failure>),
     /// [`Job::Read`].
     Read(Result<Option<Found>, Failure>),
     /// An audit.
@@ -119,6 +115,7 @@ pub struct Sandbox {
     /// Tells this sandbox's answers from those of an earlier one of the same pod.
     pub serial: u64,
     netns: Netns,
+    exclusions: watch::Sender<Exclusions>,
     jobs: mpsc::Sender<Job>,
     sent: u64,
 }
@@ -155,10 +152,16 @@ impl Sandbox {
         report: Report,
     ) -> std::io::Result<Self> {
         let (jobs, queue) = mpsc::channel(JOBS);
+        let (wanted, excluded) = watch::channel(exclusions.clone());
         let id = netns.id();
         let inside = Inside { netns: netns.try_clone()?, kernel, exclusions, session: None };
-        group.spawn("sandbox", run(inside, queue, report));
-        Ok(Self { id, serial, netns, jobs, sent: 0 })
+        group.spawn("sandbox", run(inside, queue, excluded, report));
+        Ok(Self { id, serial, netns, exclusions: wanted, jobs, sent: 0 })
+    }
+
+    /// From now on the pod excludes this; of several the latest counts, and none is lost.
+    pub fn exclude(&self, exclusions: Exclusions) {
+        self.exclusions.send_replace(exclusions);
     }
 
     /// Queues a job; `false` when the queue is full or the task has died: the caller's deadline then says so.
@@ -190,7 +193,12 @@ struct Inside {
     session: Option<Session>,
 }
 
-async fn run(mut inside: Inside, mut jobs: mpsc::Receiver<Job>, report: Report) {
+async fn run(
+    mut inside: Inside,
+    mut jobs: mpsc::Receiver<Job>,
+    mut excluded: watch::Receiver<Exclusions>,
+    report: Report,
+) {
     let mut done = 0;
     let mut audit = false;
     let mut monitor: Option<Monitor> = None;
@@ -211,6 +219,16 @@ async fn run(mut inside: Inside, mut jobs: mpsc::Receiver<Job>, report: Report) 
                 }
                 if let Some(answer) = answer {
                     report(answer).await;
+                }
+                continue;
+            }
+            Ok(()) = excluded.changed() => {
+                let wanted = excluded.borrow_and_update().clone();
+                let Some((back, written)) = blocking(inside, move |inside| inside.exclude(wanted)).await else { return };
+                inside = back;
+                if let Err(error) = written {
+                    let (netns, error) = (inside.netns.id(), causes(&error));
+                    tracing::warn!(%netns, error, "what a pod excludes cannot be written; the next audit finds it");
                 }
                 continue;
             }
@@ -274,10 +292,7 @@ impl Inside {
                 Some(Done::Removed { epoch, result })
             }
             Job::Listeners { epoch } => Some(Done::Listeners { epoch, all: self.listeners() }),
-            Job::Exclude(exclusions) => Some(Done::Excluded(self.exclude(exclusions).map_err(|error| failure(&error)))),
-            Job::Read => {
-                Some(Done::Read(self.session().and_then(|session| session.read()).map_err(|error| failure(&error))))
-            }
+            Job::Read => Some(Done::Read(self.read().map_err(|error| failure(&error)))),
             Job::Show(reply) => {
                 let shown = self.session().and_then(|session| Ok((session.render()?, session.counters()?)));
                 // Whoever asked may have gone.
@@ -303,6 +318,20 @@ impl Inside {
                 })
             }
         }
+    }
+
+    /// What is there. The pod may have come to exclude something else while nobody was here to write it: that is no stranger's change.
+    fn read(&mut self) -> Result<Option<Found>, capture::Error> {
+        let session = self.session()?;
+        let found = session.read()?;
+        if let Some(Found { spec: Some(spec), drift, .. }) = &found
+            && !drift.is_empty()
+            && session.only_exclusions_differ()?
+        {
+            session.apply(spec)?;
+            return session.read();
+        }
+        Ok(found)
     }
 
     fn exclude(&mut self, exclusions: Exclusions) -> Result<(), capture::Error> {
@@ -335,7 +364,7 @@ impl Inside {
             Some(Done::Applied { spec, result: Ok(()), .. }) => stage(spec),
             Some(Done::Read(Ok(Some(found)))) => found.spec.as_ref().is_some_and(stage),
             Some(Done::Removed { .. } | Done::Read(_)) => false,
-            Some(Done::Applied { .. } | Done::Excluded(_) | Done::Listeners { .. } | Done::Audited { .. }) | None => before,
+            Some(Done::Applied { .. } | Done::Listeners { .. } | Done::Audited { .. }) | None => before,
         }
     }
 

@@ -83,6 +83,7 @@ impl Settle {
                 && let Some(last) = before.pods.get(uid)
             {
                 record.enrolment = last.enrolment;
+                record.exclusions.clone_from(&last.exclusions);
                 continue;
             }
             let (is_in, at) = word.says(says, now);

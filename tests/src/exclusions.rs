@@ -129,15 +129,28 @@ fn what_a_pod_excludes_is_left_alone_and_nothing_else_is_also_when_it_changes_it
         all_meet(stranger, &at(&web, FREE), Met::Refused)?;
     }
 
-    // A pod-watcher that starts anew finds the rules as they should be.
+    // What changed while pod-watcher was away is put in force when it is back, and not taken for a stranger's change.
+    let (v4, v6) = (db.ips()[0], db.ips()[1]);
     lab.mesh().watcher(2).kill()?;
+    lab.annotate_pod(&cart, OUTBOUND_CIDRS, Some(&v4.to_string()))?;
+    let adopted = told(&lab, &cart, "Adopted")?;
     lab.mesh().watcher(2).restart()?;
-    lab.mesh().wait_ready(2)?;
-    for ip in db.ips() {
-        has_rule(&lab, &cart, &format!("exclude-out-{ip}/{}", if ip.is_ipv4() { 32 } else { 128 }), true)?;
-    }
+    wait::until_true("cart to be adopted", CHANGE, || told(&lab, &cart, "Adopted").is_ok_and(|now| now > adopted))?;
+    has_rule(&lab, &cart, &format!("exclude-out-{v6}/128"), false)?;
+    has_rule(&lab, &cart, &format!("exclude-out-{v4}/32"), true)?;
     all_meet(&cart, &at(&db, FREE), Met::Answered)?;
-    wait_logged(&lab, &cart, &at(&db, FREE), 0)?;
+    all_meet(&cart, &at(&web, FREE), Met::Answered)?;
+    wait_logged(&lab, &cart, &at(&web, FREE), 2)?;
+    wait_logged(&lab, &cart, &[SocketAddr::new(v4, FREE)], 0)?;
+    wait_logged(&lab, &cart, &[SocketAddr::new(v6, FREE)], 1)?;
+    let audits = || -> Result<f64> {
+        let page = lab.mesh().watcher_metrics(2)?;
+        let of = |line: &&str| line.starts_with("culvert_watcher_audits_total{");
+        Ok(page.lines().filter(of).filter_map(|line| line.rsplit(' ').next()?.parse::<f64>().ok()).sum())
+    };
+    // Two pods are audited there, cart among them.
+    let before = audits()?;
+    wait::until_true("cart to be audited", CHANGE, || audits().is_ok_and(|now| now >= before + 4.0))?;
     for pod in [&cart, &web] {
         ensure!(told(&lab, pod, "RulesChanged")? == 0, "an exclusion was taken for a stranger's change");
     }

@@ -20,7 +20,7 @@ use mesh_model::policy::{
 use super::fate::{Fate, Outcome, Reach, Told, places};
 use super::selector::has_all;
 use super::services::service_key;
-use super::workloads::{Compiling, Pods};
+use super::workloads::{Compiling, Pods, of_namespace};
 use super::{CompileConfig, Problem};
 
 /// All policies; those with a selector are listed at the workloads that they select. What becomes of each is told.
@@ -136,11 +136,15 @@ fn attach(
             Some(Scope::Namespace)
         }
         Some(selector) => {
-            for pod in enforcing(pods) {
-                if (root || pod.workload.pod.namespace == *namespace) && selector.selects(Some(&pod.labels)) {
+            let mut list = |pod: &mut Compiling| {
+                if selector.selects(Some(&pod.labels)) {
                     pod.workload.policies.push(policy.clone());
                     fate.reach.add(pod);
                 }
+            };
+            match root {
+                true => enforcing(pods).for_each(&mut list),
+                false => of_namespace(pods, config, namespace).filter(|pod| is_enforcing(pod)).for_each(&mut list),
             }
             Some(Scope::Selector)
         }
@@ -166,7 +170,11 @@ fn behind<'a>(
 
 /// The workloads at which a policy can be enforced: pods with a network of their own (in the mesh or not yet).
 pub(super) fn enforcing(pods: &mut Pods) -> impl Iterator<Item = &mut Compiling> {
-    pods.values_mut().filter(|pod| pod.workload.uid.is_pod() && !pod.workload.host_network)
+    pods.values_mut().filter(|pod| is_enforcing(pod))
+}
+
+fn is_enforcing(pod: &Compiling) -> bool {
+    pod.workload.uid.is_pod() && !pod.workload.host_network
 }
 
 fn convert(

@@ -11,14 +11,12 @@ use super::workloads::Pods;
 pub(super) fn mark(objects: &Objects, rejected: &[Rejected], pods: &mut Pods) {
     for pod in pods.values_mut() {
         let namespace = &pod.workload.pod.namespace;
-        let by_policy = objects.network_policies.iter().any(|((of, _), policy)| {
-            of == namespace
-                && policy
-                    .spec
-                    .as_ref()
-                    .and_then(|spec| spec.pod_selector.as_ref())
-                    // No selector selects all.
-                    .is_none_or(|selector| selects(selector, &pod.labels).unwrap_or(true))
+        let from = (namespace.clone(), String::new());
+        let of_namespace = objects.network_policies.range(from..).take_while(|((of, _), _)| of == namespace);
+        let by_policy = of_namespace.map(|(_, policy)| policy).any(|policy| {
+            let selector = policy.spec.as_ref().and_then(|spec| spec.pod_selector.as_ref());
+            // No selector selects all.
+            selector.is_none_or(|selector| selects(selector, &pod.labels).unwrap_or(true))
         });
         let by_doubt = rejected.iter().any(|document| may_be_policy_of(document, namespace));
         pod.workload.network_policy =

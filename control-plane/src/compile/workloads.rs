@@ -63,26 +63,41 @@ pub(super) fn workloads(objects: &Objects, config: &CompileConfig, problems: &mu
     pods
 }
 
+/// The pods of a namespace, whose keys stand beside each other: a policy must not look at all pods of a large mesh.
+pub(super) fn of_namespace<'a>(
+    pods: &'a mut Pods,
+    config: &CompileConfig,
+    namespace: &str,
+) -> impl Iterator<Item = &'a mut Compiling> + use<'a> {
+    let nobody = PodName { namespace: namespace.to_owned(), name: String::new() };
+    let first = WorkloadUid::of_pod(&config.cluster_id, &nobody);
+    // It ends with a slash, behind which comes a zero.
+    let end = WorkloadUid(format!("{}0", first.0.trim_end_matches('/')));
+    pods.range_mut(first..end).map(|(_, pod)| pod)
+}
+
 /// Two pods with one address: a mistake, or the moment in which an address is used again. Proxies take it for the one that
 /// [`mesh_model::Mesh::workload_at`] names, and whoever answers there with another identity is refused; so nobody gets more than he
 /// had, and the others are told that they are not reached.
 pub(super) fn shared_addresses(pods: &Pods, problems: &mut Vec<Problem>) {
-    let mut claims: BTreeMap<IpAddr, Vec<&Workload>> = BTreeMap::new();
+    let mut claims: BTreeMap<IpAddr, Vec<&Compiling>> = BTreeMap::new();
     // The address of a host-network pod is its node's, which it shares with others rightly.
     for pod in pods.values().filter(|pod| !pod.workload.host_network) {
         for ip in &pod.workload.addresses {
-            claims.entry(ip.to_canonical()).or_default().push(&pod.workload);
+            claims.entry(ip.to_canonical()).or_default().push(pod);
         }
     }
     for (ip, claims) in claims.iter_mut().filter(|(_, claims)| claims.len() > 1) {
-        claims.sort_by(|one, other| one.claim_order(other));
+        claims.sort_by(|one, other| one.workload.claim_order(&other.workload));
         let Some((first, others)) = claims.split_first() else { continue };
-        for other in others {
-            let key = (other.pod.namespace.clone(), other.pod.name.clone());
+        // One that leaves has had its address: that is how addresses are used again.
+        for other in others.iter().filter(|other| other.ends.is_none()) {
+            let pod = &other.workload.pod;
+            let key = (pod.namespace.clone(), pod.name.clone());
             let text = format!(
                 "reports the address {ip}, which Pod {} reports as well: connections to it are taken for that pod's, and this one is \
                  not reached there until one of the two is gone",
-                first.pod
+                first.workload.pod
             );
             problems.push(Problem::new(Kind::Pod, &key, text));
         }

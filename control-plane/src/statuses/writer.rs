@@ -140,6 +140,8 @@ impl Writer {
             Ok(()) => "written",
             // Gone, or changed since: the watch tells. Or refused for what it says, which will not be another thing next time.
             Err(error) if matches!(error.code(), Some(400 | 404 | 409 | 422)) => "dropped",
+            // Of a namespace that is being deleted, or has had its share of Events: policies' conditions do not wait for that.
+            Err(error) if matches!((one, error.code()), (Needed::Event(_), Some(403))) => "dropped",
             Err(_) => "failed",
         };
         self.metrics.wrote(what, result);

@@ -144,3 +144,20 @@ async fn what_has_no_condition_is_told_by_one_event_whoever_leads() {
     assert_eq!(of("written"), 1.0, "{:?}", events());
     second.running.stop().await;
 }
+
+#[tokio::test]
+async fn an_event_that_is_refused_does_not_hold_up_what_is_told_at_policies() {
+    let fake = world("::1").await;
+    fake.refuse("/events", 403, 1000);
+    for (name, ip) in [("a", "198.18.1.2"), ("b", "198.18.1.2"), ("c", "198.18.1.3"), ("d", "198.18.1.3")] {
+        fake.put(Kind::Pod, pod(name, ip));
+    }
+    let lab = Lab::start_api(&fake).await;
+    eventually("told", || !reason(&fake, "good").is_empty() && !reason(&fake, "typo").is_empty()).await;
+    let asked = || fake.requests().iter().filter(|one| one.starts_with("POST") && one.contains("/events")).count();
+    eventually("tried", || lab.told("source_writes_total", r#"result="dropped",what="event""#) == 2.0).await;
+    fake.put(KIND, policy("later", json!({})));
+    eventually("told", || !reason(&fake, "later").is_empty()).await;
+    assert_eq!(asked(), 2, "each once");
+    lab.running.stop().await;
+}

@@ -56,7 +56,9 @@ fn range(text: &str) -> Result<IpNetwork, String> {
     let range: IpNetwork = text.parse().map_err(|_| "is neither an address nor a range of addresses".to_owned())?;
     match range.ip() {
         IpAddr::V6(ip) if ip.to_ipv4_mapped().is_some() => Err("is IPv4 in IPv6: write the IPv4 range".to_owned()),
-        ip if ip != range.network() => Err(format!("has bits behind its prefix; meant may be {}/{}", range.network(), range.prefix())),
+        ip if ip != range.network() => {
+            Err(format!("has bits behind its prefix; meant may be {}/{}", range.network(), range.prefix()))
+        }
         _ => Ok(range),
     }
 }
@@ -68,7 +70,8 @@ mod tests {
     use super::*;
 
     fn of(inbound: &str, outbound: &str, ranges: &str) -> Result<Exclusions, String> {
-        let annotations = json!({EXCLUDE_INBOUND_PORTS: inbound, EXCLUDE_OUTBOUND_PORTS: outbound, EXCLUDE_OUTBOUND_CIDRS: ranges});
+        let annotations =
+            json!({EXCLUDE_INBOUND_PORTS: inbound, EXCLUDE_OUTBOUND_PORTS: outbound, EXCLUDE_OUTBOUND_CIDRS: ranges});
         exclusions(&serde_json::from_value(json!({"metadata": {"annotations": annotations}})).expect("a pod"))
     }
 

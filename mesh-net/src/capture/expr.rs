@@ -308,7 +308,7 @@ mod tests {
     }
 
     fn any_expr() -> impl Strategy<Value = Expr> {
-        let bytes = || proptest::collection::vec(any::<u8>(), 1..16);
+        let bytes = || proptest::collection::vec(any::<u8>(), 1..=16);
         prop_oneof![
             prop_oneof![
                 Just(Meta::Mark),

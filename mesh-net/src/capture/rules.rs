@@ -138,7 +138,7 @@ fn prerouting_nat(spec: &Spec, exclusions: &Exclusions) -> Vec<Rule> {
                 rule("loopback-in", [on(Meta::InputInterface, LOOPBACK), accept()]),
                 rule("tunnel-in", [syn(), to_port(TUNNEL), accept()]),
             ];
-            rules.extend(excluded_in("exclude-in", exclusions));
+            rules.extend(excluded_in(EXCLUDE[0], exclusions));
             rules.push(rule("capture-in", [syn(), land()]));
             rules
         }
@@ -149,11 +149,9 @@ fn prerouting_nat(spec: &Spec, exclusions: &Exclusions) -> Vec<Rule> {
 fn output_nat(spec: &Spec, exclusions: &Exclusions) -> Vec<Rule> {
     match spec.stage {
         Stage::Redirect => {
-            let mut rules = vec![
-                rule("proxy-out", [marked(spec.mark), accept()]),
-                rule("local-out", [to_self(), accept()]),
-            ];
-            rules.extend(excluded_out("exclude-out", exclusions));
+            let mut rules =
+                vec![rule("proxy-out", [marked(spec.mark), accept()]), rule("local-out", [to_self(), accept()])];
+            rules.extend(excluded_out(EXCLUDE[1], exclusions));
             rules.push(rule("capture-out", [syn(), redirect(OUTBOUND)]));
             rules
         }
@@ -176,7 +174,7 @@ fn prerouting_filter(spec: &Spec, exclusions: &Exclusions) -> Vec<Rule> {
         Stage::Deny => rules.push(rule("deny-in", [syn(), refuse()])),
         Stage::Redirect => {
             rules.push(rule("input-tunnel", [syn(), to_port(TUNNEL), accept()]));
-            rules.extend(excluded_in("input-excluded", exclusions));
+            rules.extend(excluded_in(EXCLUDE[2], exclusions));
             rules.push(rule("uncaptured-in", [syn(), refuse()]));
         }
         Stage::Drain => {}
@@ -197,13 +195,21 @@ fn output(spec: &Spec, exclusions: &Exclusions) -> Vec<Rule> {
     match spec.stage {
         Stage::Deny => rules.push(rule("deny-out", [syn(), refuse()])),
         Stage::Redirect => {
-            rules.extend(excluded_out("output-excluded", exclusions));
+            rules.extend(excluded_out(EXCLUDE[3], exclusions));
             // What was captured has the pod's own loopback address as destination by now.
             rules.push(rule("uncaptured-out", [syn(), refuse()]));
         }
         Stage::Drain => {}
     }
     rules
+}
+
+/// Names of rules for what a pod excludes: in the nat chains, and behind them.
+const EXCLUDE: [&str; 4] = ["exclude-in", "exclude-out", "input-excluded", "output-excluded"];
+
+/// Whether a rule of this name is for something that a pod excludes.
+pub(super) fn is_exclusion(name: &str) -> bool {
+    EXCLUDE.iter().any(|prefix| name.strip_prefix(prefix).is_some_and(|rest| rest.starts_with('-')))
 }
 
 fn excluded_in(name: &str, exclusions: &Exclusions) -> Vec<Rule> {
@@ -374,14 +380,17 @@ mod tests {
         exclusions.inbound_ports.extend([9090, 5432]);
         exclusions.outbound_ports.insert(5432);
         let ranges = ["10.0.0.0/8", "192.0.2.7/32", "0.0.0.0/0", "::/0", "fd00::/8"];
-        exclusions.outbound_ranges.extend(ranges.map(|range| range.parse().expect("a range")));
+        for range in ranges {
+            exclusions.outbound_ranges.insert(range.parse().expect("a range"));
+        }
         exclusions
     }
 
     #[test]
     fn every_rule_counts_and_has_a_name_of_its_own() {
         for stage in STAGES {
-            let rules: Vec<_> = prescribe(&spec(stage), &excluded()).into_iter().flat_map(|chain| chain.rules).collect();
+            let rules: Vec<_> =
+                prescribe(&spec(stage), &excluded()).into_iter().flat_map(|chain| chain.rules).collect();
             let names: BTreeSet<_> = rules.iter().map(|rule| &rule.name).collect();
             assert_eq!(names.len(), rules.len());
             assert!(rules.iter().all(|rule| count(&rule.exprs).is_some()));
@@ -390,7 +399,9 @@ mod tests {
 
     #[test]
     fn every_redirect_and_refusal_matches_only_syn() {
-        for rule in STAGES.into_iter().flat_map(|stage| prescribe(&spec(stage), &excluded())).flat_map(|chain| chain.rules) {
+        for rule in
+            STAGES.into_iter().flat_map(|stage| prescribe(&spec(stage), &excluded())).flat_map(|chain| chain.rules)
+        {
             if rule.exprs.iter().any(|expr| matches!(expr, Expr::Redirect | Expr::RedirectRange | Expr::Reset)) {
                 assert_eq!(rule.exprs[..syn().len()], syn(), "{}", rule.name);
             }
@@ -417,7 +428,11 @@ mod tests {
     #[test]
     fn what_is_excluded_passes_both_lines_while_capture_is_on_and_nothing_more_does() {
         let names = |stage, exclusions: &Exclusions| -> BTreeSet<String> {
-            prescribe(&spec(stage), exclusions).into_iter().flat_map(|chain| chain.rules).map(|rule| rule.name).collect()
+            prescribe(&spec(stage), exclusions)
+                .into_iter()
+                .flat_map(|chain| chain.rules)
+                .map(|rule| rule.name)
+                .collect()
         };
         for stage in STAGES {
             let more: Vec<String> =
@@ -425,6 +440,8 @@ mod tests {
             // A port or a range has a rule in each of two chains.
             let expected = if stage == Stage::Redirect { 2 * (2 + 1 + 5) } else { 0 };
             assert_eq!(more.len(), expected, "{more:?}");
+            assert!(more.iter().all(|name| is_exclusion(name)));
+            assert!(!names(stage, &Exclusions::default()).iter().any(|name| is_exclusion(name)));
         }
     }
 

@@ -153,6 +153,17 @@ impl Session {
         Ok(Some(Found { spec: Some(spec), drift, counts: seen.as_ref().map(counts).unwrap_or_default() }))
     }
 
+    /// Whether nothing differs but what the pod excludes.
+    pub fn only_exclusions_differ(&mut self) -> Result<bool, Error> {
+        let (Some(spec), Some(mut seen)) = (self.spec, table::read(&mut self.netfilter)?) else { return Ok(false) };
+        for chain in &mut seen.chains {
+            chain.rules.retain(|rule| !rules::is_exclusion(&rule.name));
+        }
+        let chains = rules::prescribe(&spec, &Exclusions::default());
+        let drift = drift::compare(Some(&seen), &chains, self.mode, self.netfilter.port());
+        Ok(drift.is_empty() && routes::drift(&mut self.route)?.is_empty())
+    }
+
     /// Removes the table, then rules and routes. Fine if they are gone already. Captured connections end with it: their address
     /// translation goes; see [`super::Stage::Drain`].
     pub fn remove(&mut self) -> Result<(), Error> {

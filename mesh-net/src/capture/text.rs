@@ -98,7 +98,10 @@ fn word(expr: &Expr, held: &mut Held, mark: Option<Mark>) -> Option<String> {
             *held = match std::mem::replace(held, Held::Nothing) {
                 Held::Mark(what) if number(xor) == Some(0) => Held::Mark(format!("{what} & {}", shown(mask))),
                 Held::Mark(what) => Held::Mark(format!("{what} & {} | {}", shown(mask), shown_mark(xor, mark))),
-                Held::Address(what, _) => Held::Address(what, mask.iter().map(|byte| byte.count_ones()).sum()),
+                Held::Address(what, _) => match prefix(mask).filter(|_| xor.iter().all(|byte| *byte == 0)) {
+                    Some(bits) => Held::Address(what, bits),
+                    None => Held::Field(format!("{what} & {} ^ {}", shown(mask), shown(xor)), false),
+                },
                 Held::Field(what, is_flags) => {
                     let mask = if is_flags { flag_names(mask) } else { shown(mask) };
                     Held::Field(format!("{what} & ({mask})"), is_flags)
@@ -207,6 +210,14 @@ fn family(value: &[u8]) -> String {
     }
 }
 
+/// How many bits a mask leaves, if it leaves the first ones.
+fn prefix(mask: &[u8]) -> Option<u32> {
+    let bits: u32 = mask.iter().map(|byte| byte.leading_ones()).sum();
+    let ones: u32 = mask.iter().map(|byte| byte.count_ones()).sum();
+    let ends = mask.iter().skip_while(|byte| **byte == 0xff).skip(1).all(|byte| *byte == 0);
+    (bits == ones && ends).then_some(bits)
+}
+
 fn address(value: &[u8]) -> String {
     let v4 = <[u8; 4]>::try_from(value).map(IpAddr::from);
     v4.or_else(|_| <[u8; 16]>::try_from(value).map(IpAddr::from)).map_or_else(|_| shown(value), |ip| ip.to_string())
@@ -235,6 +246,24 @@ mod tests {
             (exprs(rule, Mark::from_random(SECRET)), exprs(rule, None)),
             (with_mark.to_owned(), without.to_owned())
         );
+    }
+
+    #[test]
+    fn a_range_is_shown_as_one_only_if_it_is_one() {
+        let rule = |mask: [u8; 4], xor: [u8; 4]| {
+            let header = Expr::Network { offset: 16, len: 4 };
+            let value = vec![10, 0, 0, 0];
+            let bitwise = Expr::Bitwise { mask: mask.to_vec(), xor: xor.to_vec() };
+            exprs(&[header, bitwise, Expr::Cmp { equal: true, value }], None)
+        };
+        assert_eq!(rule([255, 0, 0, 0], [0; 4]), "ip daddr 10.0.0.0/8");
+        assert_eq!(rule([255, 240, 0, 0], [0; 4]), "ip daddr 10.0.0.0/12");
+        for (mask, xor) in [([255, 0, 255, 0], [0; 4]), ([254, 1, 0, 0], [0; 4]), ([255, 0, 0, 0], [1, 0, 0, 0])] {
+            assert!(!rule(mask, xor).contains("10.0.0.0/"), "{}", rule(mask, xor));
+        }
+        let header = Expr::Network { offset: 24, len: 16 };
+        let value = std::net::Ipv6Addr::LOCALHOST.octets().to_vec();
+        assert_eq!(exprs(&[header, Expr::Cmp { equal: true, value }], None), "ip6 daddr ::1/128");
     }
 
     #[test]

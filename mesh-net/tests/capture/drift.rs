@@ -72,7 +72,7 @@ pub const TAMPERING: &[(&str, &str)] = &[
     ),
     (
         "nft insert rule inet culvert output_nat ip daddr 10.0.0.0/8 tcp dport 22 return",
-        "rule (<meta> <cmp == 0x02> <payload> <cmp == 0x0a> meta l4proto tcp th dport 22 <immediate>) was added to chain \
+        "rule (meta nfproto ipv4 @nh,128,8 0x0a meta l4proto tcp th dport 22 <immediate>) was added to chain \
          output_nat before \"proxy-out\"",
     ),
     (

@@ -1,5 +1,6 @@
 //! The rules as written, read back by us and by `nft`, against golden files (`BLESS=1` writes them).
 
+use mesh_model::Exclusions;
 use mesh_net::Netns;
 use mesh_net::capture::{Applied, Error, Mode, Session, Stage, owned_supported};
 
@@ -37,6 +38,33 @@ fn every_stage_reads_back_as_its_golden_files() {
         golden(&format!("{name}.txt"), &session.render().unwrap());
         golden(&format!("{name}.nft"), &nft_listing(&bed.pod));
     }
+}
+
+#[test]
+fn what_a_pod_excludes_reads_back_as_its_golden_files_and_is_told_from_a_strangers_change() {
+    let bed = Bed::new();
+    let mut exclusions = Exclusions::default();
+    exclusions.inbound_ports.insert(9090);
+    exclusions.outbound_ports.insert(5432);
+    for range in ["0.0.0.0/0", "10.0.0.0/8", "192.0.2.7/32", "::/0", "fd00::/7", "fd77:0:0:a::7/128"] {
+        exclusions.outbound_ranges.insert(range.parse().unwrap());
+    }
+    let mut session = bed.session(Mode::Plain);
+    session.exclude(exclusions);
+    assert_eq!(session.apply(&spec(Stage::Redirect)).unwrap(), Applied::Written);
+    assert_eq!(session.read().unwrap().unwrap().drift, vec![]);
+    golden("excluded.txt", &session.render().unwrap());
+    golden("excluded.nft", &nft_listing(&bed.pod));
+    drop(session);
+
+    // Somebody who comes later and knows of none finds them, and that there is nothing else.
+    let mut later = bed.session(Mode::Plain);
+    assert_eq!(later.read().unwrap().unwrap().drift.len(), 2 * (1 + 1 + 6));
+    assert!(later.only_exclusions_differ().unwrap());
+    sh(&bed.pod, "nft insert rule inet culvert output_nat tcp dport 22 return");
+    assert!(!later.only_exclusions_differ().unwrap());
+    assert_eq!(later.apply(&spec(Stage::Redirect)).unwrap(), Applied::Written);
+    assert_eq!(later.read().unwrap().unwrap().drift, vec![]);
 }
 
 #[test]

@@ -131,6 +131,7 @@ impl Node {
 
     fn report(&mut self, uid: &PodUid, observed: Observed) {
         let Some(entry) = self.pods.get_mut(uid) else { return };
+        let begins = matches!(observed, Observed::Captured | Observed::Adopted);
         let (kind, reason, message) = match observed {
             Observed::Captured => {
                 entry.failures = 0;
@@ -193,6 +194,9 @@ impl Node {
             EventType::Warning => tracing::warn!(pod = %name, %uid, reason, message, "enrolment"),
         }
         self.status.event(kind, &reason, &name, uid, &message);
+        if begins {
+            self.tell_exclusions(uid);
+        }
     }
 
     /// After each step: the condition says what was observed, and what has come to nothing is let go.

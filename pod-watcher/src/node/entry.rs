@@ -50,6 +50,8 @@ pub struct Entry {
     pub drift: String,
     /// The same, for counting.
     pub drifted: (DriftKind, Cause),
+    /// What was told last of what it excludes.
+    pub excluded_told: String,
     /// When the stage of its enrolment began that is going on.
     pub stage_since: Instant,
     /// Whether a process of it was ever seen.
@@ -121,6 +123,7 @@ impl Entry {
             condition: None,
             drift: String::new(),
             drifted: (DriftKind::Table, Cause::Timer),
+            excluded_told: String::new(),
             stage_since: Instant::now(),
             seen_alive: false,
             missed: 0,

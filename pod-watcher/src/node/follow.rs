@@ -190,35 +190,38 @@ impl Node {
     /// The pod excludes something else than before.
     fn exclude(&mut self, uid: &PodUid) {
         let Some(entry) = self.pods.get(uid) else { return };
-        self.tell_exclusions(&entry.record);
-        if entry.sandbox.is_some() {
-            let exclusions = entry.record.exclusions.clone().unwrap_or_default();
-            self.job(uid, Job::Exclude(exclusions));
+        if let Some(sandbox) = &entry.sandbox {
+            sandbox.exclude(entry.record.exclusions.clone().unwrap_or_default());
         }
+        self.tell_exclusions(uid);
         self.settle(uid);
     }
 
-    /// Whoever reads the pod's Events learns what is left out of capture, and what was not understood.
-    fn tell_exclusions(&self, record: &PodRecord) {
-        if want(Some(record)) != Want::Enrolled {
+    /// Whoever reads the Events of a captured pod learns what is left out, and what was not understood: once, until it is another.
+    pub(super) fn tell_exclusions(&mut self, uid: &PodUid) {
+        let Some(entry) = self.pods.get_mut(uid).filter(|entry| want(Some(&entry.record)) == Want::Enrolled) else {
             return;
-        }
-        let PodRecord { uid, name, .. } = record;
-        let (kind, reason, message) = match &record.exclusions {
+        };
+        let (kind, reason, message) = match &entry.record.exclusions {
+            Ok(none) if none.is_empty() && entry.excluded_told.is_empty() => return,
             Ok(none) if none.is_empty() => {
                 (EventType::Normal, "Excluded", "nothing any more: all new connections are captured".to_owned())
             }
             Ok(some) => (EventType::Normal, "Excluded", format!("new connections are not captured: {some}")),
             Err(error) => (EventType::Warning, "BadExclusions", format!("{error}; nothing is excluded")),
         };
-        tracing::warn!(pod = %name, %uid, reason, message, "exclusions");
-        self.status.event(kind, reason, name, uid, &message);
+        if entry.excluded_told == message {
+            return;
+        }
+        entry.excluded_told.clone_from(&message);
+        let name = entry.record.name.clone();
+        if entry.budget.take().is_some() {
+            tracing::warn!(pod = %name, %uid, reason, message, "exclusions");
+            self.status.event(kind, reason, &name, uid, &message);
+        }
     }
 
     pub(super) fn open_sandbox(&mut self, record: &PodRecord, netns: Netns) -> std::io::Result<Sandbox> {
-        if record.exclusions.as_ref().map_or(true, |exclusions| !exclusions.is_empty()) {
-            self.tell_exclusions(record);
-        }
         let (uid, exclusions) = (&record.uid, record.exclusions.clone().unwrap_or_default());
         let serial = self.number();
         let (inputs, uid) = (self.inputs.clone(), uid.clone());
@@ -250,11 +253,6 @@ impl Node {
             Done::Listeners { epoch, all } => {
                 entry.listeners = all;
                 self.step(uid, Event::ListenersSeen { epoch, all });
-            }
-            Done::Excluded(Ok(())) => {}
-            Done::Excluded(Err(failure)) => {
-                let pod = &entry.record.name;
-                tracing::warn!(%pod, %uid, cause = failure.message, "exclusions not written; the next audit finds it");
             }
             Done::Read(found) => self.read_back(uid, found),
             Done::Audited { jobs, drift, listeners, by, counts } => {

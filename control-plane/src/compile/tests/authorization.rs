@@ -189,3 +189,19 @@ fn dry_run_is_kept() {
                 annotations: {istio.io/dry-run: 'true'}}\nspec: {rules: [{}]}\n";
     assert_eq!(render_policy(&compiled(yaml).policies[0]), "allow shop/p [namespace dry-run]: always");
 }
+
+#[test]
+fn a_policy_with_a_selector_is_listed_in_its_own_namespace_also_where_anothers_name_begins_alike() {
+    let spec = "{selector: {matchLabels: {app: web}}, action: DENY, rules: [{}]}";
+    let web = |namespace: &str| pod("web", "198.18.1.2").replace("namespace: shop", &format!("namespace: {namespace}"));
+    let namespaces = ["sho", "shop", "shop-2", "shop.a", "shop0", "shopping"];
+    let mut yaml: String = namespaces.map(web).concat();
+    yaml.push_str(&object("AuthorizationPolicy", "shop", "p", spec));
+    let listed: Vec<String> = compiled(&yaml)
+        .workloads
+        .into_iter()
+        .filter(|workload| !workload.policies.is_empty())
+        .map(|workload| workload.pod.namespace)
+        .collect();
+    assert_eq!(listed, ["shop"]);
+}

@@ -76,11 +76,11 @@ fn two_pods_with_one_address_are_told_and_the_one_that_proxies_find_is_named() {
         "{:?}",
         both.problems
     );
-    // An address is given away again while its last owner leaves: that one is not found there any more.
+    // An address is given away again while its last owner leaves: nobody has to be told.
     let leaves =
         pod("cart", "198.18.1.2").replace("metadata: {", "metadata: {deletionTimestamp: '2026-01-01T00:00:00Z', ");
     let both = compiled(&[leaves, pod("web", "198.18.1.2")].concat());
-    assert_eq!(both.problems[0].object.to_string(), "Pod shop/cart", "{:?}", both.problems);
+    assert!(both.problems.is_empty(), "{:?}", both.problems);
     // One that is over has no address any more, and a node's address is shared rightly.
     let over = pod("web", "198.18.1.2").replace("status: {", "status: {phase: Succeeded, ");
     assert!(compiled(&[pod("cart", "198.18.1.2"), over].concat()).problems.is_empty());
