@@ -12,7 +12,9 @@ pub fn run() -> anyhow::Result<ExitCode> {
     // Memory and time of what people run, not of what tests build.
     let binaries = cargo::build_release(&[])?;
     let mut command = cargo::cargo(["test", "--package", "tests", "--locked", "--test", "scale"]);
-    command.args(["--", "--test-threads=1", "--nocapture"]).env("CULVERT_BINARIES", &binaries);
+    command.args(["--", "--test-threads=1", "--nocapture"]);
+    // What the cluster itself is made of: the test binary lies beside those of another profile, if there are any.
+    command.env("CULVERT_BIN_DIR", &binaries);
     command.envs(parts.environment()).env("CULVERT_IMAGES", image::of(&binaries)?);
     command.env("CULVERT_MANIFESTS", manifests::for_cluster()?);
     let mut rows = phase::run("objects in an API server", || figures::run(&mut command))?;
