@@ -122,16 +122,20 @@ pub fn proxy(node: &str, proxy: &Proxy, now: u64) -> Vec<Finding> {
     let mut findings = Vec::new();
     let origin = &proxy.config["origin"];
     if origin != "live" {
+        // The commonest cause by far, and one that the cluster's own name for a Service hides.
+        let next = format!(
+            "its own words: culvert logs worker --node {node}; where nodes' proxies cannot resolve Services, set controlPlane.clusterIP"
+        );
         let says = match origin["last_good_written_at"].as_str() {
             Some(written) => Finding::warning(
                 object.as_str(),
                 format!("runs on the configuration that it wrote down at {written}"),
-                "see whether the control plane runs and is reached: culvert logs worker --node",
+                next,
             ),
             None => Finding::failed(
                 object.as_str(),
                 "has no configuration: nothing can be judged, so everything is refused",
-                "see whether the control plane runs and is reached: culvert logs worker --node",
+                next,
             ),
         };
         findings.push(says);
@@ -140,7 +144,7 @@ pub fn proxy(node: &str, proxy: &Proxy, now: u64) -> Vec<Finding> {
         let identity = one["identity"].as_str().unwrap_or_default();
         let number = |key: &str| one[key].as_u64();
         let error = one["last_error"].as_str().map(|error| format!("; last error: {error}")).unwrap_or_default();
-        let next = "see culvert logs control-plane, culvert logs worker --node";
+        let next = format!("see culvert logs control-plane, culvert logs worker --node {node}");
         match (number("not_before"), number("not_after")) {
             (_, Some(end)) if end <= now => {
                 findings.push(Finding::failed(
