@@ -25,6 +25,7 @@ pub mod parts;
 mod pki;
 mod ready;
 pub mod status;
+mod tokens;
 
 pub use images::APPS;
 pub use make::{Cluster, Config};

@@ -3,7 +3,7 @@
 
 use std::collections::BTreeMap;
 use std::net::{Ipv4Addr, SocketAddr};
-use std::time::Duration;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use anyhow::{Context as _, Result, ensure};
 use cluster::mesh::NAMESPACE;
@@ -189,7 +189,17 @@ fn forged_callers_get_no_certificate_and_each_is_in_the_audit_log() -> Result<()
     let (claims, signature) = good.rsplit_once('.').context("a token")?;
     let first = if signature.starts_with('A') { "B" } else { "A" };
     let altered = format!("{claims}.{first}{}", signature.get(1..).context("a signature")?);
-    let refused: [(&str, Option<&str>, &str); 8] = [
+    // As it was ten minutes ago, and ran out two minutes ago (the API server grants one); one that is changed and has not run out is good.
+    let now = SystemTime::now().duration_since(UNIX_EPOCH)?.as_secs();
+    let aged = |iat: u64, exp: u64| {
+        cluster.token_with(&good, |claims| {
+            (claims["iat"], claims["nbf"], claims["exp"]) = (iat.into(), iat.into(), exp.into());
+        })
+    };
+    caller.is_given(&aged(now - 600, now + 600)?, &cart)?;
+    let expired = aged(now - 600, now - 120)?;
+    let refused: [(&str, Option<&str>, &str); 9] = [
+        ("a token that has expired", Some(&expired), "the API server does not take the token"),
         ("an app's token", Some(&app), "which is not the proxies' account"),
         ("a token for the API server", Some(&for_api), "the API server does not take the token"),
         ("a token for somebody else", Some(&for_another), "the API server does not take the token"),
