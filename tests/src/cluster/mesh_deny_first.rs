@@ -41,8 +41,14 @@ fn eager_neighbours() -> Result<()> {
     Ok(())
 }
 
-/// A pod's whole life under fire; what its app saw at the end, and what the probers met.
-fn life(cluster: &Cluster, from: &[&Member], name: &str, node: usize) -> Result<(Stats, Met)> {
+/// A pod's whole life under fire, which ends when its app has seen enough; what that was, and what the probers met.
+fn life(
+    cluster: &Cluster,
+    from: &[&Member],
+    name: &str,
+    node: usize,
+    enough: fn(&Stats) -> bool,
+) -> Result<(Stats, Met)> {
     let at = next(cluster, node, AHEAD)?;
     let mut seen = Stats::default();
     let asks: Vec<_> = from.iter().map(|from| move |to: SocketAddr| from.asks(to)).collect();
@@ -58,12 +64,13 @@ fn life(cluster: &Cluster, from: &[&Member], name: &str, node: usize) -> Result<
         wait::until_true("attempts at the pod", PODS, || {
             now().iter().zip(&before).all(|(now, before)| *now >= before + ATTEMPTS)
         })?;
-        // A probe of kubelet's is answered by the proxy, so Ready says nothing of the app: one of them, or who is let in, reaches it soon.
+        // A probe of kubelet's is answered by the proxy, so Ready says nothing of the app.
         let stats = shop::process_of(cluster, name)?.root(STATS);
-        wait::until_true("a connection at the app", PODS, || {
+        wait::until_true("what the app should see", PODS, || {
             seen = Stats::read(&stats);
-            seen.connections > 0
-        })?;
+            enough(&seen)
+        })
+        .with_context(|| format!("{name} saw {seen:?}"))?;
         cluster.kubectl(&["delete", "pod", "-n", "shop", name, "--timeout=60s"]).map(drop)
     })?;
     let note = format!("{name} on node {node}: {} connections and {} bytes at the app", seen.connections, seen.bytes);
@@ -71,9 +78,16 @@ fn life(cluster: &Cluster, from: &[&Member], name: &str, node: usize) -> Result<
     Ok((seen, met))
 }
 
+/// Without a policy: the probers get in, whoever of them and kubelet's probe is the first.
+fn some_got_in(cluster: &Cluster, from: &[&Member], name: &str, node: usize) -> Result<()> {
+    let (seen, met) = life(cluster, from, name, node, |seen| seen.bytes > 0)?;
+    ensure!(met.answered() > 0, "{name}: without a policy nobody got in: {seen:?}, {met:?}");
+    Ok(())
+}
+
 fn nothing_got_in(cluster: &Cluster, from: &[&Member], name: &str, node: usize) -> Result<()> {
-    let (seen, met) = life(cluster, from, name, node)?;
-    // The node's own probe has connected and said nothing.
+    // The node's own probe connects and says nothing.
+    let (seen, met) = life(cluster, from, name, node, |seen| seen.connections > 0)?;
     ensure!(seen.bytes == 0 && met.answered() == 0, "{name}: the app saw {seen:?}, the probers met {met:?}");
     Ok(())
 }
@@ -98,8 +112,7 @@ fn nothing_denied_reaches_a_pod_from_its_first_instant_on_with_and_without_a_con
     probers.iter().try_for_each(|prober| prober.inside(eager_neighbours))?;
     cluster.lab().nodes().iter().try_for_each(|node| node.in_netns(eager_neighbours))?;
 
-    let (seen, met) = life(&cluster, &probers, "target-0", 1)?;
-    ensure!(seen.bytes > 0 && met.answered() > 0, "without a policy nobody got in: {seen:?}, {met:?}");
+    some_got_in(&cluster, &probers, "target-0", 1)?;
 
     cluster.apply(DENY)?;
     let victim = start(&cluster, "shop", "target-x", 1)?;
@@ -114,7 +127,5 @@ fn nothing_denied_reaches_a_pod_from_its_first_instant_on_with_and_without_a_con
     control_plane(&cluster, "2")?;
     cluster.kubectl(&["delete", "authorizationpolicy", "-n", "shop", "nobody"])?;
     probers.iter().try_for_each(|prober| shop::until(prober, &victim, true))?;
-    let (seen, met) = life(&cluster, &probers, "target-5", 2)?;
-    ensure!(seen.bytes > 0 && met.answered() > 0, "without the policy nobody got in: {seen:?}, {met:?}");
-    Ok(())
+    some_got_in(&cluster, &probers, "target-5", 2)
 }
