@@ -218,20 +218,16 @@ impl Lab {
 
     /// Changes a pod's labels (opt-in and opt-out of a running pod).
     pub fn label_pod(&self, pod: &PodHandle, name: &str, value: Option<&str>) -> Result<()> {
-        pod.with(|s| match value {
-            Some(value) => drop(s.record.pod.labels.insert(name.into(), value.into())),
-            None => drop(s.record.pod.labels.remove(name)),
-        });
-        self.shared.write_pod(&pod.record())?;
-        self.shared.publish()
+        self.change_pod(pod, |pod| change(&mut pod.labels, name, value))
     }
 
     /// Changes a pod's annotations while it runs.
     pub fn annotate_pod(&self, pod: &PodHandle, name: &str, value: Option<&str>) -> Result<()> {
-        pod.with(|s| match value {
-            Some(value) => drop(s.record.pod.annotations.insert(name.into(), value.into())),
-            None => drop(s.record.pod.annotations.remove(name)),
-        });
+        self.change_pod(pod, |pod| change(&mut pod.annotations, name, value))
+    }
+
+    fn change_pod(&self, pod: &PodHandle, change: impl FnOnce(&mut Pod)) -> Result<()> {
+        pod.with(|state| change(&mut state.record.pod));
         self.shared.write_pod(&pod.record())?;
         self.shared.publish()
     }
@@ -416,5 +412,13 @@ impl Shared {
         fresh.netns = format!("cni-{}", &fresh.container_id[..32]);
         pod.with(|s| s.record = fresh);
         gone.with_context(|| format!("clean up after {}", manifest_name(&pod.record())))
+    }
+}
+
+/// Writes a key of a pod's labels or annotations, or takes it out.
+fn change(pairs: &mut BTreeMap<String, String>, name: &str, value: Option<&str>) {
+    match value {
+        Some(value) => drop(pairs.insert(name.into(), value.into())),
+        None => drop(pairs.remove(name)),
     }
 }

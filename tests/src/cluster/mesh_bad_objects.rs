@@ -13,7 +13,7 @@ use tokio::task::JoinSet;
 
 use crate::as_admin::with_api;
 use crate::prober::{Ask, give_next, is_free, while_probed};
-use crate::shop::{self, CHANGE, Member, captured, meshed, start};
+use crate::shop::{self, CHANGE, Member, captured, meshed, only_cart, start};
 use crate::support::figure;
 use crate::traffic::{Traffic, lasts};
 
@@ -24,14 +24,6 @@ const FLAPS: u32 = 500;
 const HANDS: u32 = 15;
 /// How long the new owner of an address tries.
 const TRIES: Duration = Duration::from_secs(5);
-/// Only cart may call vault.
-const ONLY_CART: &str = "apiVersion: security.istio.io/v1
-kind: AuthorizationPolicy
-metadata: {name: only-cart, namespace: shop}
-spec:
-  selector: {matchLabels: {app: vault}}
-  rules: [{from: [{source: {serviceAccounts: [cart]}}]}]
-";
 
 /// Waits for a warning at the object that says all of this, from whom; else what there is.
 fn warned(cluster: &Cluster, from: &str, object: &str, reason: &str, says: &[&str]) -> Result<()> {
@@ -112,7 +104,7 @@ fn a_pod_with_anothers_address_and_one_whose_label_flaps_are_named_and_nobody_el
     let targets = [start(&cluster, "shop", "vault", 2)?, start(&cluster, "shop", "web", 2)?];
     let [vault, web] = &targets;
     let flappy = start(&cluster, "shop", "flappy", 1)?;
-    cluster.apply(ONLY_CART)?;
+    cluster.apply(&only_cart("vault"))?;
     captured(&cluster, &[&cart, &guest, vault, web, &flappy], true)?;
     shop::until(&guest, vault, false)?;
     shop::until(&cart, vault, true)?;
@@ -176,7 +168,7 @@ fn an_address_that_another_account_has_at_once_gives_it_nothing_of_the_last_owne
     let (cluster, _) = meshed("kube-reuse", true)?;
     let (cart, guest) = (start(&cluster, "shop", "cart", 1)?, start(&cluster, "shop", "guest", 2)?);
     let vault = start(&cluster, "shop", "vault", 2)?;
-    cluster.apply(ONLY_CART)?;
+    cluster.apply(&only_cart("vault"))?;
     captured(&cluster, &[&cart, &guest, &vault], true)?;
     shop::until(&guest, &vault, false)?;
     shop::until(&cart, &vault, true)?;

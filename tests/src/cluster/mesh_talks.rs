@@ -9,20 +9,12 @@ use cluster::demo::{self, Demo};
 use lab::wait;
 use serde_json::Value;
 
-use crate::shop::{self, CHANGE, captured, meshed, start};
+use crate::shop::{self, CHANGE, captured, meshed, only_cart, start};
 use crate::support::figure;
 
 const CHANGES: usize = 50;
 
-/// Only `cart` may reach `web`.
-const ONLY_CART: &str = "apiVersion: security.istio.io/v1
-kind: AuthorizationPolicy
-metadata: {name: only-cart, namespace: shop}
-spec:
-  selector: {matchLabels: {app: web}}
-  rules: [{from: [{source: {serviceAccounts: [cart]}}]}]
-";
-/// And for a moment not even `cart`.
+/// For a moment not even `cart` may reach `web`.
 const NOBODY: &str = "apiVersion: security.istio.io/v1
 kind: AuthorizationPolicy
 metadata: {name: nobody, namespace: shop}
@@ -58,7 +50,7 @@ fn a_labelled_namespace_talks_by_mutual_tls_and_policies_by_service_account_are_
         ensure!(line["destination_identity"] == "spiffe://cluster.local/ns/shop/sa/web", "{line}");
     }
 
-    cluster.apply(ONLY_CART)?;
+    cluster.apply(&only_cart("web"))?;
     for web in &webs {
         shop::until(&guest, web, false)?;
         shop::until(&stranger, web, false)?;

@@ -65,6 +65,19 @@ pub(crate) fn enrol_all(cluster: &Cluster, namespaces: &[&str], enrolled: bool) 
     namespaces.iter().try_for_each(|name| cluster.kubectl(&["label", "namespace", name, label]).map(drop))
 }
 
+/// The policy that lets nobody but `cart` call an app of the shop.
+pub(crate) fn only_cart(app: &str) -> String {
+    format!(
+        "apiVersion: security.istio.io/v1
+kind: AuthorizationPolicy
+metadata: {{name: only-cart, namespace: shop}}
+spec:
+  selector: {{matchLabels: {{app: {app}}}}}
+  rules: [{{from: [{{source: {{serviceAccounts: [cart]}}}}]}}]
+"
+    )
+}
+
 /// A pod of the shop that runs.
 #[derive(Clone, Debug)]
 pub(crate) struct Member {

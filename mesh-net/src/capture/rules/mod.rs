@@ -9,7 +9,7 @@
 //! same addresses passes the nat hook unasked (seen: it reached the application, IPv4 and IPv6, in and out). The second line also
 //! closes the moment in which a packet meets one hook before and the next hook after a change from deny to redirect.
 //!
-//! **Landing ports.** What comes in is redirected to one of [`LANDING`], and from there steered to the one listener, which is
+//! **Landing ports.** What comes in is redirected to one of [`mesh_model::ports::LANDING`], and from there steered to the one listener, which is
 //! transparent. With a single port, two connections from one source port to two ports of the pod would be answered with the same
 //! four numbers: conntrack then gives the later one another source port, and whoever looks at that (the proof that a kubelet
 //! dials, the access log, the application) is deceived. Nobody listens on a landing port: not steered is refused.
@@ -27,13 +27,20 @@
 //! the same four numbers), and the connection a mark. The application's answers carry that connection mark: they get
 //! [`FWMARK`], and table 100 brings them back to `lo` instead of sending them to the client.
 
-use std::net::IpAddr;
+mod excluded;
+mod parts;
 
-use mesh_model::ports::{INBOUND, LANDING, OUTBOUND, TUNNEL};
+use mesh_model::ports::{INBOUND, OUTBOUND, TUNNEL};
 use mesh_model::{Exclusions, Mark};
 
+use self::parts::{
+    TCP, UDP, accept, bits, equal, land, landed, marked, on, redirect, refuse, steer, syn, tcp_but_not_syn, to_port,
+    to_self, transport,
+};
 use super::expr::{Count, Ct, Expr, Meta};
 use super::{Spec, Stage};
+
+pub(super) use self::excluded::is_exclusion;
 
 /// Name of the table (family inet).
 pub const TABLE: &str = "culvert";
@@ -52,17 +59,8 @@ pub(super) const ABOUT: &str = "about";
 
 /// `LOOPBACK_IFINDEX`: `lo` has this number in every netns, whatever it is renamed to.
 const LOOPBACK: u32 = 1;
-const TCP: u8 = 6;
-const UDP: u8 = 17;
-/// `NFPROTO_IPV4` and `NFPROTO_IPV6`.
-const IPV4: u8 = 2;
-const IPV6: u8 = 10;
-/// `RTN_LOCAL`.
-const LOCAL: u32 = 2;
 /// `IP_CT_DIR_REPLY`.
 const REPLY: u8 = 1;
-const FLAGS: u8 = 0x17; // fin | syn | rst | ack
-const SYN: u8 = 0x02;
 /// The conntrack zone of connections towards the application.
 const ZONE: u16 = 1;
 
@@ -138,7 +136,7 @@ fn prerouting_nat(spec: &Spec, exclusions: &Exclusions) -> Vec<Rule> {
                 rule("loopback-in", [on(Meta::InputInterface, LOOPBACK), accept()]),
                 rule("tunnel-in", [syn(), to_port(TUNNEL), accept()]),
             ];
-            rules.extend(excluded_in(EXCLUDE[0], exclusions));
+            rules.extend(excluded::inbound(excluded::REDIRECT_IN, exclusions));
             rules.push(rule("capture-in", [syn(), land()]));
             rules
         }
@@ -151,7 +149,7 @@ fn output_nat(spec: &Spec, exclusions: &Exclusions) -> Vec<Rule> {
         Stage::Redirect => {
             let mut rules =
                 vec![rule("proxy-out", [marked(spec.mark), accept()]), rule("local-out", [to_self(), accept()])];
-            rules.extend(excluded_out(EXCLUDE[1], exclusions));
+            rules.extend(excluded::outbound(excluded::REDIRECT_OUT, exclusions));
             rules.push(rule("capture-out", [syn(), redirect(OUTBOUND)]));
             rules
         }
@@ -174,7 +172,7 @@ fn prerouting_filter(spec: &Spec, exclusions: &Exclusions) -> Vec<Rule> {
         Stage::Deny => rules.push(rule("deny-in", [syn(), refuse()])),
         Stage::Redirect => {
             rules.push(rule("input-tunnel", [syn(), to_port(TUNNEL), accept()]));
-            rules.extend(excluded_in(EXCLUDE[2], exclusions));
+            rules.extend(excluded::inbound(excluded::REFUSE_IN, exclusions));
             rules.push(rule("uncaptured-in", [syn(), refuse()]));
         }
         Stage::Drain => {}
@@ -195,36 +193,13 @@ fn output(spec: &Spec, exclusions: &Exclusions) -> Vec<Rule> {
     match spec.stage {
         Stage::Deny => rules.push(rule("deny-out", [syn(), refuse()])),
         Stage::Redirect => {
-            rules.extend(excluded_out(EXCLUDE[3], exclusions));
+            rules.extend(excluded::outbound(excluded::REFUSE_OUT, exclusions));
             // What was captured has the pod's own loopback address as destination by now.
             rules.push(rule("uncaptured-out", [syn(), refuse()]));
         }
         Stage::Drain => {}
     }
     rules
-}
-
-/// Names of rules for what a pod excludes: in the nat chains, and behind them.
-const EXCLUDE: [&str; 4] = ["exclude-in", "exclude-out", "input-excluded", "output-excluded"];
-
-/// Whether a rule of this name is for something that a pod excludes.
-pub(super) fn is_exclusion(name: &str) -> bool {
-    EXCLUDE.iter().any(|prefix| name.strip_prefix(prefix).is_some_and(|rest| rest.starts_with('-')))
-}
-
-fn excluded_in(name: &str, exclusions: &Exclusions) -> Vec<Rule> {
-    let ports = exclusions.inbound_ports.iter();
-    ports.map(|port| rule(format!("{name}-{port}"), [syn(), to_port(*port), accept()])).collect()
-}
-
-fn excluded_out(name: &str, exclusions: &Exclusions) -> Vec<Rule> {
-    let ports = exclusions.outbound_ports.iter();
-    let ports = ports.map(|port| rule(format!("{name}-{port}"), [syn(), to_port(*port), accept()]));
-    let ranges = exclusions.outbound_ranges.iter().map(|range| {
-        let to = to_range(range.ip(), range.mask(), range.prefix());
-        rule(format!("{name}-{range}"), [syn(), to, accept()])
-    });
-    ports.chain(ranges).collect()
 }
 
 fn zone(spec: &Spec) -> Vec<Rule> {
@@ -258,94 +233,6 @@ fn marks(spec: &Spec) -> Vec<Rule> {
 
 fn rule<const N: usize>(name: impl Into<String>, parts: [Vec<Expr>; N]) -> Rule {
     Rule { name: name.into(), exprs: parts.concat() }
-}
-
-fn equal(value: &[u8]) -> Expr {
-    Expr::Cmp { equal: true, value: value.to_vec() }
-}
-
-fn bits(mask: u32, xor: u32) -> Expr {
-    Expr::Bitwise { mask: mask.to_ne_bytes().to_vec(), xor: xor.to_ne_bytes().to_vec() }
-}
-
-fn on(side: Meta, interface: u32) -> Vec<Expr> {
-    vec![Expr::Meta(side), equal(&interface.to_ne_bytes())]
-}
-
-fn marked(mark: Mark) -> Vec<Expr> {
-    vec![Expr::Meta(Meta::Mark), bits(Mark::MASK, 0), equal(&mark.value().to_ne_bytes())]
-}
-
-fn transport(is: bool, protocol: u8) -> Vec<Expr> {
-    vec![Expr::Meta(Meta::Transport), Expr::Cmp { equal: is, value: vec![protocol] }]
-}
-
-fn flags() -> Vec<Expr> {
-    let only = Expr::Bitwise { mask: vec![FLAGS], xor: vec![0] };
-    [transport(true, TCP), vec![Expr::Transport { offset: 13, len: 1 }, only]].concat()
-}
-
-fn syn() -> Vec<Expr> {
-    [flags(), vec![equal(&[SYN])]].concat()
-}
-
-fn tcp_but_not_syn() -> Vec<Expr> {
-    [flags(), vec![Expr::Cmp { equal: false, value: vec![SYN] }]].concat()
-}
-
-fn to_port(port: u16) -> Vec<Expr> {
-    vec![Expr::Transport { offset: 2, len: 2 }, equal(&port.to_be_bytes())]
-}
-
-/// Where the destination is in the header: RFC 791, 3.1, and RFC 8200, 3.
-fn to_range(ip: IpAddr, mask: IpAddr, prefix: u8) -> Vec<Expr> {
-    let octets = |ip: IpAddr| match ip {
-        IpAddr::V4(ip) => ip.octets().to_vec(),
-        IpAddr::V6(ip) => ip.octets().to_vec(),
-    };
-    let (family, header) = match ip {
-        IpAddr::V4(_) => (IPV4, Expr::Network { offset: 16, len: 4 }),
-        IpAddr::V6(_) => (IPV6, Expr::Network { offset: 24, len: 16 }),
-    };
-    let mut exprs = vec![Expr::Meta(Meta::Family), equal(&[family])];
-    if prefix > 0 {
-        let (ip, mask) = (octets(ip), octets(mask));
-        let xor = vec![0; mask.len()];
-        exprs.extend([header, Expr::Bitwise { mask, xor }, equal(&ip)]);
-    }
-    exprs
-}
-
-fn landed() -> Vec<Expr> {
-    let mask = !(LANDING.end() - LANDING.start());
-    let block = Expr::Bitwise { mask: mask.to_be_bytes().to_vec(), xor: vec![0, 0] };
-    let port = Expr::Transport { offset: 2, len: 2 };
-    [transport(true, TCP), vec![port, block, equal(&LANDING.start().to_be_bytes())]].concat()
-}
-
-fn to_self() -> Vec<Expr> {
-    vec![Expr::DestinationType, equal(&LOCAL.to_ne_bytes())]
-}
-
-fn accept() -> Vec<Expr> {
-    vec![Expr::counter(), Expr::Accept]
-}
-
-fn refuse() -> Vec<Expr> {
-    vec![Expr::counter(), Expr::Reset]
-}
-
-fn redirect(port: u16) -> Vec<Expr> {
-    vec![Expr::counter(), Expr::Load(port.to_be_bytes().to_vec()), Expr::Redirect]
-}
-
-fn land() -> Vec<Expr> {
-    let [first, last] = [LANDING.start(), LANDING.end()].map(|port| port.to_be_bytes().to_vec());
-    vec![Expr::counter(), Expr::Load(first), Expr::LoadEnd(last), Expr::RedirectRange]
-}
-
-fn steer(port: u16) -> Vec<Expr> {
-    vec![Expr::Load(port.to_be_bytes().to_vec()), Expr::Steer]
 }
 
 /// The marks that rules compare the packet's mark with.
