@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::fmt;
 use std::path::PathBuf;
 
+use k8s_openapi::Metadata;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use serde_json::Value;
 
@@ -169,42 +170,46 @@ pub(super) fn add(
     fn typed<T: serde::de::DeserializeOwned>(value: Value) -> Result<T, String> {
         serde_json::from_value(value).map_err(|error| error.to_string())
     }
-    let key = object.key();
+    let (key, name) = (object.key(), object.name.clone());
     let standing = if object.kind.is_policy() { Standing::of(&value) } else { Standing::default() };
     let value = trim::trimmed(object.kind, value);
-    match object.kind {
-        Kind::Namespace => {
-            objects.namespaces.insert(object.name.clone(), typed::<Namespace>(value)?);
-        }
-        Kind::Node => {
-            objects.nodes.insert(object.name.clone(), typed::<Node>(value)?);
-        }
-        Kind::Pod => {
-            objects.pods.insert(key, typed::<Pod>(value)?);
-        }
-        Kind::ServiceAccount => {
-            objects.service_accounts.insert(key, typed::<ServiceAccount>(value)?);
-        }
-        Kind::Service => {
-            objects.services.insert(key, typed::<Service>(value)?);
-        }
-        Kind::EndpointSlice => {
-            objects.endpoint_slices.insert(key, typed::<EndpointSlice>(value)?);
-        }
-        Kind::NetworkPolicy => {
-            objects.network_policies.insert(key, typed::<NetworkPolicy>(value)?);
-        }
+    let differs = match object.kind {
+        Kind::Namespace => put(&mut objects.namespaces, name, typed::<Namespace>(value)?),
+        Kind::Node => put(&mut objects.nodes, name, typed::<Node>(value)?),
+        Kind::Pod => put(&mut objects.pods, key, typed::<Pod>(value)?),
+        Kind::ServiceAccount => put(&mut objects.service_accounts, key, typed::<ServiceAccount>(value)?),
+        Kind::Service => put(&mut objects.services, key, typed::<Service>(value)?),
+        Kind::EndpointSlice => put(&mut objects.endpoint_slices, key, typed::<EndpointSlice>(value)?),
+        Kind::NetworkPolicy => put(&mut objects.network_policies, key, typed::<NetworkPolicy>(value)?),
+        // What stands at them is told of them, by their very version.
         Kind::AuthorizationPolicy => {
             objects.authorization_policies.insert(key, AuthorizationPolicy::parse(value, standing)?);
+            true
         }
         Kind::PeerAuthentication => {
             objects.peer_authentications.insert(key, PeerAuthentication::parse(value, standing)?);
+            true
         }
+    };
+    if differs {
+        objects.stamps.touch(object);
     }
     if let Some(file) = file {
         objects.files.insert(object.clone(), file);
     }
     Ok(())
+}
+
+/// Puts an object in place of what was known of it; whether more than its version differs.
+fn put<K: Ord, T: PartialEq + Metadata<Ty = ObjectMeta>>(known: &mut BTreeMap<K, T>, key: K, mut object: T) -> bool {
+    let version = object.metadata_mut().resource_version.take();
+    let differs = known.get_mut(&key).is_none_or(|last| {
+        last.metadata_mut().resource_version = None;
+        *last != object
+    });
+    object.metadata_mut().resource_version = version;
+    known.insert(key, object);
+    differs
 }
 
 /// Stands in for a broken object: its last good version if there is one; else, for a security policy, one that refuses.
@@ -233,6 +238,7 @@ fn refuse(objects: &mut Objects, object: &ObjectRef, value: Option<&Value>, why:
         }
         _ => return false,
     }
+    objects.stamps.touch(object);
     true
 }
 
@@ -249,7 +255,10 @@ pub(super) fn stand_in_place(objects: &mut Objects, object: &ObjectRef, value: &
         _ => return,
     };
     match good {
-        Some(standing) => *standing = Standing { unread: Some(why.to_owned()), ..Standing::of(value) },
+        Some(standing) => {
+            *standing = Standing { unread: Some(why.to_owned()), ..Standing::of(value) };
+            objects.stamps.touch(object);
+        }
         None => drop(refuse(objects, object, Some(value), why)),
     }
 }
@@ -257,7 +266,7 @@ pub(super) fn stand_in_place(objects: &mut Objects, object: &ObjectRef, value: &
 /// Takes an object out; whether it was there.
 pub(super) fn remove(objects: &mut Objects, object: &ObjectRef) -> bool {
     let key = object.key();
-    match object.kind {
+    let was_there = match object.kind {
         Kind::Namespace => objects.namespaces.remove(&object.name).is_some(),
         Kind::Node => objects.nodes.remove(&object.name).is_some(),
         Kind::Pod => objects.pods.remove(&key).is_some(),
@@ -267,7 +276,32 @@ pub(super) fn remove(objects: &mut Objects, object: &ObjectRef) -> bool {
         Kind::NetworkPolicy => objects.network_policies.remove(&key).is_some(),
         Kind::AuthorizationPolicy => objects.authorization_policies.remove(&key).is_some(),
         Kind::PeerAuthentication => objects.peer_authentications.remove(&key).is_some(),
+    };
+    if was_there {
+        objects.stamps.touch(object);
+        let namespace = if object.kind == Kind::Namespace { &object.name } else { &object.namespace };
+        if is_empty(objects, namespace) {
+            objects.stamps.forget(namespace);
+        }
     }
+    was_there
+}
+
+/// Whether a namespace is gone with everything in it.
+fn is_empty(objects: &Objects, namespace: &str) -> bool {
+    fn none<T>(of: &BTreeMap<super::Key, T>, namespace: &str) -> bool {
+        let first = (namespace.to_owned(), String::new());
+        of.range(first..).next().is_none_or(|((found, _), _)| found != namespace)
+    }
+    !objects.namespaces.contains_key(namespace)
+        && !namespace.is_empty()
+        && none(&objects.pods, namespace)
+        && none(&objects.service_accounts, namespace)
+        && none(&objects.services, namespace)
+        && none(&objects.endpoint_slices, namespace)
+        && none(&objects.network_policies, namespace)
+        && none(&objects.authorization_policies, namespace)
+        && none(&objects.peer_authentications, namespace)
 }
 
 /// The metadata of an object that is known.
@@ -355,8 +389,11 @@ pub(super) fn keep(objects: &mut Objects, last: &Objects, object: &ObjectRef, wh
             })
         }
     };
-    if kept && let Some(file) = last.files.get(object) {
-        objects.files.insert(object.clone(), file.clone());
+    if kept {
+        objects.stamps.touch(object);
+        if let Some(file) = last.files.get(object) {
+            objects.files.insert(object.clone(), file.clone());
+        }
     }
     kept
 }

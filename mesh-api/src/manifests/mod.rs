@@ -11,6 +11,7 @@ mod kind;
 mod load;
 mod pod;
 pub mod security;
+mod stamps;
 mod store;
 mod trim;
 
@@ -27,6 +28,7 @@ pub use kind::{Kind, ObjectRef};
 pub use load::{MAX_FILE, TOKENS, load_dir};
 pub use pod::{is_ready, is_terminal, node_name, pod_ips, pod_name, pod_uid, probe_ports, service_account};
 pub use security::{AuthorizationPolicy, PeerAuthentication};
+pub use stamps::Stamps;
 pub use store::{Change, Store};
 
 /// Namespace and name of an object.
@@ -55,9 +57,15 @@ pub struct Objects {
     pub peer_authentications: BTreeMap<Key, PeerAuthentication>,
     /// Where each object was read: to keep the objects of a file that cannot be read any more, and to name files in reports.
     files: BTreeMap<ObjectRef, PathBuf>,
+    stamps: Stamps,
 }
 
 impl Objects {
+    /// When something in each namespace was changed last; see [`Stamps`].
+    pub fn stamps(&self) -> &Stamps {
+        &self.stamps
+    }
+
     /// How many there are of a kind.
     pub fn count(&self, kind: Kind) -> usize {
         match kind {
