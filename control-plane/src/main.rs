@@ -18,6 +18,7 @@ mod services;
 mod snapshot;
 mod source;
 mod statuses;
+mod table;
 mod tokens;
 
 use std::process::ExitCode;

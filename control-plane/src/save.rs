@@ -12,7 +12,7 @@ use mesh_api::xds::saved::Saved;
 use mesh_kube::Place;
 
 use crate::args::CompileArgs;
-use crate::compile::compile;
+use crate::compile::Compiler;
 use crate::snapshot::Snapshot;
 
 /// Compiles and writes. Complaints go to the log; they are an error only if `strict` asks for it.
@@ -22,16 +22,17 @@ pub fn run(args: CompileArgs) -> anyhow::Result<()> {
     let Place::Dir(source) = source else { anyhow::bail!("compile reads a directory: --source DIR") };
     anyhow::ensure!(source.is_dir(), "{} (--source) is not a directory", source.display());
     let (objects, rejected) = load_dir(&source, &Objects::default());
-    let compiled = compile(&objects, &rejected, &config);
+    let mut compiler = Compiler::default();
+    let changes = compiler.compile(&objects, &rejected, &config);
     for document in &rejected {
         tracing::error!("document refused: {document}");
     }
-    for problem in &compiled.problems {
+    for problem in compiler.problems() {
         tracing::warn!("{problem}");
     }
-    let complaints = rejected.len() + compiled.problems.len();
+    let complaints = rejected.len() + compiler.problems().count();
     anyhow::ensure!(!strict || complaints == 0, "{complaints} complaints, and --strict: nothing is written");
-    let snapshot = Snapshot::new(&compiled, &Snapshot::default());
+    let snapshot = Snapshot::default().after(&changes);
     let saved = Saved {
         node,
         cluster: config.cluster_id,
@@ -41,9 +42,8 @@ pub fn run(args: CompileArgs) -> anyhow::Result<()> {
     write(&out, &saved.encode()).with_context(|| format!("write {} (--out)", out.display()))?;
     tracing::info!(
         out = %out.display(),
-        workloads = compiled.workloads.len(),
-        services = compiled.services.len(),
-        policies = compiled.policies.len(),
+        addresses = snapshot.addresses.len(),
+        policies = snapshot.policies.len(),
         complaints,
         "compiled"
     );

@@ -9,10 +9,8 @@ use mesh_api::xds::saved::SavedResource;
 use mesh_api::xds::{policy_resource, service_resource, workload_resource};
 use mesh_model::{Identity, Tunnel};
 
-use crate::compile::Compiled;
-
-/// Resources of one type, by name.
-pub type Table = Arc<BTreeMap<String, Arc<SavedResource>>>;
+use crate::compile::{Changes, Records};
+use crate::table::Table;
 
 /// After its time to end a pod may be there for so long: its node's clock and ours differ, and kubelet asks before it kills (guess).
 const LATE: SignedDuration = SignedDuration::from_secs(60);
@@ -26,6 +24,9 @@ enum Until {
     Told,
 }
 
+/// The identities of a namespace's mesh pods, by node.
+type Identities = HashMap<String, HashMap<Identity, Until>>;
+
 /// One configuration.
 #[derive(Clone, Debug, Default)]
 pub struct Snapshot {
@@ -35,47 +36,46 @@ pub struct Snapshot {
     pub addresses: Table,
     /// Policies.
     pub policies: Table,
-    /// Node → identities of the mesh pods bound to it, and until when.
-    identities: HashMap<String, HashMap<Identity, Until>>,
+    /// By namespace, which an identity names too.
+    identities: BTreeMap<String, Arc<Identities>>,
 }
 
 impl Snapshot {
-    /// From what was compiled. Resources that did not change are shared with `last`.
-    pub fn new(compiled: &Compiled, last: &Self) -> Self {
-        let addresses = table(
-            compiled.workloads.iter().map(workload_resource).chain(compiled.services.iter().map(service_resource)),
-            &last.addresses,
-        );
-        let policies = table(compiled.policies.iter().map(policy_resource), &last.policies);
-        let mut identities: HashMap<String, HashMap<Identity, Until>> = HashMap::new();
-        // Pods outside the mesh have no identity: whoever holds a node's token gets nothing in their name.
-        for workload in compiled.workloads.iter().filter(|workload| workload.tunnel == Tunnel::Hbone) {
-            if let Ok(identity) = workload.identity() {
-                let until = compiled.ends.get(&workload.uid).map_or(Until::Told, |ends| Until::Time(*ends));
-                let place = identities.entry(workload.node.clone()).or_default().entry(identity).or_insert(until);
-                *place = until.max(*place);
+    /// The one after this. What did not change is shared by both.
+    pub fn after(&self, changes: &Changes) -> Self {
+        let Self { generation, mut addresses, mut policies, mut identities } = match changes.whole {
+            // Nothing is left of namespaces that are not named; those that are may have stayed the same.
+            true => Self { generation: self.generation, ..Self::default() },
+            false => self.clone(),
+        };
+        for (namespace, records) in &changes.namespaces {
+            let Records { workloads, ends: _, services, policies: of_namespace } = records;
+            let resources = workloads.iter().map(workload_resource).chain(services.iter().map(service_resource));
+            addresses.put(namespace, resources, &self.addresses);
+            policies.put(namespace, of_namespace.iter().map(policy_resource), &self.policies);
+            match identities_of(records) {
+                none if none.is_empty() => drop(identities.remove(namespace)),
+                some => drop(identities.insert(namespace.clone(), Arc::new(some))),
             }
         }
-        Self { generation: last.generation + 1, addresses, policies, identities }
+        Self { generation: generation + 1, addresses, policies, identities }
     }
 
     /// Whether both say the same.
     pub fn same_as(&self, other: &Self) -> bool {
-        let same = |a: &Table, b: &Table| {
-            a.len() == b.len()
-                && a.iter()
-                    .zip(b.iter())
-                    .all(|((name, x), (other, y))| name == other && (Arc::ptr_eq(x, y) || x.version == y.version))
-        };
-        same(&self.addresses, &other.addresses)
-            && same(&self.policies, &other.policies)
-            && self.identities == other.identities
+        self.addresses.same_as(&other.addresses)
+            && self.policies.same_as(&other.policies)
+            && self.identities.len() == other.identities.len()
+            && self.identities.iter().zip(&other.identities).all(|((of, one), (namespace, another))| {
+                of == namespace && (Arc::ptr_eq(one, another) || one == another)
+            })
     }
 
     /// Whether a mesh pod with this identity is bound to the node, and not past the time in which it must end: its object may stay for
     /// long after that, on a node that nobody hears of any more.
     pub fn may_have(&self, node: &str, identity: &Identity, now: Timestamp) -> bool {
-        match self.identities.get(node).and_then(|identities| identities.get(identity)) {
+        let of_namespace = self.identities.get(identity.namespace());
+        match of_namespace.and_then(|nodes| nodes.get(node)?.get(identity)) {
             Some(Until::Told) => true,
             Some(Until::Time(ends)) => now.duration_since(*ends) <= LATE,
             None => false,
@@ -84,19 +84,21 @@ impl Snapshot {
 
     /// Everything, in the order in which it must be applied: policies before the workloads that list them.
     pub fn resources(&self) -> impl Iterator<Item = &SavedResource> {
-        self.policies.values().chain(self.addresses.values()).map(|resource| &**resource)
+        self.policies.iter().chain(self.addresses.iter()).map(|resource| &**resource)
     }
 }
 
-fn table(resources: impl Iterator<Item = SavedResource>, last: &Table) -> Table {
-    let entries = resources.map(|resource| {
-        let name = resource.name.clone();
-        match last.get(&name) {
-            Some(same) if same.version == resource.version => (name, same.clone()),
-            _ => (name, Arc::new(resource)),
+/// Pods outside the mesh have no identity: whoever holds a node's token gets nothing in their name.
+fn identities_of(records: &Records) -> Identities {
+    let mut identities = Identities::new();
+    for workload in records.workloads.iter().filter(|workload| workload.tunnel == Tunnel::Hbone) {
+        if let Ok(identity) = workload.identity() {
+            let until = records.ends.get(&workload.uid).map_or(Until::Told, |ends| Until::Time(*ends));
+            let place = identities.entry(workload.node.clone()).or_default().entry(identity).or_insert(until);
+            *place = until.max(*place);
         }
-    });
-    Arc::new(entries.collect())
+    }
+    identities
 }
 
 #[cfg(test)]
@@ -105,7 +107,7 @@ mod tests {
     use serde_json::{Value, json};
 
     use super::*;
-    use crate::compile::compile;
+    use crate::compile::Compiler;
     use crate::compile::tests::config;
 
     fn pod(name: &str, deleted: Option<&str>) -> Value {
@@ -122,7 +124,8 @@ mod tests {
         let may = |pods: &[&Value], now: &str| {
             let mut store = Store::default();
             pods.iter().for_each(|pod| drop(store.item(Kind::Pod, (*pod).clone())));
-            let snapshot = Snapshot::new(&compile(store.objects(), &[], &config()), &Snapshot::default());
+            let changes = Compiler::default().compile(store.objects(), &[], &config());
+            let snapshot = Snapshot::default().after(&changes);
             let identity = Identity::parse("spiffe://cluster.local/ns/shop/sa/cart").expect("an identity");
             snapshot.may_have("node-1", &identity, now.parse().expect("a time"))
         };

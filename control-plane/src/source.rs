@@ -1,18 +1,19 @@
 //! From the source of objects to what is served: whatever changed there is compiled, and what differs is published.
 //!
-//! Everything is compiled anew on each change: there is no state that could drift. A compilation that takes long is followed by as long
-//! a rest, in which changes gather.
+//! What a change may have touched is compiled again ([`Compiler`]). A compilation that takes long is followed by as long a rest, in which
+//! changes gather.
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use k8s_openapi::jiff::Timestamp;
+use mesh_api::manifests::Rejected;
 use mesh_daemon::{drain, ready};
 use mesh_kube::Source;
 use tokio::sync::watch;
 
-use crate::compile::{CompileConfig, compile};
+use crate::compile::{CompileConfig, Compiler};
 use crate::metrics::Metrics;
 use crate::snapshot::Snapshot;
 use crate::statuses::{Needed, needed};
@@ -26,6 +27,8 @@ const AFTER_PANIC: Duration = Duration::from_secs(5);
 pub struct Compiling<S> {
     source: S,
     config: Arc<CompileConfig>,
+    /// Away while it compiles; if that panics, a new one compiles everything.
+    compiler: Compiler,
     snapshots: watch::Sender<Arc<Snapshot>>,
     metrics: Metrics,
     /// Complaints already logged, so that each is logged when it appears and not at every reload.
@@ -46,7 +49,17 @@ impl<S: Source> Compiling<S> {
         let (snapshots, receiver) = watch::channel(Arc::default());
         let waiting = Some(readiness.latch("manifests"));
         let config = Arc::new(config);
-        (Self { source, config, snapshots, metrics, known: BTreeSet::new(), statuses: None, waiting }, receiver)
+        let compiling = Self {
+            source,
+            config,
+            compiler: Compiler::default(),
+            snapshots,
+            metrics,
+            known: BTreeSet::new(),
+            statuses: None,
+            waiting,
+        };
+        (compiling, receiver)
     }
 
     /// What has to be told of objects, each time it was compiled.
@@ -81,22 +94,23 @@ impl<S: Source> Compiling<S> {
     async fn read(&mut self, started: Instant) -> Result<(), mesh_kube::Ended> {
         let (config, before) = (self.config.clone(), self.snapshots.borrow().clone());
         let has_statuses = self.statuses.is_some();
+        let mut compiler = std::mem::take(&mut self.compiler);
         let compiled = self.source.read(move |objects, rejected| {
-            let compiled = compile(objects, rejected, &config);
-            let snapshot = Snapshot::new(&compiled, &before);
+            let changes = compiler.compile(objects, rejected, &config);
+            let snapshot = before.after(&changes);
             let needed = match has_statuses {
-                true => needed(objects, rejected, &compiled, Timestamp::now()),
+                true => needed(objects, rejected, &compiler, Timestamp::now()),
                 false => Vec::new(),
             };
-            (rejected.to_vec(), compiled.problems, snapshot, needed)
+            (rejected.to_vec(), compiler, changes.namespaces.len(), snapshot, needed)
         });
         // A panic while compiling may not take the last good configuration away.
-        let (rejected, problems, snapshot, needed) = compiled.await?;
+        let (rejected, compiler, namespaces, snapshot, needed) = compiled.await?;
+        self.compiler = compiler;
         self.metrics.source_read();
         self.metrics.rejected.set(rejected.len() as i64);
-        self.metrics.problems.set(problems.len() as i64);
-        self.complain(rejected.iter().map(ToString::to_string), problems.iter().map(ToString::to_string));
-        self.publish(snapshot, started);
+        self.complain(&rejected);
+        self.publish(snapshot, namespaces, started);
         if let Some(statuses) = &self.statuses {
             statuses.send_if_modified(|last| {
                 let changed = **last != needed;
@@ -110,27 +124,24 @@ impl<S: Source> Compiling<S> {
     }
 
     /// Logs what is new among the complaints, and what is over.
-    fn complain(&mut self, rejected: impl Iterator<Item = String>, problems: impl Iterator<Item = String>) {
-        let mut now = BTreeSet::new();
-        for text in rejected {
-            if !self.known.contains(&text) {
-                tracing::error!("document refused: {text}");
-            }
-            now.insert(text);
+    fn complain(&mut self, rejected: &[Rejected]) {
+        let refused: BTreeSet<String> = rejected.iter().map(ToString::to_string).collect();
+        let problems: BTreeSet<String> = self.compiler.problems().map(ToString::to_string).collect();
+        self.metrics.problems.set(problems.len() as i64);
+        for text in refused.difference(&self.known) {
+            tracing::error!("document refused: {text}");
         }
-        for text in problems {
-            if !self.known.contains(&text) {
-                tracing::warn!("{text}");
-            }
-            now.insert(text);
+        for text in problems.difference(&self.known) {
+            tracing::warn!("{text}");
         }
+        let now = &refused | &problems;
         for over in self.known.difference(&now) {
             tracing::info!("no longer: {over}");
         }
         self.known = now;
     }
 
-    fn publish(&mut self, snapshot: Snapshot, started: Instant) {
+    fn publish(&mut self, snapshot: Snapshot, namespaces: usize, started: Instant) {
         let first = self.waiting.take();
         let (generation, addresses, policies) =
             (snapshot.generation, snapshot.addresses.len(), snapshot.policies.len());
@@ -145,7 +156,7 @@ impl<S: Source> Compiling<S> {
             let took = started.elapsed();
             self.metrics.compile_seconds.observe(took.as_secs_f64());
             self.metrics.published(generation, addresses, policies);
-            tracing::info!(generation, addresses, policies, took = ?took, "configuration published");
+            tracing::info!(generation, addresses, policies, namespaces, took = ?took, "configuration published");
         }
         drop(first);
     }

@@ -5,11 +5,14 @@
 //! sent: the next round starts from whatever is newest then, so a slow client skips what lies between instead of queueing it.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
 
 use mesh_api::xds::discovery::{DeltaDiscoveryRequest, DeltaDiscoveryResponse, Resource};
+use mesh_api::xds::saved::SavedResource;
 
 use crate::metrics::labels::ResourceType;
-use crate::snapshot::{Snapshot, Table};
+use crate::snapshot::Snapshot;
+use crate::table::{Difference, Table};
 
 /// More names than a node could ever ask for by name; a client that sends more is broken.
 const MOST_NAMES: usize = 100_000;
@@ -64,8 +67,22 @@ struct Subscription {
     names: BTreeSet<String>,
     /// Names asked for just now: answered even if the client has them, or told to be missing.
     asked: BTreeSet<String>,
-    /// Name → version that the client has, as far as we know.
-    held: BTreeMap<String, String>,
+    held: Held,
+}
+
+/// What a client has, as far as we know.
+#[derive(Debug)]
+enum Held {
+    /// By name and version: what it brought along, or asked for by name.
+    Named(BTreeMap<String, String>),
+    /// Everything that was served at a time. Shared with everybody who has it, so a client costs the changes and no copy of the mesh.
+    Whole(Table),
+}
+
+impl Default for Held {
+    fn default() -> Self {
+        Self::Named(BTreeMap::new())
+    }
 }
 
 impl Session {
@@ -168,7 +185,7 @@ impl Subscription {
             self.open = true;
             // Envoy's xDS: the first request of a type with an empty list means everything.
             self.wildcard = subscribe.is_empty();
-            self.held = initial;
+            self.held = Held::Named(initial);
         }
         for name in subscribe {
             if name == "*" {
@@ -188,9 +205,15 @@ impl Subscription {
         }
         // Unsubscribed names are dropped by the client itself: it is not told that they are gone.
         if !self.wildcard {
-            self.held.retain(|name, _| self.names.contains(name));
+            let mut held = std::mem::take(&mut self.held).by_name();
+            held.retain(|name, _| self.names.contains(name));
+            self.held = Held::Named(held);
         }
-        if self.names.len() > MOST_NAMES || self.held.len() > 10 * MOST_NAMES {
+        let brought = match &self.held {
+            Held::Named(held) => held.len(),
+            Held::Whole(_) => 0,
+        };
+        if self.names.len() > MOST_NAMES || brought > 10 * MOST_NAMES {
             return Err(BadRequest::Names);
         }
         Ok(())
@@ -201,30 +224,47 @@ impl Subscription {
         if !self.open {
             return (Vec::new(), Vec::new());
         }
-        let mut send = Vec::new();
-        let mut gone = Vec::new();
-        for (name, entry) in table.iter() {
-            if !self.wildcard && !self.names.contains(name) {
-                continue;
+        let asked = std::mem::take(&mut self.asked);
+        let (mut send, mut gone): (Vec<&Arc<SavedResource>>, Vec<String>) = match &mut self.held {
+            Held::Whole(last) => {
+                let Difference { changed, gone } = table.since(last);
+                (changed, gone.into_iter().map(str::to_owned).collect())
             }
-            if self.held.get(name) != Some(&entry.version) || self.asked.contains(name) {
-                self.held.insert(name.clone(), entry.version.clone());
-                send.push(Resource::from((**entry).clone()));
+            Held::Named(held) => {
+                let is_new = |resource: &&Arc<SavedResource>| held.get(&resource.name) != Some(&resource.version);
+                let send: Vec<_> = match self.wildcard {
+                    true => table.iter().filter(is_new).collect(),
+                    false => self.names.iter().filter_map(|name| table.get(name)).filter(is_new).collect(),
+                };
+                let gone: Vec<String> = held.keys().filter(|name| table.get(name).is_none()).cloned().collect();
+                held.extend(send.iter().map(|resource| (resource.name.clone(), resource.version.clone())));
+                gone.iter().for_each(|name| drop(held.remove(name)));
+                (send, gone)
+            }
+        };
+        for name in asked {
+            match table.get(&name) {
+                Some(resource) if send.iter().all(|sent| sent.name != name) => send.push(resource),
+                None if !gone.contains(&name) => gone.push(name),
+                _ => {}
             }
         }
-        self.held.retain(|name, _| {
-            let stays = table.contains_key(name);
-            if !stays {
-                gone.push(name.clone());
-            }
-            stays
-        });
-        for name in std::mem::take(&mut self.asked) {
-            if !table.contains_key(&name) && !gone.contains(&name) {
-                gone.push(name);
-            }
+        let send = send.into_iter().map(|resource| Resource::from((**resource).clone())).collect();
+        if self.wildcard {
+            self.held = Held::Whole(table.clone());
         }
         (send, gone)
+    }
+}
+
+impl Held {
+    fn by_name(self) -> BTreeMap<String, String> {
+        match self {
+            Self::Named(held) => held,
+            Self::Whole(table) => {
+                table.iter().map(|resource| (resource.name.clone(), resource.version.clone())).collect()
+            }
+        }
     }
 }
 

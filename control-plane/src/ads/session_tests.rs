@@ -1,7 +1,6 @@
 //! The state machine alone: what is sent, in which order, to clients that behave and that do not.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::sync::Arc;
 
 use mesh_api::xds::discovery::Status;
 use mesh_api::xds::saved::SavedResource;
@@ -10,20 +9,25 @@ use proptest::prelude::*;
 
 use super::*;
 
-fn table<'a>(type_url: &str, entries: impl IntoIterator<Item = (&'a str, &'a str)>) -> Table {
-    let entry = |(name, version): (&str, &str)| {
+/// In two shards, which are shared with the table before where they are the same.
+fn table<'a>(type_url: &str, entries: impl IntoIterator<Item = (&'a str, &'a str)>, last: &Table) -> Table {
+    let mut shards = BTreeMap::from([("even", Vec::new()), ("odd", Vec::new())]);
+    for (name, version) in entries {
+        let shard = if name.bytes().last().is_some_and(|last| last % 2 == 0) { "even" } else { "odd" };
         let resource =
             SavedResource { type_url: type_url.into(), name: name.into(), version: version.into(), body: Vec::new() };
-        (name.to_owned(), Arc::new(resource))
-    };
-    Arc::new(entries.into_iter().map(entry).collect())
+        shards.entry(shard).or_default().push(resource);
+    }
+    let mut table = Table::default();
+    shards.into_iter().for_each(|(shard, resources)| table.put(shard, resources.into_iter(), last));
+    table
 }
 
 fn snapshot(generation: u64, addresses: &[(&str, &str)], policies: &[(&str, &str)]) -> Snapshot {
     let mut snapshot = Snapshot::default();
     snapshot.generation = generation;
-    snapshot.addresses = table(ADDRESS_TYPE, addresses.iter().copied());
-    snapshot.policies = table(AUTHORIZATION_TYPE, policies.iter().copied());
+    snapshot.addresses = table(ADDRESS_TYPE, addresses.iter().copied(), &Table::default());
+    snapshot.policies = table(AUTHORIZATION_TYPE, policies.iter().copied(), &Table::default());
     snapshot
 }
 
@@ -64,7 +68,8 @@ fn text(round: &[DeltaDiscoveryResponse]) -> Vec<String> {
         .iter()
         .map(|response| {
             let kind = if response.type_url == ADDRESS_TYPE { 'A' } else { 'P' };
-            let sent: Vec<_> = response.resources.iter().map(|resource| resource.name.as_str()).collect();
+            let mut sent: Vec<_> = response.resources.iter().map(|resource| resource.name.as_str()).collect();
+            sent.sort_unstable();
             format!("{kind}+{}-{}", sent.join(","), response.removed_resources.join(","))
         })
         .collect()
@@ -189,7 +194,7 @@ fn world() -> impl Strategy<Value = World> {
         })
 }
 
-fn of_world((workloads, policies): &World, generation: u64) -> Snapshot {
+fn of_world((workloads, policies): &World, generation: u64, last: &Snapshot) -> Snapshot {
     // A workload's version says which policies it lists: the client below reads it back.
     let addresses: Vec<(String, String)> = workloads
         .iter()
@@ -199,10 +204,11 @@ fn of_world((workloads, policies): &World, generation: u64) -> Snapshot {
         .collect();
     let policies: Vec<(String, String)> =
         policies.iter().map(|(name, version)| (format!("p{name}"), version.to_string())).collect();
-    let view = |all: &[(String, String)], of| table(of, all.iter().map(|(name, version)| (&**name, &**version)));
+    let view =
+        |all: &[(String, String)], of, last| table(of, all.iter().map(|(name, version)| (&**name, &**version)), last);
     let mut snapshot = snapshot(generation, &[], &[]);
-    snapshot.addresses = view(&addresses, ADDRESS_TYPE);
-    snapshot.policies = view(&policies, AUTHORIZATION_TYPE);
+    snapshot.addresses = view(&addresses, ADDRESS_TYPE, &last.addresses);
+    snapshot.policies = view(&policies, AUTHORIZATION_TYPE, &last.policies);
     snapshot
 }
 
@@ -219,8 +225,10 @@ proptest! {
         let mut session = both(&[], &[]);
         let mut unanswered: Vec<DeltaDiscoveryResponse> = Vec::new();
         let last = worlds.len() - 1;
+        let mut before = Snapshot::default();
         for (at, (world, event)) in worlds.iter().enumerate() {
-            let now = of_world(world, at as u64 + 1);
+            let now = of_world(world, at as u64 + 1, &before);
+            before = now.clone();
             match event {
                 // It is slow: says nothing this time.
                 0 if at != last => {}
@@ -259,9 +267,9 @@ proptest! {
                 unanswered.push(response);
             }
         }
-        let truth = of_world(&worlds[last].0, 99);
+        let truth = of_world(&worlds[last].0, 99, &Snapshot::default());
         let versions = |table: &Table| -> BTreeMap<String, String> {
-            table.iter().map(|(name, entry)| (name.clone(), entry.version.clone())).collect()
+            table.iter().map(|resource| (resource.name.clone(), resource.version.clone())).collect()
         };
         if !session.waits() || worlds[last].1 != 0 {
             prop_assert_eq!(addresses, versions(&truth.addresses));

@@ -6,47 +6,72 @@
 //! nothing, which is wider than what was written. A policy for a service is applied at its pods, one for a gateway has nothing to
 //! apply to here, and CUSTOM, which asks a party that is not there, refuses.
 
-use std::collections::HashMap;
+use std::collections::BTreeSet;
 
 use mesh_api::manifests::security::{
-    Action as Asked, AuthorizationSpec, Condition, Operation, Rule as Written, Source,
+    Action as Asked, AuthorizationSpec, Condition, Operation, Rule as Written, Source, TargetRef,
 };
-use mesh_api::manifests::{AuthorizationPolicy, Key, Kind, Objects};
+use mesh_api::manifests::{AuthorizationPolicy, Key, Kind};
+use mesh_model::ServiceKey;
 use mesh_model::policy::{
     Action, AddressBlock, Clause, Match, Policy, PolicyKey, Rule, Scope, ServiceAccountMatch, StringMatch,
     parse_address_block,
 };
 
-use super::fate::{Fate, Outcome, Reach, Told, places};
+use super::CompileConfig;
+use super::endpoints::Lent;
+use super::fate::{Fate, Findings, Outcome, Reach, places};
+use super::place::{self, Place};
 use super::selector::has_all;
 use super::services::service_key;
-use super::workloads::{Compiling, Pods, of_namespace};
-use super::{CompileConfig, Problem};
+use super::workloads::{self, Compiling, Pods};
 
-/// All policies; those with a selector are listed at the workloads that they select. What becomes of each is told.
-pub(super) fn policies(
-    objects: &Objects,
-    config: &CompileConfig,
-    pods: &mut Pods,
-    problems: &mut Vec<Problem>,
-    told: &mut Vec<Told>,
-) -> Vec<Policy> {
+/// The namespace's policies; those with a selector are listed at the workloads that they select, and so are those of other namespaces
+/// that reach into this one. What becomes of each is told.
+pub(super) fn policies(place: &Place<'_>, pods: &mut Pods, lent: &Lent, findings: &mut Findings) -> Vec<Policy> {
+    let objects = &place.objects.authorization_policies;
+    findings.all = enforcing(pods).fold(Reach::default(), |mut reach, pod| {
+        reach.add(pod);
+        reach
+    });
     let mut policies = Vec::new();
-    let everywhere = everywhere(pods);
-    for (key, object) in &objects.authorization_policies {
+    for (key, object) in place.own(objects) {
         let mut fate = Fate::new(Kind::AuthorizationPolicy, key, object.dry_run());
         if let Some(why) = &object.standing.unread {
             fate.note(Outcome::LastGoodKept, why);
         }
-        if object.spec.as_ref().is_ok_and(|spec| spec.action == Asked::Audit) {
-            // Listed nowhere: a policy that is listed and not there refuses.
+        if is_audit(object) {
             fate.note(Outcome::NoEffect, "action AUDIT is not carried out");
-        } else if let Some(scope) = attach(objects, config, key, object, pods, &everywhere, &mut fate) {
-            policies.push(policy(object, key, scope, config, &mut fate));
+        } else if let Some(scope) = attach(place, key, object, pods, findings.all, &mut fate) {
+            reach_lent(place, object, pods, lent, &mut fate);
+            policies.push(policy(object, key, scope, place.config, &mut fate));
         }
-        told.push(fate.tell(&means(object), problems));
+        findings.conclude(place, fate, means(object));
+    }
+    let lenders: BTreeSet<String> =
+        pods.values().flat_map(|pod| pod.workload.services.keys()).map(|service| service.namespace.clone()).collect();
+    let lenders =
+        lenders.iter().filter(|lender| **lender != place.namespace && **lender != place.config.root_namespace);
+    let of_lenders = lenders.flat_map(|lender| place::of(objects, lender));
+    // A lender's policy with a target follows its service; any other stays where it is.
+    let of_lenders = of_lenders.filter(|(_, object)| targets(object).next().is_some());
+    for (key, object) in place.of_root(objects).chain(of_lenders).filter(|(_, object)| !is_audit(object)) {
+        let mut fate = Fate::new(Kind::AuthorizationPolicy, key, object.dry_run());
+        attach(place, key, object, pods, findings.all, &mut fate);
+        if key.0 == place.config.root_namespace {
+            findings.reached(fate);
+        }
     }
     policies
+}
+
+/// Listed nowhere: a policy that is listed and not there refuses.
+fn is_audit(object: &AuthorizationPolicy) -> bool {
+    object.spec.as_ref().is_ok_and(|spec| spec.action == Asked::Audit)
+}
+
+fn targets(object: &AuthorizationPolicy) -> impl Iterator<Item = &TargetRef> {
+    object.spec.iter().flat_map(|spec| spec.target_ref.iter().chain(&spec.target_refs))
 }
 
 /// The policy as it is judged; one that refuses where it cannot be understood or carried out.
@@ -81,43 +106,29 @@ fn means(object: &AuthorizationPolicy) -> String {
     }
 }
 
-/// The pods of each namespace, and of all of them under no name: for policies without a selector.
-fn everywhere(pods: &mut Pods) -> HashMap<String, Reach> {
-    let mut all: HashMap<String, Reach> = HashMap::new();
-    for pod in enforcing(pods) {
-        all.entry(pod.workload.pod.namespace.clone()).or_default().add(pod);
-        all.entry(String::new()).or_default().add(pod);
-    }
-    all
-}
-
-/// Lists the policy at the workloads that it selects. `None`: it applies to nothing of this mesh.
+/// Lists the policy at those of the pods that it selects. `None`: it applies to nothing of this mesh.
 fn attach(
-    objects: &Objects,
-    config: &CompileConfig,
+    place: &Place<'_>,
     key: &Key,
     object: &AuthorizationPolicy,
     pods: &mut Pods,
-    everywhere: &HashMap<String, Reach>,
+    all: Reach,
     fate: &mut Fate,
 ) -> Option<Scope> {
-    let (namespace, name) = key;
-    let policy = PolicyKey { namespace: namespace.clone(), name: name.clone() };
-    let root = *namespace == config.root_namespace;
-    let targets: Vec<_> = object.spec.iter().flat_map(|spec| spec.target_ref.iter().chain(&spec.target_refs)).collect();
-    if !targets.is_empty() {
+    let policy = PolicyKey { namespace: key.0.clone(), name: key.1.clone() };
+    let list = |pod: &mut Compiling, fate: &mut Fate| {
+        // Two services may have the same pods behind them.
+        if pod.workload.policies.last() != Some(&policy) {
+            pod.workload.policies.push(policy.clone());
+            fate.reach.add(pod);
+        }
+    };
+    if targets(object).next().is_some() {
         let mut applies = false;
-        for target in targets {
+        for target in targets(object) {
             if target.group.is_empty() && target.kind == "Service" {
                 applies = true;
-                let service = (namespace.clone(), target.name.clone());
-                for pod in behind(objects, config, &service, pods) {
-                    // Two services may have the same pods behind them.
-                    if pod.workload.policies.last() != Some(&policy) {
-                        pod.workload.policies.push(policy.clone());
-                        fate.reach.add(pod);
-                    }
-                }
+                behind(place, &(key.0.clone(), target.name.clone()), pods).for_each(|pod| list(pod, fate));
             } else {
                 let text = format!("no effect on {} {}: only services are targets here", target.kind, target.name);
                 fate.note(Outcome::NoEffect, text);
@@ -125,47 +136,42 @@ fn attach(
         }
         return applies.then_some(Scope::Selector);
     }
-    let whole = |name: &str| everywhere.get(name).cloned().unwrap_or_default();
     match object.selector() {
-        None if root => {
-            fate.reach = whole("");
-            Some(Scope::Global)
-        }
         None => {
-            fate.reach = whole(namespace);
-            Some(Scope::Namespace)
+            let root = key.0 == place.config.root_namespace;
+            (fate.reach, fate.everywhere) = (all, root);
+            Some(if root { Scope::Global } else { Scope::Namespace })
         }
         Some(selector) => {
-            let mut list = |pod: &mut Compiling| {
-                if selector.selects(Some(&pod.labels)) {
-                    pod.workload.policies.push(policy.clone());
-                    fate.reach.add(pod);
-                }
-            };
-            match root {
-                true => enforcing(pods).for_each(&mut list),
-                false => of_namespace(pods, config, namespace).filter(|pod| is_enforcing(pod)).for_each(&mut list),
-            }
+            let selected = enforcing(pods).filter(|pod| selector.selects(Some(&pod.labels)));
+            selected.for_each(|pod| list(pod, fate));
             Some(Scope::Selector)
         }
     }
 }
 
-/// The pods behind a service: its endpoints, and those that will be once they are ready.
-fn behind<'a>(
-    objects: &'a Objects,
-    config: &CompileConfig,
-    service: &'a Key,
-    pods: &'a mut Pods,
-) -> impl Iterator<Item = &'a mut Compiling> {
-    let key = service_key(service, config);
-    let spec = objects.services.get(service).and_then(|service| service.spec.as_ref());
+/// The pods here that are behind a service: its endpoints, and those that will be once they are ready.
+fn behind<'p>(place: &Place<'_>, service: &Key, pods: &'p mut Pods) -> impl Iterator<Item = &'p mut Compiling> {
+    let key = service_key(service, place.config);
+    let spec = place.objects.services.get(service).and_then(|service| service.spec.as_ref());
     let selector = spec.and_then(|spec| spec.selector.as_ref()).filter(|selector| !selector.is_empty());
+    let selector = selector.filter(|_| service.0 == place.namespace).cloned();
     enforcing(pods).filter(move |pod| {
-        let selected =
-            pod.workload.pod.namespace == service.0 && selector.is_some_and(|selector| has_all(selector, &pod.labels));
+        let selected = selector.as_ref().is_some_and(|selector| has_all(selector, &pod.labels));
         selected || pod.workload.services.contains_key(&key)
     })
+}
+
+/// Counts the pods of other namespaces that are behind the services that a policy is for; it is listed at them where they are.
+fn reach_lent(place: &Place<'_>, object: &AuthorizationPolicy, pods: &Pods, lent: &Lent, fate: &mut Fate) {
+    let services = targets(object).filter(|target| target.group.is_empty() && target.kind == "Service");
+    let services: Vec<ServiceKey> =
+        services.map(|target| service_key(&(place.namespace.to_owned(), target.name.clone()), place.config)).collect();
+    for (key, _) in lent.iter().filter(|(_, of)| services.iter().any(|service| of.contains_key(service))) {
+        if let Some(pod) = workloads::find(place, pods, key).filter(|pod| is_enforcing(pod)) {
+            fate.reach.add(&pod);
+        }
+    }
 }
 
 /// The workloads at which a policy can be enforced: pods with a network of their own (in the mesh or not yet).

@@ -4,32 +4,44 @@
 //! the slice decides for its service. An endpoint is a pod by reference, else by address; one that is no pod (the API server, for
 //! example) becomes a workload of its own that is reached in clear and is never found by its address.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, HashSet};
 use std::net::IpAddr;
 
 use k8s_openapi::api::discovery::v1::{Endpoint, EndpointSlice};
-use mesh_api::manifests::{Key, Kind, Objects};
+use mesh_api::manifests::{Key, Kind};
 use mesh_model::{Health, NetworkPolicy, PodName, ServiceKey, Telemetry, Tunnel, Workload, WorkloadUid};
 
+use super::addresses::{Addresses, Wanted};
+use super::place::Place;
 use super::services::{is_tcp, number, service_key};
-use super::workloads::{Compiling, Pods};
+use super::workloads::{self, Compiling, Pods};
 use super::{CompileConfig, Problem};
 
 /// The label that names a slice's service.
 const SERVICE_NAME: &str = "kubernetes.io/service-name";
 
-/// Attaches services to workloads.
-pub(super) fn attach(objects: &Objects, config: &CompileConfig, pods: &mut Pods, problems: &mut Vec<Problem>) {
-    let by_address: HashMap<IpAddr, WorkloadUid> = pods
-        .values()
-        .filter(|pod| !pod.workload.host_network)
-        .flat_map(|pod| pod.workload.addresses.iter().map(|ip| (*ip, pod.workload.uid.clone())))
-        .collect();
-    for (key, slice) in &objects.endpoint_slices {
+/// Ports of a service at one endpoint: (service port, port at the endpoint).
+type Ports = Vec<(u16, u16)>;
+
+/// Pods of other namespaces, and the services of this one that they stand behind.
+pub(super) type Lent = BTreeMap<Key, BTreeMap<ServiceKey, Ports>>;
+
+/// What the slices of a namespace have to do with other namespaces.
+#[derive(Debug, Default)]
+pub(super) struct Abroad {
+    /// What was looked for there, found or not.
+    pub(super) wanted: HashSet<Wanted>,
+    pub(super) lent: Lent,
+}
+
+/// Attaches the namespace's services to its workloads.
+pub(super) fn attach(place: &Place<'_>, addresses: &Addresses, pods: &mut Pods, problems: &mut Vec<Problem>) -> Abroad {
+    let mut abroad = Abroad::default();
+    for (key, slice) in place.own(&place.objects.endpoint_slices) {
         let labels = slice.metadata.labels.as_ref();
         let Some(name) = labels.and_then(|labels| labels.get(SERVICE_NAME)) else { continue };
         let service_object = (key.0.clone(), name.clone());
-        let Some(service) = objects.services.get(&service_object) else { continue };
+        let Some(service) = place.objects.services.get(&service_object) else { continue };
         let ports = match ports(slice, service) {
             Ok(ports) => ports,
             Err(text) => {
@@ -37,23 +49,43 @@ pub(super) fn attach(objects: &Objects, config: &CompileConfig, pods: &mut Pods,
                 continue;
             }
         };
-        let service_key = service_key(&service_object, config);
+        let service_key = service_key(&service_object, place.config);
         for endpoint in slice.endpoints.iter().flatten().filter(|endpoint| is_ready(endpoint)) {
             for address in &endpoint.addresses {
                 let Ok(ip) = address.parse::<IpAddr>().map(|ip| ip.to_canonical()) else {
                     problems.push(Problem::new(Kind::EndpointSlice, key, format!("{address:?} is not an address")));
                     continue;
                 };
-                let uid = pod_of(endpoint, key, ip, config, pods, &by_address)
-                    .unwrap_or_else(|| other(endpoint, key, ip, config, pods));
-                add(pods, &uid, &service_key, &ports);
+                let found = referred(endpoint, ip, place, pods, &mut abroad.wanted)
+                    .or_else(|| claiming(ip, place, addresses, pods, &mut abroad.wanted));
+                let services = match found {
+                    Some(pod) if pod.0 != place.namespace => abroad.lent.entry(pod).or_default(),
+                    Some((namespace, name)) => {
+                        let uid = WorkloadUid::of_pod(&place.config.cluster_id, &PodName { namespace, name });
+                        let Some(pod) = pods.get_mut(&uid) else { continue };
+                        &mut pod.workload.services
+                    }
+                    None => &mut other(endpoint, key, ip, place.config, pods).workload.services,
+                };
+                add(services, &service_key, &ports);
             }
+        }
+    }
+    abroad
+}
+
+/// Has a workload stand behind a service too.
+pub(super) fn add(services: &mut BTreeMap<ServiceKey, Ports>, service: &ServiceKey, ports: &[(u16, u16)]) {
+    let have = services.entry(service.clone()).or_default();
+    for pair in ports {
+        if !have.contains(pair) {
+            have.push(*pair);
         }
     }
 }
 
 /// (service port, port at the endpoint), for each TCP port that service and slice share by name.
-fn ports(slice: &EndpointSlice, service: &k8s_openapi::api::core::v1::Service) -> Result<Vec<(u16, u16)>, String> {
+fn ports(slice: &EndpointSlice, service: &k8s_openapi::api::core::v1::Service) -> Result<Ports, String> {
     let mut pairs = Vec::new();
     let wanted = service.spec.iter().flat_map(|spec| spec.ports.iter().flatten());
     for port in wanted.filter(|port| is_tcp(port.protocol.as_deref())) {
@@ -76,36 +108,52 @@ fn is_ready(endpoint: &Endpoint) -> bool {
     endpoint.conditions.as_ref().and_then(|conditions| conditions.ready) != Some(false)
 }
 
-/// The pod behind an endpoint: the one it refers to, if that is the pod meant and the address is its own or not reported yet; else
-/// the one that has the address.
-fn pod_of(
+/// The pod that an endpoint refers to, if that is the pod meant and the address is its own or not reported yet.
+fn referred(
+    endpoint: &Endpoint,
+    ip: IpAddr,
+    place: &Place<'_>,
+    pods: &Pods,
+    wanted: &mut HashSet<Wanted>,
+) -> Option<Key> {
+    let target = endpoint.target_ref.as_ref().filter(|target| target.kind.as_deref() == Some("Pod"))?;
+    let key = (target.namespace.clone().unwrap_or_else(|| place.namespace.to_owned()), target.name.clone()?);
+    if key.0 != place.namespace {
+        wanted.insert(Wanted::Pod(key.clone()));
+    }
+    let pod = workloads::find(place, pods, &key)?;
+    let workload = &pod.workload;
+    let same_pod = match (&target.uid, &workload.pod_uid) {
+        (Some(wanted), Some(is)) => wanted == is.as_str(),
+        _ => true,
+    };
+    let same_address = workload.addresses.is_empty() || workload.addresses.contains(&ip);
+    (same_pod && same_address).then_some(key)
+}
+
+/// The pod that has the address of an endpoint which refers to none, or to another one.
+fn claiming(
+    ip: IpAddr,
+    place: &Place<'_>,
+    addresses: &Addresses,
+    pods: &Pods,
+    wanted: &mut HashSet<Wanted>,
+) -> Option<Key> {
+    let found = addresses.at(ip, place, pods);
+    if found.as_ref().is_none_or(|pod| pod.0 != place.namespace) {
+        wanted.insert(Wanted::Address(ip));
+    }
+    found
+}
+
+/// A workload for an endpoint that is no pod.
+fn other<'p>(
     endpoint: &Endpoint,
     slice: &Key,
     ip: IpAddr,
     config: &CompileConfig,
-    pods: &Pods,
-    by_address: &HashMap<IpAddr, WorkloadUid>,
-) -> Option<WorkloadUid> {
-    let referred =
-        endpoint.target_ref.as_ref().filter(|target| target.kind.as_deref() == Some("Pod")).and_then(|target| {
-            let name = PodName {
-                namespace: target.namespace.clone().unwrap_or_else(|| slice.0.clone()),
-                name: target.name.clone()?,
-            };
-            let uid = WorkloadUid::of_pod(&config.cluster_id, &name);
-            let workload = &pods.get(&uid)?.workload;
-            let same_pod = match (&target.uid, &workload.pod_uid) {
-                (Some(wanted), Some(is)) => wanted == is.as_str(),
-                _ => true,
-            };
-            let same_address = workload.addresses.is_empty() || workload.addresses.contains(&ip);
-            (same_pod && same_address).then_some(uid)
-        });
-    referred.or_else(|| by_address.get(&ip).cloned())
-}
-
-/// A workload for an endpoint that is no pod.
-fn other(endpoint: &Endpoint, slice: &Key, ip: IpAddr, config: &CompileConfig, pods: &mut Pods) -> WorkloadUid {
+    pods: &'p mut Pods,
+) -> &'p mut Compiling {
     let (namespace, name) = slice;
     let uid = WorkloadUid(format!("{}/discovery.k8s.io/EndpointSlice/{namespace}/{name}/{ip}", config.cluster_id));
     let workload = Workload {
@@ -132,16 +180,5 @@ fn other(endpoint: &Endpoint, slice: &Key, ip: IpAddr, config: &CompileConfig, p
         }
         .into(),
     };
-    pods.entry(uid.clone()).or_insert(Compiling { workload, labels: BTreeMap::new(), ends: None });
-    uid
-}
-
-fn add(pods: &mut Pods, uid: &WorkloadUid, service: &ServiceKey, ports: &[(u16, u16)]) {
-    let Some(pod) = pods.get_mut(uid) else { return };
-    let have = pod.workload.services.entry(service.clone()).or_default();
-    for pair in ports {
-        if !have.contains(pair) {
-            have.push(*pair);
-        }
-    }
+    pods.entry(uid).or_insert(Compiling { workload, labels: BTreeMap::new(), ends: None })
 }

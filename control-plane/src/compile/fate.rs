@@ -2,10 +2,13 @@
 //! gathered while the policy is compiled, so that nothing is said that the compiler does not do. One text serves the log, the metric
 //! and the policy's status.
 
+use std::collections::BTreeMap;
+
 use mesh_api::manifests::{Key, Kind, ObjectRef};
 use mesh_model::Tunnel;
 
 use super::Problem;
+use super::place::Place;
 use super::workloads::Compiling;
 
 /// What becomes of a policy, the worst last: of several findings the worst is its reason.
@@ -62,7 +65,7 @@ pub struct Told {
 }
 
 /// The pods that a policy applies to.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(super) struct Reach {
     /// Pods that run or are to run, each with a network of its own.
     pods: usize,
@@ -74,6 +77,11 @@ impl Reach {
     pub(super) fn add(&mut self, pod: &Compiling) {
         self.pods += 1;
         self.in_mesh += usize::from(pod.workload.tunnel == Tunnel::Hbone);
+    }
+
+    pub(super) fn extend(&mut self, other: Self) {
+        self.pods += other.pods;
+        self.in_mesh += other.in_mesh;
     }
 
     pub(super) fn is_empty(&self) -> bool {
@@ -100,20 +108,29 @@ impl Reach {
 }
 
 /// Gathers what is found out about one policy.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub(super) struct Fate {
     object: ObjectRef,
     dry_run: bool,
     outcome: Outcome,
     notes: Vec<String>,
     pub(super) reach: Reach,
+    /// It applies to every pod of the mesh, so nobody has to count those of his namespace for it.
+    pub(super) everywhere: bool,
 }
 
 impl Fate {
     /// Of a policy of which nothing bad is known yet.
     pub(super) fn new(kind: Kind, (namespace, name): &Key, dry_run: bool) -> Self {
         let object = ObjectRef { kind, namespace: namespace.clone(), name: name.clone() };
-        Self { object, dry_run, outcome: Outcome::Enforced, notes: Vec::new(), reach: Reach::default() }
+        Self {
+            object,
+            dry_run,
+            outcome: Outcome::Enforced,
+            notes: Vec::new(),
+            reach: Reach::default(),
+            everywhere: false,
+        }
     }
 
     /// Something that is not as written.
@@ -124,7 +141,7 @@ impl Fate {
 
     /// All of it; `means` is what the policy does where it is in force. What is not as written is a problem too.
     pub(super) fn tell(self, means: &str, problems: &mut Vec<Problem>) -> Told {
-        let Self { object, dry_run, mut outcome, notes, reach } = self;
+        let Self { object, dry_run, mut outcome, notes, reach, everywhere: _ } = self;
         if outcome == Outcome::Enforced {
             outcome = match (dry_run, reach.is_empty()) {
                 (true, _) => Outcome::DryRun,
@@ -159,6 +176,72 @@ impl Fate {
             problems.push(Problem { object: object.clone(), text: text("all that it selects") });
         }
         Told { object, outcome, message }
+    }
+}
+
+/// What compiling a namespace finds out.
+#[derive(Debug, Default)]
+pub(super) struct Findings {
+    /// What is not carried out as written.
+    pub(super) problems: Vec<Problem>,
+    /// What becomes of its policies.
+    pub(super) told: Vec<Told>,
+    /// Its pods at which policies can be enforced.
+    pub(super) all: Reach,
+    /// Of these, those that a policy of the root namespace applies to, where that is not all of them.
+    pub(super) of_root: BTreeMap<ObjectRef, Reach>,
+    /// Policies of the root namespace, which is this one: what becomes of them is known when every namespace has been counted. With
+    /// what each does, in words.
+    pub(super) open: Vec<(Fate, String)>,
+}
+
+impl Findings {
+    /// All is known about a policy of this namespace.
+    pub(super) fn conclude(&mut self, place: &Place<'_>, fate: Fate, means: String) {
+        match place.is_root() {
+            true => self.open.push((fate, means)),
+            false => self.told.push(fate.tell(&means, &mut self.problems)),
+        }
+    }
+
+    /// A policy of the root namespace applies to pods of this one.
+    pub(super) fn reached(&mut self, fate: Fate) {
+        if !fate.everywhere && !fate.reach.is_empty() {
+            self.of_root.entry(fate.object).or_default().extend(fate.reach);
+        }
+    }
+}
+
+/// What was counted of all namespaces together.
+#[derive(Debug, Default)]
+pub(super) struct Totals {
+    all: Reach,
+    of_root: BTreeMap<ObjectRef, Reach>,
+}
+
+impl Totals {
+    pub(super) fn of<'a>(parts: impl Iterator<Item = &'a Findings>) -> Self {
+        let mut totals = Self::default();
+        for findings in parts {
+            totals.all.extend(findings.all);
+            for (object, reach) in &findings.of_root {
+                match totals.of_root.get_mut(object) {
+                    Some(total) => total.extend(*reach),
+                    None => drop(totals.of_root.insert(object.clone(), *reach)),
+                }
+            }
+        }
+        totals
+    }
+
+    /// Tells a policy of the root namespace, of which that namespace itself has counted its own pods.
+    pub(super) fn tell(&self, fate: &Fate, means: &str, problems: &mut Vec<Problem>) -> Told {
+        let mut fate = fate.clone();
+        match fate.everywhere {
+            true => fate.reach = self.all,
+            false => fate.reach.extend(self.of_root.get(&fate.object).copied().unwrap_or_default()),
+        }
+        fate.tell(means, problems)
     }
 }
 

@@ -3,11 +3,14 @@
 //! Each file holds one story. What an object asks for and this mesh cannot do is never dropped silently: it narrows, and is listed
 //! as a [`Problem`].
 
+mod addresses;
 mod authorization;
 mod endpoints;
 mod fate;
+mod incremental;
 mod network_policy;
 mod peer_authentication;
+mod place;
 mod selector;
 mod services;
 mod telemetry;
@@ -17,9 +20,10 @@ use std::collections::BTreeMap;
 use std::fmt;
 
 pub use fate::Told;
+pub use incremental::{Changes, Compiler};
 
 use k8s_openapi::jiff::Timestamp;
-use mesh_api::manifests::{Key, Kind, ObjectRef, Objects, Rejected};
+use mesh_api::manifests::{Key, Kind, ObjectRef};
 use mesh_model::policy::Policy;
 use mesh_model::{Service, TrustDomain, Workload, WorkloadUid};
 
@@ -52,9 +56,9 @@ pub struct CompileConfig {
     pub excluded_namespaces: Vec<String>,
 }
 
-/// What the proxies are told.
+/// What the proxies are told of one namespace, each list in the order of its keys.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Compiled {
+pub struct Records {
     /// Pods bound to a node, and endpoints that are no pods.
     pub workloads: Vec<Workload>,
     /// Of these, pods that are being deleted: when they must be over, their own time to end included.
@@ -63,10 +67,6 @@ pub struct Compiled {
     pub services: Vec<Service>,
     /// Policies.
     pub policies: Vec<Policy>,
-    /// What could not be carried out as written.
-    pub problems: Vec<Problem>,
-    /// What becomes of each policy, by kind, namespace and name.
-    pub told: Vec<Told>,
 }
 
 /// An object, and what of it is not carried out as written.
@@ -89,30 +89,6 @@ impl fmt::Display for Problem {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{}: {}", self.object, self.text)
     }
-}
-
-/// Compiles. `rejected` are the documents that could not be read: one of them may have been a NetworkPolicy, and then pods that it
-/// might select count as selected.
-pub fn compile(objects: &Objects, rejected: &[Rejected], config: &CompileConfig) -> Compiled {
-    let (mut problems, mut told) = (Vec::new(), Vec::new());
-    let mut workloads = workloads::workloads(objects, config, &mut problems);
-    workloads::shared_addresses(&workloads, &mut problems);
-    let services = services::services(objects, config, &mut problems);
-    endpoints::attach(objects, config, &mut workloads, &mut problems);
-    network_policy::mark(objects, rejected, &mut workloads);
-    let mut policies = authorization::policies(objects, config, &mut workloads, &mut problems, &mut told);
-    policies.extend(peer_authentication::policies(objects, config, &mut workloads, &mut problems, &mut told));
-    let ends = workloads.iter().filter_map(|(uid, pod)| Some((uid.clone(), pod.ends?))).collect();
-    let mut workloads: Vec<Workload> = workloads.into_values().map(|pod| pod.workload).collect();
-    for workload in &mut workloads {
-        workload.policies.sort();
-        workload.policies.dedup();
-    }
-    workloads.sort_by(|a, b| a.uid.cmp(&b.uid));
-    policies.sort_by(|a, b| a.key.cmp(&b.key));
-    problems.sort();
-    problems.dedup();
-    Compiled { workloads, ends, services, policies, problems, told }
 }
 
 #[cfg(test)]

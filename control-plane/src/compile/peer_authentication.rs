@@ -7,34 +7,32 @@
 use std::collections::BTreeMap;
 
 use mesh_api::manifests::security::{Invalid, Mode, Mtls, PeerSpec};
-use mesh_api::manifests::{Key, Kind, Objects, PeerAuthentication};
+use mesh_api::manifests::{Key, Kind, PeerAuthentication};
 use mesh_model::policy::{Action, Clause, Match, Policy, PolicyKey, Rule, Scope, StringMatch};
 
+use super::DefaultMode;
 use super::authorization::enforcing;
-use super::fate::{Fate, Outcome, Told};
+use super::fate::{Fate, Findings, Outcome};
+use super::place::Place;
 use super::workloads::Pods;
-use super::{CompileConfig, DefaultMode, Problem};
 
 /// Istio's names, so that people find what they know. No object can be called so: Kubernetes allows no underscore.
 const STATIC_STRICT: &str = "istio_converted_static_strict";
 const CONVERTED: &str = "converted_peer_authentication_";
 
-/// The policies; listed at the workloads that they apply to.
-pub(super) fn policies(
-    objects: &Objects,
-    config: &CompileConfig,
-    pods: &mut Pods,
-    problems: &mut Vec<Problem>,
-    told: &mut Vec<Told>,
-) -> Vec<Policy> {
+/// The namespace's policies; listed at the workloads that they apply to.
+pub(super) fn policies(place: &Place<'_>, pods: &mut Pods, findings: &mut Findings) -> Vec<Policy> {
+    let Place { objects, config, .. } = *place;
+    let all = || place.own(&objects.peer_authentications).chain(place.of_root(&objects.peer_authentications));
     let mut fates: BTreeMap<&Key, Fate> =
-        objects.peer_authentications.keys().map(|key| (key, Fate::new(Kind::PeerAuthentication, key, false))).collect();
+        all().map(|(key, _)| (key, Fate::new(Kind::PeerAuthentication, key, false))).collect();
     let mut policies = Vec::new();
     let strict = PolicyKey { namespace: config.root_namespace.clone(), name: STATIC_STRICT.to_owned() };
-    if config.default_mode == DefaultMode::Strict || !objects.peer_authentications.is_empty() {
+    let may_be_strict = config.default_mode == DefaultMode::Strict || !objects.peer_authentications.is_empty();
+    if place.is_root() && may_be_strict {
         policies.push(deny(strict.clone(), vec![Rule { clauses: vec![no_identity()] }]));
     }
-    for (key, object) in &objects.peer_authentications {
+    for (key, object) in all() {
         let Some(fate) = fates.get_mut(key) else { continue };
         if let Some(why) = &object.standing.unread {
             fate.note(Outcome::LastGoodKept, why);
@@ -42,25 +40,27 @@ pub(super) fn policies(
         // Those that cannot be understood refuse whatever they select, whatever else is said.
         if let Err(Invalid { why, .. }) = &object.spec {
             fate.note(Outcome::NotUnderstood, why);
-            policies.push(refuse(key, object, config, pods, fate));
+            let refusing = refuse(place, key, object, pods, fate);
+            if key.0 == place.namespace {
+                policies.push(refusing);
+            }
         }
     }
-    let levels = Levels::new(objects, config);
-    for (key, _, spec) in levels.of_workloads() {
-        if let Some(rules) = port_rules(spec, levels.base(Some((key, spec)), &key.0).0) {
+    let levels = Levels::new(place);
+    for (key, _, spec) in levels.of_workloads().filter(|(key, ..)| key.0 == place.namespace) {
+        if let Some(rules) = port_rules(spec, levels.base(Some((key, spec))).0) {
             policies.push(deny(converted(key), rules));
         }
     }
     // Those that select a pod for which another is older.
     let mut passed_over: BTreeMap<&Key, &Key> = BTreeMap::new();
     for pod in enforcing(pods) {
-        let namespace = pod.workload.pod.namespace.clone();
-        let mut selecting = levels.of_workload(&namespace, &pod.labels);
+        let mut selecting = levels.of_workload(&pod.labels);
         let own = selecting.next();
         if let Some((winner, _)) = own {
             passed_over.extend(selecting.map(|(key, _)| (key, winner)));
         }
-        let (base, by) = levels.base(own, &namespace);
+        let (base, by) = levels.base(own);
         match own {
             Some((key, spec)) if port_rules(spec, base).is_some() => pod.workload.policies.push(converted(key)),
             _ if base == Base::Strict => pod.workload.policies.push(strict.clone()),
@@ -76,8 +76,12 @@ pub(super) fn policies(
     }
     levels.report_shadowed(&passed_over, &mut fates);
     for (key, fate) in fates {
-        let spec = objects.peer_authentications.get(key).and_then(|object| object.spec.as_ref().ok());
-        told.push(fate.tell(&spec.map(means).unwrap_or_default(), problems));
+        if key.0 == place.namespace {
+            let spec = objects.peer_authentications.get(key).and_then(|object| object.spec.as_ref().ok());
+            findings.conclude(place, fate, spec.map(means).unwrap_or_default());
+        } else {
+            findings.reached(fate);
+        }
     }
     policies
 }
@@ -119,15 +123,16 @@ impl Base {
     }
 }
 
-/// The usable PeerAuthentications, the deciding one of each level first.
+/// The usable PeerAuthentications of a namespace and of the root namespace, the deciding one of each level first.
 struct Levels<'a> {
-    config: &'a CompileConfig,
+    place: Place<'a>,
     all: Vec<(&'a Key, &'a PeerAuthentication, &'a PeerSpec)>,
 }
 
 impl<'a> Levels<'a> {
-    fn new(objects: &'a Objects, config: &'a CompileConfig) -> Self {
-        let usable = objects.peer_authentications.iter();
+    fn new(place: &Place<'a>) -> Self {
+        let objects = &place.objects.peer_authentications;
+        let usable = place.own(objects).chain(place.of_root(objects));
         let mut all: Vec<_> =
             usable.filter_map(|(key, object)| Some((key, object, object.spec.as_ref().ok()?))).collect();
         // The oldest wins; those without a time (in files) come after those with one, by name.
@@ -135,7 +140,7 @@ impl<'a> Levels<'a> {
             let created = object.metadata.creation_timestamp.as_ref().map(|time| time.0);
             (created.is_none(), created, *key)
         });
-        Self { config, all }
+        Self { place: *place, all }
     }
 
     fn of_workloads(&self) -> impl Iterator<Item = (&'a Key, &'a PeerAuthentication, &'a PeerSpec)> {
@@ -149,24 +154,20 @@ impl<'a> Levels<'a> {
     }
 
     /// Those that select a workload by its labels, the deciding one first; one of the root namespace selects there only.
-    fn of_workload(
-        &self,
-        namespace: &str,
-        labels: &super::selector::Labels,
-    ) -> impl Iterator<Item = (&'a Key, &'a PeerSpec)> {
-        let selecting = self.of_workloads().filter(move |(key, object, _)| {
-            key.0 == namespace && object.selector().is_some_and(|selector| selector.selects(Some(labels)))
+    fn of_workload(&self, labels: &super::selector::Labels) -> impl Iterator<Item = (&'a Key, &'a PeerSpec)> {
+        let selecting = self.of_workloads().filter(|(key, object, _)| {
+            key.0 == self.place.namespace && object.selector().is_some_and(|selector| selector.selects(Some(labels)))
         });
         selecting.map(|(key, _, spec)| (key, spec))
     }
 
     /// The mode, and whose it is.
-    fn base(&self, own: Option<(&'a Key, &'a PeerSpec)>, namespace: &str) -> (Base, Option<&'a Key>) {
+    fn base(&self, own: Option<(&'a Key, &'a PeerSpec)>) -> (Base, Option<&'a Key>) {
         let says = |(key, spec): (&'a Key, &'a PeerSpec)| Base::of_spec(spec).map(|base| (base, Some(key)));
         own.and_then(says)
-            .or_else(|| self.of_namespace(namespace).and_then(says))
-            .or_else(|| self.of_namespace(&self.config.root_namespace).and_then(says))
-            .unwrap_or(match self.config.default_mode {
+            .or_else(|| self.of_namespace(self.place.namespace).and_then(says))
+            .or_else(|| self.of_namespace(&self.place.config.root_namespace).and_then(says))
+            .unwrap_or(match self.place.config.default_mode {
                 DefaultMode::Permissive => (Base::Permissive, None),
                 DefaultMode::Strict => (Base::Strict, None),
             })
@@ -215,14 +216,16 @@ fn port_rules(spec: &PeerSpec, base: Base) -> Option<Vec<Rule>> {
     })
 }
 
-fn refuse(key: &Key, object: &PeerAuthentication, config: &CompileConfig, pods: &mut Pods, fate: &mut Fate) -> Policy {
+/// One of the root namespace with a selector refuses there only.
+fn refuse(place: &Place<'_>, key: &Key, object: &PeerAuthentication, pods: &mut Pods, fate: &mut Fate) -> Policy {
     let selector = object.selector();
     let scope = match selector {
-        None if key.0 == config.root_namespace => Scope::Global,
+        None if key.0 == place.config.root_namespace => Scope::Global,
         None => Scope::Namespace,
         Some(_) => Scope::Selector,
     };
-    for pod in enforcing(pods).filter(|pod| scope == Scope::Global || pod.workload.pod.namespace == key.0) {
+    fate.everywhere = scope == Scope::Global;
+    for pod in enforcing(pods).filter(|_| scope == Scope::Global || key.0 == place.namespace) {
         if selector.is_none_or(|selector| selector.selects(Some(&pod.labels))) {
             fate.reach.add(pod);
             if scope == Scope::Selector {

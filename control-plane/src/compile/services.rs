@@ -3,15 +3,16 @@
 use std::net::IpAddr;
 
 use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
-use mesh_api::manifests::{Key, Kind, Objects};
+use mesh_api::manifests::{Key, Kind};
 use mesh_model::{Service, ServiceKey, ServicePort};
 
+use super::place::Place;
 use super::{CompileConfig, Problem};
 
-/// All services but those that are only a DNS alias.
-pub(super) fn services(objects: &Objects, config: &CompileConfig, problems: &mut Vec<Problem>) -> Vec<Service> {
+/// All services of the namespace but those that are only a DNS alias.
+pub(super) fn services(place: &Place<'_>, problems: &mut Vec<Problem>) -> Vec<Service> {
     let mut services = Vec::new();
-    for (key, object) in &objects.services {
+    for (key, object) in place.own(&place.objects.services) {
         let Some(spec) = &object.spec else { continue };
         if spec.type_.as_deref() == Some("ExternalName") {
             continue;
@@ -43,7 +44,7 @@ pub(super) fn services(objects: &Objects, config: &CompileConfig, problems: &mut
         });
         services.push(Service {
             ports: ports.collect(),
-            key: service_key(key, config),
+            key: service_key(key, place.config),
             name: key.1.clone(),
             vips,
             subject_alt_names: Vec::new(),

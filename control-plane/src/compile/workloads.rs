@@ -1,17 +1,19 @@
 //! Pods as workloads. A workload is there as soon as its pod is bound to a node, with the policies that select it and no address:
 //! waiting for the address would leave a new pod unknown to its own node while it starts.
 
+use std::borrow::Cow;
 use std::collections::BTreeMap;
-use std::net::IpAddr;
 
 use k8s_openapi::jiff::Timestamp;
-use mesh_api::manifests::{self, Enrolment, Kind, Objects, Pod};
+use mesh_api::manifests::{self, Enrolment, Key, Kind, Objects, Pod};
 use mesh_model::{Health, NetworkPolicy, PodName, Tunnel, Workload, WorkloadUid};
 
+use super::place::Place;
 use super::selector::Labels;
 use super::{CompileConfig, Problem, telemetry};
 
 /// A workload on its way, with what only compiling needs.
+#[derive(Clone)]
 pub(super) struct Compiling {
     pub(super) workload: Workload,
     pub(super) labels: Labels,
@@ -19,89 +21,57 @@ pub(super) struct Compiling {
     pub(super) ends: Option<Timestamp>,
 }
 
-/// By key.
+/// Those of one namespace, by key.
 pub(super) type Pods = BTreeMap<WorkloadUid, Compiling>;
 
-/// All pods that are bound to a node and not over.
-pub(super) fn workloads(objects: &Objects, config: &CompileConfig, problems: &mut Vec<Problem>) -> Pods {
-    let mut pods = Pods::new();
-    for (key, pod) in &objects.pods {
-        let (namespace, name) = key;
-        let Some(node) = manifests::node_name(pod) else { continue };
-        if manifests::is_terminal(pod) {
-            continue;
-        }
-        let host_network = pod.spec.as_ref().and_then(|spec| spec.host_network).unwrap_or(false);
-        let pod_name = PodName { namespace: namespace.clone(), name: name.clone() };
-        let uid = WorkloadUid::of_pod(&config.cluster_id, &pod_name);
-        let mut workload = Workload {
-            uid: uid.clone(),
-            pod: pod_name,
-            pod_uid: manifests::pod_uid(pod),
-            service_account: manifests::service_account(pod).to_owned(),
-            trust_domain: config.trust_domain.clone(),
-            addresses: manifests::pod_ips(pod),
-            node: node.to_owned(),
-            tunnel: tunnel(objects, config, namespace, pod),
-            policies: Vec::new(),
-            health: health(pod),
-            services: BTreeMap::new(),
-            network_policy: NetworkPolicy::Selected,
-            host_network,
-            telemetry: telemetry::of(pod, node, objects).into(),
-        };
-        if workload.tunnel == Tunnel::Hbone
-            && let Err(error) = workload.identity()
-        {
-            problems.push(Problem::new(Kind::Pod, key, format!("stays outside the mesh: {error}")));
-            workload.tunnel = Tunnel::Clear;
-        }
-        let labels = pod.metadata.labels.clone().unwrap_or_default();
-        let ends = pod.metadata.deletion_timestamp.as_ref().map(|time| time.0);
-        pods.insert(uid, Compiling { workload, labels, ends });
-    }
-    pods
+/// All pods of the namespace that are bound to a node and not over.
+pub(super) fn workloads(place: &Place<'_>, problems: &mut Vec<Problem>) -> Pods {
+    let pods = place.own(&place.objects.pods).filter_map(|(key, pod)| one(place, key, pod, problems));
+    pods.map(|pod| (pod.workload.uid.clone(), pod)).collect()
 }
 
-/// The pods of a namespace, whose keys stand beside each other: a policy must not look at all pods of a large mesh.
-pub(super) fn of_namespace<'a>(
-    pods: &'a mut Pods,
-    config: &CompileConfig,
-    namespace: &str,
-) -> impl Iterator<Item = &'a mut Compiling> + use<'a> {
-    let nobody = PodName { namespace: namespace.to_owned(), name: String::new() };
-    let first = WorkloadUid::of_pod(&config.cluster_id, &nobody);
-    // It ends with a slash, behind which comes a zero.
-    let end = WorkloadUid(format!("{}0", first.0.trim_end_matches('/')));
-    pods.range_mut(first..end).map(|(_, pod)| pod)
+/// A pod of any namespace, those of this one being known. What is wrong with another one is told where it is.
+pub(super) fn find<'p>(place: &Place<'_>, pods: &'p Pods, key: &Key) -> Option<Cow<'p, Compiling>> {
+    if key.0 == place.namespace {
+        let name = PodName { namespace: key.0.clone(), name: key.1.clone() };
+        return pods.get(&WorkloadUid::of_pod(&place.config.cluster_id, &name)).map(Cow::Borrowed);
+    }
+    one(place, key, place.objects.pods.get(key)?, &mut Vec::new()).map(Cow::Owned)
 }
 
-/// Two pods with one address: a mistake, or the moment in which an address is used again. Proxies take it for the one that
-/// [`mesh_model::Mesh::workload_at`] names, and whoever answers there with another identity is refused; so nobody gets more than he
-/// had, and the others are told that they are not reached.
-pub(super) fn shared_addresses(pods: &Pods, problems: &mut Vec<Problem>) {
-    let mut claims: BTreeMap<IpAddr, Vec<&Compiling>> = BTreeMap::new();
-    // The address of a host-network pod is its node's, which it shares with others rightly.
-    for pod in pods.values().filter(|pod| !pod.workload.host_network) {
-        for ip in &pod.workload.addresses {
-            claims.entry(ip.to_canonical()).or_default().push(pod);
-        }
+fn one(place: &Place<'_>, key: &Key, pod: &Pod, problems: &mut Vec<Problem>) -> Option<Compiling> {
+    let (namespace, name) = key;
+    let node = manifests::node_name(pod)?;
+    if manifests::is_terminal(pod) {
+        return None;
     }
-    for (ip, claims) in claims.iter_mut().filter(|(_, claims)| claims.len() > 1) {
-        claims.sort_by(|one, other| one.workload.claim_order(&other.workload));
-        let Some((first, others)) = claims.split_first() else { continue };
-        // One that leaves has had its address: that is how addresses are used again.
-        for other in others.iter().filter(|other| other.ends.is_none()) {
-            let pod = &other.workload.pod;
-            let key = (pod.namespace.clone(), pod.name.clone());
-            let text = format!(
-                "reports the address {ip}, which Pod {} reports as well: connections to it are taken for that pod's, and this one is \
-                 not reached there until one of the two is gone",
-                first.workload.pod
-            );
-            problems.push(Problem::new(Kind::Pod, &key, text));
-        }
+    let host_network = pod.spec.as_ref().and_then(|spec| spec.host_network).unwrap_or(false);
+    let pod_name = PodName { namespace: namespace.clone(), name: name.clone() };
+    let mut workload = Workload {
+        uid: WorkloadUid::of_pod(&place.config.cluster_id, &pod_name),
+        pod: pod_name,
+        pod_uid: manifests::pod_uid(pod),
+        service_account: manifests::service_account(pod).to_owned(),
+        trust_domain: place.config.trust_domain.clone(),
+        addresses: manifests::pod_ips(pod),
+        node: node.to_owned(),
+        tunnel: tunnel(place.objects, place.config, namespace, pod),
+        policies: Vec::new(),
+        health: health(pod),
+        services: BTreeMap::new(),
+        network_policy: NetworkPolicy::Selected,
+        host_network,
+        telemetry: telemetry::of(pod, node, place.objects).into(),
+    };
+    if workload.tunnel == Tunnel::Hbone
+        && let Err(error) = workload.identity()
+    {
+        problems.push(Problem::new(Kind::Pod, key, format!("stays outside the mesh: {error}")));
+        workload.tunnel = Tunnel::Clear;
     }
+    let labels = pod.metadata.labels.clone().unwrap_or_default();
+    let ends = pod.metadata.deletion_timestamp.as_ref().map(|time| time.0);
+    Some(Compiling { workload, labels, ends })
 }
 
 /// HBONE exactly where the node captures the pod: both sides decide by the same function.

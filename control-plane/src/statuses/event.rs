@@ -28,16 +28,19 @@ pub struct Event {
 }
 
 /// One for each object that is no policy and is not carried out as written, or cannot be understood.
-pub(super) fn needed(rejected: &[Rejected], problems: &[Problem]) -> impl Iterator<Item = Needed> + use<> {
+pub(super) fn needed<'a>(
+    rejected: &'a [Rejected],
+    problems: impl Iterator<Item = &'a Problem>,
+) -> impl Iterator<Item = Needed> {
     let mut said: BTreeMap<ObjectRef, Vec<&str>> = BTreeMap::new();
     let refused = rejected.iter().filter_map(|document| Some((document.object()?, document.error.as_str())));
-    let problems = problems.iter().map(|problem| (problem.object.clone(), problem.text.as_str()));
+    let problems = problems.map(|problem| (problem.object.clone(), problem.text.as_str()));
     for (object, text) in refused.chain(problems).filter(|(object, _)| !object.kind.is_policy()) {
         said.entry(object).or_default().push(text);
     }
     let events =
         said.into_iter().map(|(object, texts)| Event { object, note: cut(&texts.join("; "), NOTE).to_owned() });
-    events.map(Needed::Event).collect::<Vec<_>>().into_iter()
+    events.map(Needed::Event)
 }
 
 impl Event {
@@ -102,7 +105,7 @@ mod tests {
 
     fn events(rejected: &[Rejected], problems: &[Problem]) -> Vec<Event> {
         let one = |needed| if let Needed::Event(event) = needed { Some(event) } else { None };
-        needed(rejected, problems).filter_map(one).collect()
+        needed(rejected, problems.iter()).filter_map(one).collect()
     }
 
     #[test]

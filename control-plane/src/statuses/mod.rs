@@ -8,7 +8,7 @@ pub mod writer;
 use k8s_openapi::jiff::Timestamp;
 use mesh_api::manifests::{ObjectRef, Objects, Rejected};
 
-use crate::compile::Compiled;
+use crate::compile::Compiler;
 
 pub use condition::Condition;
 pub use event::Event;
@@ -46,9 +46,9 @@ impl Needed {
 }
 
 /// What has to be written: at most one thing of each object, in the order of kinds and names.
-pub fn needed(objects: &Objects, rejected: &[Rejected], compiled: &Compiled, now: Timestamp) -> Vec<Needed> {
-    let conditions = condition::needed(objects, &compiled.told, now).into_iter().map(Needed::Condition);
-    let mut needed: Vec<Needed> = conditions.chain(event::needed(rejected, &compiled.problems)).collect();
+pub fn needed(objects: &Objects, rejected: &[Rejected], compiled: &Compiler, now: Timestamp) -> Vec<Needed> {
+    let conditions = condition::needed(objects, compiled.told(), now).map(Needed::Condition);
+    let mut needed: Vec<Needed> = conditions.chain(event::needed(rejected, compiled.problems())).collect();
     needed.sort_by(|a, b| a.object().cmp(b.object()));
     needed
 }

@@ -172,6 +172,37 @@ fn a_policy_for_a_service_is_listed_at_the_pods_behind_it_ready_or_not() {
 }
 
 #[test]
+fn a_policy_for_a_service_follows_it_to_pods_of_other_namespaces_and_one_for_pods_does_not() {
+    let service = object("Service", "near", "web", "{clusterIP: None, ports: [{port: 80}]}");
+    let slice = "---\napiVersion: discovery.k8s.io/v1\nkind: EndpointSlice\nmetadata: {name: web-x, namespace: near, \
+                 labels: {kubernetes.io/service-name: web}}\naddressType: IPv4\nports: [{port: 8080}]\n\
+                 endpoints: [{addresses: [198.18.1.2]}]\n";
+    let for_service =
+        object("AuthorizationPolicy", "near", "s", "{targetRefs: [{kind: Service, name: web}], rules: [{}]}");
+    let for_pods = object("AuthorizationPolicy", "near", "p", "{selector: {matchLabels: {app: cart}}, rules: [{}]}");
+    let yaml = [&pod("cart", "198.18.1.2"), &service, slice, &for_service, &for_pods].map(ToString::to_string).concat();
+    let all = compiled(&yaml);
+    let cart = all.workloads.iter().find(|workload| workload.pod.name == "cart").expect("the pod");
+    assert_eq!(cart.policies.iter().map(ToString::to_string).collect::<Vec<_>>(), ["near/s"]);
+    assert_eq!(cart.services.values().collect::<Vec<_>>(), [&[(80, 8080)]]);
+    let told: Vec<_> = all.told.iter().map(|told| (told.object.name.as_str(), told.message.as_str())).collect();
+    assert!(told[0].1.contains("(none now)") && told[1].1.contains("the pod that it selects"), "{told:?}");
+}
+
+#[test]
+fn what_a_policy_of_the_root_namespace_reaches_is_counted_in_all_namespaces() {
+    let of_other = pod("web", "198.18.1.3").replace("namespace: shop", "namespace: other");
+    let told = |name: &str, spec: &str| {
+        let yaml =
+            [&pod("cart", "198.18.1.2"), &of_other, &object("AuthorizationPolicy", "culvert-system", name, spec)];
+        compiled(&yaml.map(String::as_str).concat()).told.remove(0).message
+    };
+    assert!(told("p", "{rules: [{}]}").contains("the 2 pods that it selects"));
+    assert!(told("p", "{selector: {matchLabels: {app: web}}, rules: [{}]}").contains("the pod that it selects"));
+    assert!(told("p", "{selector: {matchLabels: {app: none}}, rules: [{}]}").contains("(none now)"));
+}
+
+#[test]
 fn a_principal_of_one_of_our_trust_domains_means_all_of_them() {
     let mut config = config();
     config.trust_domain_aliases = vec![TrustDomain::parse("old.example").expect("a trust domain")];

@@ -2,13 +2,14 @@
 //! `BLESS=1 cargo test` writes it anew (read the difference before you keep it).
 
 mod authorization;
+mod incremental;
 mod peer_authentication;
 mod pods;
 
 use std::fmt::Write as _;
 
 use ipnetwork::IpNetwork;
-use mesh_api::manifests::load_dir;
+use mesh_api::manifests::{Objects, Rejected, load_dir};
 use mesh_model::policy::{Action, Match, Scope, StringMatch};
 use mesh_model::{Health, NetworkPolicy, Tunnel};
 
@@ -24,6 +25,41 @@ pub(crate) fn config() -> CompileConfig {
         default_mode: DefaultMode::Permissive,
         excluded_namespaces: vec!["kube-system".into()],
     }
+}
+
+/// All of it, whatever the namespaces.
+#[derive(Debug, Default, PartialEq)]
+pub(crate) struct Compiled {
+    pub(crate) workloads: Vec<Workload>,
+    services: Vec<Service>,
+    policies: Vec<Policy>,
+    problems: Vec<Problem>,
+    pub(crate) told: Vec<Told>,
+}
+
+/// From nothing.
+pub(crate) fn compile(objects: &Objects, rejected: &[Rejected], config: &CompileConfig) -> Compiled {
+    let mut compiler = Compiler::default();
+    let Changes { whole, namespaces } = compiler.compile(objects, rejected, config);
+    assert!(whole);
+    gathered(namespaces.values(), &compiler)
+}
+
+fn gathered<'a>(namespaces: impl Iterator<Item = &'a Records>, compiler: &Compiler) -> Compiled {
+    let mut all = Compiled::default();
+    for records in namespaces {
+        all.workloads.extend(records.workloads.iter().cloned());
+        all.services.extend(records.services.iter().cloned());
+        all.policies.extend(records.policies.iter().cloned());
+    }
+    all.workloads.sort_by(|a, b| a.uid.cmp(&b.uid));
+    all.services.sort_by(|a, b| a.key.cmp(&b.key));
+    all.policies.sort_by(|a, b| a.key.cmp(&b.key));
+    all.problems.extend(compiler.problems().cloned());
+    all.problems.sort();
+    all.told.extend(compiler.told().cloned());
+    all.told.sort_by(|a, b| a.object.cmp(&b.object));
+    all
 }
 
 fn compiled_with(yaml: &str, config: &CompileConfig) -> Compiled {

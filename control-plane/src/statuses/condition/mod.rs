@@ -35,8 +35,12 @@ pub struct Condition {
 }
 
 /// The conditions that have to be written.
-pub(super) fn needed(objects: &Objects, told: &[Told], now: Timestamp) -> Vec<Condition> {
-    told.iter().filter_map(|told| Condition::of(told, standing(objects, &told.object)?, now)).collect()
+pub(super) fn needed<'a>(
+    objects: &'a Objects,
+    told: impl Iterator<Item = &'a Told>,
+    now: Timestamp,
+) -> impl Iterator<Item = Condition> {
+    told.filter_map(move |told| Condition::of(told, standing(objects, &told.object)?, now))
 }
 
 fn standing<'a>(objects: &'a Objects, object: &ObjectRef) -> Option<&'a Standing> {

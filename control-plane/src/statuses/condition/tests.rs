@@ -3,8 +3,7 @@
 use mesh_api::manifests::Store;
 
 use super::*;
-use crate::compile::compile;
-use crate::compile::tests::config;
+use crate::compile::tests::{compile, config};
 
 fn now() -> Timestamp {
     "2026-02-01T00:00:00Z".parse().expect("a time")
@@ -33,7 +32,7 @@ fn policy(name: &str, spec: Value) -> Value {
 
 fn needed_of(store: &Store) -> Vec<Condition> {
     let compiled = compile(store.objects(), &store.rejected(), &config());
-    needed(store.objects(), &compiled.told, now())
+    needed(store.objects(), compiled.told.iter(), now()).collect()
 }
 
 /// The condition that is written at the one policy of this spec: status, reason and message.
