@@ -4,6 +4,8 @@
 mod after_power_cut;
 #[path = "../as_admin.rs"]
 mod as_admin;
+#[path = "../control_plane.rs"]
+mod control_plane;
 #[path = "../figure.rs"]
 mod figure;
 mod flows;

@@ -2,13 +2,11 @@
 //! in the control plane's audit log. The tokens are the real API server's.
 
 use std::collections::BTreeMap;
-use std::net::{Ipv4Addr, SocketAddr};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use anyhow::{Context as _, Result, ensure};
 use cluster::mesh::NAMESPACE;
 use cluster::{APPS, Cluster};
-use hyper_util::rt::TokioIo;
 use lab::wait;
 use mesh_api::xds::IMPERSONATED_IDENTITY;
 use mesh_api::xds::ca::IstioCertificateRequest;
@@ -16,22 +14,14 @@ use mesh_api::xds::ca::istio_certificate_service_client::IstioCertificateService
 use mesh_model::Identity;
 use mesh_tls::WorkloadCert;
 use prost_types::value::Kind;
-use serde_json::Value;
-use tokio::net::TcpStream;
-use tonic::transport::Endpoint;
 use tonic::{Code, Request, Status};
 
+use crate::control_plane::{self, AUDIENCE, proxy};
 use crate::shop::{CHANGE, captured, meshed, start};
 use crate::support::PODS;
 
-/// Where the chart has the control plane in such a cluster, and its name.
-const ADDRESS: SocketAddr = SocketAddr::new(std::net::IpAddr::V4(Ipv4Addr::new(198, 18, 128, 15)), 15012);
-const NAME: &str = "culvert-control-plane.culvert-system.svc";
 /// For all of a request.
 const PATIENCE: Duration = Duration::from_secs(20);
-/// What a token must be for.
-const AUDIENCE: &str = "mesh-ca";
-
 /// Somebody who asks.
 struct Caller<'a> {
     cluster: &'a Cluster,
@@ -63,17 +53,7 @@ impl Caller<'_> {
     }
 
     async fn send(&self, request: Request<IstioCertificateRequest>) -> Result<Result<Vec<String>, Status>> {
-        let (config, name) = mesh_tls::endpoint_client_config(&self.root, NAME)?;
-        let connector = tower::service_fn(move |_| {
-            let (config, name) = (config.clone(), name.clone());
-            async move {
-                let tcp = TcpStream::connect(ADDRESS).await?;
-                let tls = tokio_rustls::TlsConnector::from(config).connect(name, tcp).await?;
-                Ok::<_, std::io::Error>(TokioIo::new(tls))
-            }
-        });
-        // The URI is not dialled.
-        let channel = Endpoint::try_from(format!("http://{NAME}"))?.connect_with_connector(connector).await?;
+        let channel = control_plane::channel(&self.root).await?;
         let answer = IstioCertificateServiceClient::new(channel).create_certificate(request).await;
         Ok(answer.map(|answer| answer.into_inner().cert_chain))
     }
@@ -110,25 +90,13 @@ impl Caller<'_> {
         wait::until_true("one audit line more", CHANGE, audited).with_context(|| format!("{what}: {cause}"))
     }
 
-    /// A token as the API server gives it.
     fn token(&self, namespace: &str, account: &str, more: &[&str]) -> Result<String> {
-        let argv = ["create", "token", account, "-n", namespace];
-        Ok(self.cluster.kubectl(&[&argv[..], more].concat())?.trim().to_owned())
+        control_plane::token(self.cluster, namespace, account, more)
     }
 
-    /// One for our audience that is bound to a pod.
     fn bound(&self, namespace: &str, account: &str, pod: &str) -> Result<String> {
-        let bound = ["--audience", AUDIENCE, "--bound-object-kind", "Pod", "--bound-object-name", pod];
-        self.token(namespace, account, &bound)
+        control_plane::bound_token(self.cluster, namespace, account, pod)
     }
-}
-
-/// The node-proxy pod of a node.
-fn proxy(cluster: &Cluster, node: usize) -> Result<String> {
-    let pods = cluster.get(&["pods", "-n", NAMESPACE, "-l", "app.kubernetes.io/component=node-proxy"])?;
-    let is_there = |pod: &&Value| pod["spec"]["nodeName"] == format!("node-{node}").as_str();
-    let pod = pods["items"].as_array().context("a list")?.iter().find(is_there).context("a node-proxy")?;
-    Ok(pod["metadata"]["name"].as_str().context("text")?.to_owned())
 }
 
 /// A pod on node 1 that runs this and is not started again.
@@ -163,8 +131,7 @@ fn forged_callers_get_no_certificate_and_each_is_in_the_audit_log() -> Result<()
     let (cart, web) = (start(&cluster, "shop", "cart", 1)?, start(&cluster, "shop", "web", 2)?);
     start(&cluster, "outside", "plain", 1)?;
     captured(&cluster, &[&cart, &web], true)?;
-    let root = cluster.get(&["configmap", "culvert-ca-root-cert", "-n", NAMESPACE])?;
-    let root = root["data"]["root-cert.pem"].as_str().context("the root")?.to_owned();
+    let root = control_plane::root(&cluster)?;
     let caller = Caller { cluster: &cluster, root };
     let of = |namespace: &str, account: &str| format!("spiffe://cluster.local/ns/{namespace}/sa/{account}");
     let (cart, web) = (of("shop", "cart"), of("shop", "web"));

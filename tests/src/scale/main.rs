@@ -4,10 +4,13 @@
 
 #[path = "../as_admin.rs"]
 mod as_admin;
+#[path = "../control_plane.rs"]
+mod control_plane;
 #[path = "../figure.rs"]
 mod figure;
 mod objects;
 mod processes;
+mod subscribers;
 
 use std::time::{Duration, Instant};
 
@@ -28,6 +31,8 @@ const STEPS: usize = 4;
 const CHANGES: usize = 400;
 /// Changes a second: what a cluster of this size sees in a rolling upgrade of a large part of it.
 const PACE: Duration = Duration::from_millis(25);
+/// Streams besides those of the two proxies: with them there is one for each node.
+const SUBSCRIBERS: usize = WHOLE.nodes - 2;
 /// Until all that was written is known to a proxy.
 const KNOWN: Duration = Duration::from_secs(120);
 
@@ -109,7 +114,7 @@ fn grown(cluster: &Cluster, what: &str, count: usize, before: &Use) -> Result<Us
 }
 
 /// What a change costs: pods become ready and unready at a steady pace.
-fn churn(cluster: &Cluster, writer: &Writer<'_>) -> Result<()> {
+fn churn(cluster: &Cluster, writer: &Writer<'_>, streams: usize) -> Result<()> {
     let (before, begun) = (used(cluster)?, Instant::now());
     let idle = Duration::from_secs(10);
     while begun.elapsed() < idle {
@@ -125,13 +130,41 @@ fn churn(cluster: &Cluster, writer: &Writer<'_>) -> Result<()> {
         ((after - quiet) as f64 - idle) / CHANGES as f64
     };
     let micros = per_change(after.control_plane.cpu, quiet.control_plane.cpu, before.control_plane.cpu) / 1e3;
-    let note = format!("{CHANGES} changes of a pod's readiness in {:.0} s, all replicas together", took.as_secs_f64());
+    let seconds = took.as_secs_f64();
+    let note = format!("{CHANGES} changes of a pod's readiness in {seconds:.0} s, all replicas, {streams} streams");
     figure("control plane CPU per change", format!("{micros:.0}"), "µs", &note);
     let micros = per_change(after.proxy.cpu, quiet.proxy.cpu, before.proxy.cpu) / 1e3;
     figure("proxy CPU per change", format!("{micros:.0}"), "µs", "one node");
     let bytes = per_change(after.proxy.received, quiet.proxy.received, before.proxy.received);
     figure("bytes per change", format!("{bytes:.0}"), "B", "received by one proxy, TCP and TLS included");
     Ok(())
+}
+
+/// As many streams as there are nodes: all of them new at once, then each told every change.
+fn a_stream_for_each_node(cluster: &Cluster, writer: &Writer<'_>, before: &Use, records: usize) -> Result<()> {
+    let begun = Instant::now();
+    subscribers::with(cluster, SUBSCRIBERS, |seen| {
+        let mut most = 0;
+        wait::until_true("every stream to have been told everything", KNOWN, || {
+            if let Ok(now) = processes::on_all(cluster, CONTROL_PLANE) {
+                most = most.max(now.memory / now.processes as u64);
+            }
+            seen.complete(records) == SUBSCRIBERS
+        })
+        .with_context(|| format!("{} of {SUBSCRIBERS}", seen.complete(records)))?;
+        let took = format!("{:.1}", begun.elapsed().as_secs_f64());
+        figure(
+            "new streams that were told everything",
+            took,
+            "s",
+            &format!("{SUBSCRIBERS} at once, none knew anything"),
+        );
+        figure("control plane meanwhile", mib(most), "MiB", "one replica, the most that was seen");
+        let now = settled(cluster)?;
+        let each = kib(now.control_plane.memory, before.control_plane.memory, SUBSCRIBERS);
+        figure("control plane per stream", each, "KiB", &format!("{SUBSCRIBERS} more, that have everything"));
+        churn(cluster, writer, SUBSCRIBERS + 2)
+    })
 }
 
 /// A control plane that starts anew: from its process's start to what it serves being whole, by its own log.
@@ -213,7 +246,8 @@ fn ten_thousand_pods_on_two_hundred_nodes_cost_what_is_printed() -> Result<()> {
         last = grown(&cluster, "pod", each, &last)?;
     }
     totals(", everything known", &last);
-    churn(&cluster, &writer)?;
+    churn(&cluster, &writer, 2)?;
+    a_stream_for_each_node(&cluster, &writer, &last, own + WHOLE.services + WHOLE.pods)?;
     restarts(&cluster)?;
     fresh_proxy(&cluster, own + WHOLE.services + WHOLE.pods)
 }

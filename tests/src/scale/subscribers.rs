@@ -1,0 +1,106 @@
+//! Proxies of nodes that are objects only: streams that ask for everything, acknowledge it and keep nothing of it but its number. All of
+//! them show the token of node 1's proxy, and take part from the fabric.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
+
+use anyhow::{Context as _, Result};
+use cluster::Cluster;
+use cluster::mesh::NAMESPACE;
+use mesh_api::xds::discovery::aggregated_discovery_service_client::AggregatedDiscoveryServiceClient;
+use mesh_api::xds::discovery::{DeltaDiscoveryRequest, DeltaDiscoveryResponse};
+use mesh_api::xds::{ADDRESS_TYPE, AUTHORIZATION_TYPE};
+use tokio::sync::{mpsc, watch};
+use tokio::task::JoinSet;
+use tonic::{Request, Streaming};
+
+use crate::control_plane;
+
+/// Connecting, with all others at once.
+const PATIENCE: Duration = Duration::from_secs(60);
+/// Of the largest answer: everything.
+const LARGEST: usize = 256 * 1024 * 1024;
+
+/// How many workloads and services each of them has.
+pub(crate) struct Seen(Vec<AtomicUsize>);
+
+impl Seen {
+    /// Those that have at least so many.
+    pub(crate) fn complete(&self, records: usize) -> usize {
+        self.0.iter().filter(|seen| seen.load(Ordering::Relaxed) >= records).count()
+    }
+}
+
+/// Work with so many streams open.
+pub(crate) fn with(cluster: &Cluster, count: usize, work: impl FnOnce(&Seen) -> Result<()>) -> Result<()> {
+    let root = control_plane::root(cluster)?;
+    let token = control_plane::bound_token(cluster, NAMESPACE, "node-proxy", &control_plane::proxy(cluster, 1)?)?;
+    let seen = Arc::new(Seen((0..count).map(|_| AtomicUsize::new(0)).collect()));
+    let (over, ends) = watch::channel(false);
+    std::thread::scope(|scope| {
+        let all = scope.spawn(|| {
+            let seen = seen.clone();
+            cluster.lab().fabric().in_netns(move || {
+                let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+                runtime.block_on(subscribe(root, token, seen, ends))
+            })
+        });
+        let done = work(&seen);
+        over.send_replace(true);
+        let ended = all.join().map_err(|_| anyhow::anyhow!("the streams' thread panicked"))?;
+        // What went wrong with the streams is why the work failed.
+        ended.and(done)
+    })
+}
+
+async fn subscribe(root: String, token: String, seen: Arc<Seen>, ends: watch::Receiver<bool>) -> Result<()> {
+    let mut streams = JoinSet::new();
+    for number in 0..seen.0.len() {
+        let (root, token, seen, mut ends) = (root.clone(), token.clone(), seen.clone(), ends.clone());
+        streams.spawn(async move {
+            tokio::select! {
+                ended = follow(&root, &token, &seen.0[number]) => ended.with_context(|| format!("stream {number}")),
+                _ = ends.wait_for(|over| *over) => Ok(()),
+            }
+        });
+    }
+    while let Some(ended) = streams.join_next().await {
+        ended??;
+    }
+    Ok(())
+}
+
+async fn follow(root: &str, token: &str, seen: &AtomicUsize) -> Result<()> {
+    // A round is three answers at most.
+    let (say, said) = mpsc::channel(8);
+    for type_url in [ADDRESS_TYPE, AUTHORIZATION_TYPE] {
+        say.send(DeltaDiscoveryRequest { type_url: type_url.to_owned(), ..Default::default() }).await?;
+    }
+    let mut answers = tokio::time::timeout(PATIENCE, open(root, token, said)).await.context("not open in time")??;
+    while let Some(answer) = answers.message().await? {
+        if answer.type_url == ADDRESS_TYPE {
+            // Changes of what is there already do not add to it; none are told before everything is.
+            seen.fetch_max(answer.resources.len(), Ordering::Relaxed);
+        }
+        let acknowledged =
+            DeltaDiscoveryRequest { type_url: answer.type_url, response_nonce: answer.nonce, ..Default::default() };
+        say.send(acknowledged).await?;
+    }
+    anyhow::bail!("the control plane ended it")
+}
+
+async fn open(
+    root: &str,
+    token: &str,
+    said: mpsc::Receiver<DeltaDiscoveryRequest>,
+) -> Result<Streaming<DeltaDiscoveryResponse>> {
+    let channel = control_plane::channel(root).await?;
+    let requests =
+        futures_util::stream::unfold(said, |mut said| async { said.recv().await.map(|request| (request, said)) });
+    let mut request = Request::new(requests);
+    request.metadata_mut().insert("authorization", format!("Bearer {token}").parse()?);
+    request.metadata_mut().insert("clusterid", "Kubernetes".parse()?);
+    let mut client = AggregatedDiscoveryServiceClient::new(channel).max_decoding_message_size(LARGEST);
+    Ok(client.delta_aggregated_resources(request).await?.into_inner())
+}
