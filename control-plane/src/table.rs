@@ -23,7 +23,7 @@ pub struct Difference<'a> {
     /// New, or of another version.
     pub changed: Vec<&'a Arc<SavedResource>>,
     /// Names that are no more.
-    pub gone: Vec<&'a str>,
+    pub gone: Vec<String>,
 }
 
 impl Table {
@@ -61,7 +61,7 @@ impl Table {
     }
 
     /// From `last` to this one.
-    pub fn since<'a>(&'a self, last: &'a Self) -> Difference<'a> {
+    pub fn since(&self, last: &Self) -> Difference<'_> {
         let mut difference = Difference::default();
         for (namespace, shard) in &self.shards {
             match last.shards.get(namespace) {
@@ -73,11 +73,6 @@ impl Table {
             difference.add(&NONE, before);
         }
         difference
-    }
-
-    /// A resource by its name.
-    pub fn get(&self, name: &str) -> Option<&Arc<SavedResource>> {
-        self.shards.values().find_map(|shard| shard.get(name))
     }
 
     /// All of them, those of a namespace in the order of their names.
@@ -92,12 +87,12 @@ impl Table {
 }
 
 impl<'a> Difference<'a> {
-    fn add(&mut self, now: &'a Shard, before: &'a Shard) {
+    fn add(&mut self, now: &'a Shard, before: &Shard) {
         let changed = now.iter().filter(|(name, resource)| {
             before.get(*name).is_none_or(|last| !Arc::ptr_eq(last, resource) && last.version != resource.version)
         });
         self.changed.extend(changed.map(|(_, resource)| resource));
-        self.gone.extend(before.keys().filter(|name| !now.contains_key(*name)).map(String::as_str));
+        self.gone.extend(before.keys().filter(|name| !now.contains_key(*name)).cloned());
     }
 }
 

@@ -25,4 +25,4 @@ pub use ranges::ClusterRanges;
 pub use reason::Reason;
 pub use service::{BadServiceKey, Service, ServiceKey, ServicePort};
 pub use telemetry::Telemetry;
-pub use workload::{Health, NetworkPolicy, Tunnel, Workload, WorkloadUid};
+pub use workload::{ClaimRank, Health, NetworkPolicy, Tunnel, Workload, WorkloadUid};

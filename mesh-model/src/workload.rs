@@ -107,7 +107,19 @@ impl Workload {
     /// ztunnel settles it; then one that is ready before one that leaves or has yet to start, since an address is given away again while
     /// its last owner is still known; then the smallest key. Total over distinct keys, so that the order of arrival decides nothing.
     pub fn claim_order(&self, other: &Self) -> Ordering {
-        let rank = |one: &Self| (!one.uid.is_pod(), one.tunnel != Tunnel::Hbone, one.health != Health::Healthy);
-        rank(self).cmp(&rank(other)).then_with(|| self.uid.cmp(&other.uid))
+        self.claims_before().cmp(&other.claims_before()).then_with(|| self.uid.cmp(&other.uid))
+    }
+
+    /// The same for whoever keeps claims and not workloads: the smaller comes first.
+    pub fn claim_rank(&self) -> ClaimRank {
+        ClaimRank(self.claims_before(), self.uid.clone())
+    }
+
+    fn claims_before(&self) -> (bool, bool, bool) {
+        (!self.uid.is_pod(), self.tunnel != Tunnel::Hbone, self.health != Health::Healthy)
     }
 }
+
+/// Where a workload stands in [`Workload::claim_order`].
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct ClaimRank((bool, bool, bool), WorkloadUid);

@@ -5,7 +5,6 @@
 //! sent: the next round starts from whatever is newest then, so a slow client skips what lies between instead of queueing it.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::sync::Arc;
 
 use mesh_api::xds::discovery::{DeltaDiscoveryRequest, DeltaDiscoveryResponse, Resource};
 use mesh_api::xds::saved::SavedResource;
@@ -73,15 +72,16 @@ struct Subscription {
 /// What a client has, as far as we know.
 #[derive(Debug)]
 enum Held {
-    /// By name and version: what it brought along, or asked for by name.
-    Named(BTreeMap<String, String>),
-    /// Everything that was served at a time. Shared with everybody who has it, so a client costs the changes and no copy of the mesh.
-    Whole(Table),
+    /// By name and version: what it brought along.
+    Brought(BTreeMap<String, String>),
+    /// Whatever it wants of what was served at a time. Shared with everybody who has it, so a client costs the changes and no copy of the
+    /// mesh.
+    Served(Table),
 }
 
 impl Default for Held {
     fn default() -> Self {
-        Self::Named(BTreeMap::new())
+        Self::Brought(BTreeMap::new())
     }
 }
 
@@ -185,11 +185,11 @@ impl Subscription {
             self.open = true;
             // Envoy's xDS: the first request of a type with an empty list means everything.
             self.wildcard = subscribe.is_empty();
-            self.held = Held::Named(initial);
+            self.held = Held::Brought(initial);
         }
         for name in subscribe {
             if name == "*" {
-                self.wildcard = true;
+                self.want_all();
             } else {
                 self.asked.insert(name.clone());
                 self.names.insert(name);
@@ -203,15 +203,13 @@ impl Subscription {
                 self.asked.remove(&name);
             }
         }
-        // Unsubscribed names are dropped by the client itself: it is not told that they are gone.
-        if !self.wildcard {
-            let mut held = std::mem::take(&mut self.held).by_name();
-            held.retain(|name, _| self.names.contains(name));
-            self.held = Held::Named(held);
-        }
-        let brought = match &self.held {
-            Held::Named(held) => held.len(),
-            Held::Whole(_) => 0,
+        let brought = match &mut self.held {
+            Held::Brought(held) => {
+                // Unsubscribed names are dropped by the client itself: it is not told that they are gone.
+                held.retain(|name, _| self.wildcard || self.names.contains(name));
+                held.len()
+            }
+            Held::Served(_) => 0,
         };
         if self.names.len() > MOST_NAMES || brought > 10 * MOST_NAMES {
             return Err(BadRequest::Names);
@@ -219,52 +217,52 @@ impl Subscription {
         Ok(())
     }
 
+    /// Everything from now on; until now it had what it asked for by name.
+    fn want_all(&mut self) {
+        if let (false, Held::Served(table)) = (self.wildcard, &self.held) {
+            let had = table.iter().filter(|resource| self.names.contains(&resource.name));
+            self.held = Held::Brought(had.map(|one| (one.name.clone(), one.version.clone())).collect());
+        }
+        self.wildcard = true;
+    }
+
     /// (resources to send, names to remove); the client is taken to have them from now on.
     fn difference(&mut self, table: &Table) -> (Vec<Resource>, Vec<String>) {
         if !self.open {
             return (Vec::new(), Vec::new());
         }
-        let asked = std::mem::take(&mut self.asked);
-        let (mut send, mut gone): (Vec<&Arc<SavedResource>>, Vec<String>) = match &mut self.held {
-            Held::Whole(last) => {
-                let Difference { changed, gone } = table.since(last);
-                (changed, gone.into_iter().map(str::to_owned).collect())
+        let mut asked = std::mem::take(&mut self.asked);
+        let wanted = |name: &str| self.wildcard || self.names.contains(name);
+        let (send, mut gone): (Vec<&SavedResource>, Vec<String>) = match std::mem::take(&mut self.held) {
+            Held::Served(last) => {
+                let Difference { changed, gone } = table.since(&last);
+                let mut send: BTreeMap<&str, &SavedResource> = BTreeMap::new();
+                send.extend(changed.into_iter().filter(|one| wanted(&one.name)).map(|one| (one.name.as_str(), &**one)));
+                if !asked.is_empty() {
+                    let again = table.iter().filter(|one| asked.contains(&one.name));
+                    send.extend(again.map(|one| (one.name.as_str(), &**one)));
+                }
+                let gone = gone.into_iter().filter(|name| wanted(name)).collect();
+                (send.into_values().collect(), gone)
             }
-            Held::Named(held) => {
-                let is_new = |resource: &&Arc<SavedResource>| held.get(&resource.name) != Some(&resource.version);
-                let send: Vec<_> = match self.wildcard {
-                    true => table.iter().filter(is_new).collect(),
-                    false => self.names.iter().filter_map(|name| table.get(name)).filter(is_new).collect(),
+            // All of it once, whatever the client brought: those that are met are not gone.
+            Held::Brought(mut held) => {
+                let is_new = |one: &&SavedResource| {
+                    let same = held.remove(&one.name).is_some_and(|version| version == one.version);
+                    wanted(&one.name) && (!same || asked.contains(&one.name))
                 };
-                let gone: Vec<String> = held.keys().filter(|name| table.get(name).is_none()).cloned().collect();
-                held.extend(send.iter().map(|resource| (resource.name.clone(), resource.version.clone())));
-                gone.iter().for_each(|name| drop(held.remove(name)));
-                (send, gone)
+                let send = table.iter().map(|one| &**one).filter(is_new).collect();
+                (send, held.into_keys().collect())
             }
         };
-        for name in asked {
-            match table.get(&name) {
-                Some(resource) if send.iter().all(|sent| sent.name != name) => send.push(resource),
-                None if !gone.contains(&name) => gone.push(name),
-                _ => {}
-            }
-        }
-        let send = send.into_iter().map(|resource| Resource::from((**resource).clone())).collect();
-        if self.wildcard {
-            self.held = Held::Whole(table.clone());
-        }
+        // Asked for and not there.
+        let told: BTreeSet<&str> =
+            send.iter().map(|one| one.name.as_str()).chain(gone.iter().map(String::as_str)).collect();
+        asked.retain(|name| !told.contains(name.as_str()));
+        gone.extend(asked);
+        let send = send.into_iter().map(|one| Resource::from(one.clone())).collect();
+        self.held = Held::Served(table.clone());
         (send, gone)
-    }
-}
-
-impl Held {
-    fn by_name(self) -> BTreeMap<String, String> {
-        match self {
-            Self::Named(held) => held,
-            Self::Whole(table) => {
-                table.iter().map(|resource| (resource.name.clone(), resource.version.clone())).collect()
-            }
-        }
     }
 }
 

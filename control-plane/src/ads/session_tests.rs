@@ -156,7 +156,11 @@ fn named_subscriptions_get_their_names_and_learn_what_is_missing() {
     let mut more = subscribe(ADDRESS_TYPE, &["b"], &[]);
     more.resource_names_unsubscribe = vec!["a".into()];
     session.request(more).expect("taken");
-    assert_eq!(text(&said(&mut session, &snapshot(2, &[("a", "2"), ("b", "1")], &[]))), ["A+b-"]);
+    let second = said(&mut session, &snapshot(2, &[("a", "2"), ("b", "1")], &[]));
+    assert_eq!(text(&second), ["A+b-"]);
+    acknowledge(&mut session, &second);
+    assert!(said(&mut session, &snapshot(3, &[("a", "3"), ("b", "1")], &[])).is_empty());
+    assert_eq!(text(&said(&mut session, &snapshot(4, &[("a", "3")], &[]))), ["A+-b"]);
 }
 
 #[test]
@@ -169,7 +173,18 @@ fn star_is_everything_and_can_be_given_up() {
     let mut fewer = subscribe(ADDRESS_TYPE, &["a"], &[]);
     fewer.resource_names_unsubscribe = vec!["*".into()];
     session.request(fewer).expect("taken");
-    assert_eq!(text(&said(&mut session, &snapshot(2, &[("a", "2"), ("b", "2")], &[]))), ["A+a-"]);
+    let second = said(&mut session, &snapshot(2, &[("a", "2"), ("b", "2")], &[]));
+    assert_eq!(text(&second), ["A+a-"]);
+    acknowledge(&mut session, &second);
+    let third = said(&mut session, &snapshot(3, &[("a", "3"), ("b", "3")], &[]));
+    assert_eq!(text(&third), ["A+a-"]);
+    acknowledge(&mut session, &third);
+    // And taken again: it has one of them.
+    session.request(subscribe(ADDRESS_TYPE, &["*"], &[])).expect("taken");
+    let fourth = said(&mut session, &snapshot(4, &[("a", "3"), ("b", "3"), ("c", "1")], &[]));
+    assert_eq!(text(&fourth), ["A+b,c-"]);
+    acknowledge(&mut session, &fourth);
+    assert_eq!(text(&said(&mut session, &snapshot(5, &[("c", "1")], &[]))), ["A+-a,b"]);
 }
 
 #[test]

@@ -1,6 +1,7 @@
 //! Which pods have which addresses, in all namespaces: a slice may name a pod of another one by its address alone, and two pods may
 //! claim the same.
 
+use std::cmp::Ordering;
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::net::IpAddr;
 use std::sync::Arc;
@@ -9,8 +10,7 @@ use mesh_api::manifests::{Key, Kind};
 use mesh_model::Workload;
 
 use super::Problem;
-use super::place::Place;
-use super::workloads::{self, Pods};
+use super::workloads::Pods;
 
 /// What a namespace looks for outside of itself.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
@@ -19,14 +19,22 @@ pub(super) enum Wanted {
     Address(IpAddr),
 }
 
-/// A pod and what it claims.
-type Claim = (Arc<Key>, Vec<IpAddr>);
-
 /// The claims of all pods. A host-network pod has its node's address, which it shares with others rightly: it claims none.
 #[derive(Debug, Default)]
 pub(super) struct Addresses {
-    by_address: HashMap<IpAddr, Vec<Arc<Key>>>,
+    /// Who has an address comes first among those who claim it.
+    by_address: HashMap<IpAddr, Vec<Arc<Claimant>>>,
     by_namespace: BTreeMap<String, Vec<Claim>>,
+}
+
+/// A pod and what it claims.
+type Claim = (Arc<Claimant>, Vec<IpAddr>);
+
+/// What of a pod decides whether an address is its own.
+#[derive(Debug)]
+struct Claimant {
+    rank: mesh_model::ClaimRank,
+    key: Key,
 }
 
 impl Addresses {
@@ -39,85 +47,93 @@ impl Addresses {
         moved: &mut HashSet<Wanted>,
         near: &mut BTreeSet<String>,
     ) {
-        let mut note = |key: &Key, ips: &[IpAddr]| {
-            moved.insert(Wanted::Pod(key.clone()));
-            moved.extend(ips.iter().copied().map(Wanted::Address));
-        };
-        for (key, ips) in self.by_namespace.remove(namespace).unwrap_or_default() {
-            note(&key, &ips);
+        let before = self.by_namespace.remove(namespace).unwrap_or_default();
+        let now: Vec<Claim> = pods.values().map(|pod| claim(&pod.workload)).collect();
+        moved.extend(before.iter().chain(&now).map(|(pod, _)| Wanted::Pod(pod.key.clone())));
+        let ips: HashSet<IpAddr> = before.iter().chain(&now).flat_map(|(_, ips)| ips.iter().copied()).collect();
+        moved.extend(ips.iter().copied().map(Wanted::Address));
+        // Whoever else claims them now is who else claimed them before.
+        for ip in &ips {
+            let others = self.by_address.get(ip).into_iter().flatten().filter(|claim| claim.key.0 != namespace);
+            near.extend(others.map(|claim| claim.key.0.clone()));
+        }
+        for (pod, ips) in before {
             for ip in ips {
                 let Some(claims) = self.by_address.get_mut(&ip) else { continue };
-                claims.retain(|claim| *claim != key);
-                near.extend(claims.iter().map(|claim| claim.0.clone()));
+                if let Ok(at) = claims.binary_search(&pod) {
+                    claims.remove(at);
+                }
                 if claims.is_empty() {
                     self.by_address.remove(&ip);
                 }
             }
         }
-        let mut known = Vec::with_capacity(pods.len());
-        for pod in pods.values() {
-            let workload = &pod.workload;
-            let key = Arc::new((workload.pod.namespace.clone(), workload.pod.name.clone()));
-            let ips: Vec<IpAddr> = match workload.host_network {
-                true => Vec::new(),
-                false => workload.addresses.iter().map(IpAddr::to_canonical).collect(),
-            };
-            note(&key, &ips);
-            for ip in &ips {
+        for (pod, ips) in &now {
+            for ip in ips {
                 let claims = self.by_address.entry(*ip).or_default();
-                near.extend(claims.iter().map(|claim| claim.0.clone()));
-                if !claims.contains(&key) {
-                    claims.push(key.clone());
+                // It may report an address twice.
+                if let Err(at) = claims.binary_search(pod) {
+                    claims.insert(at, pod.clone());
                 }
             }
-            known.push((key, ips));
         }
-        if !known.is_empty() {
-            self.by_namespace.insert(namespace.to_owned(), known);
+        if !now.is_empty() {
+            self.by_namespace.insert(namespace.to_owned(), now);
         }
-        near.remove(namespace);
     }
 
     /// The pod that has an address; of several the one that proxies find there.
-    pub(super) fn at(&self, ip: IpAddr, place: &Place<'_>, pods: &Pods) -> Option<Key> {
-        match self.by_address.get(&ip)?.as_slice() {
-            [one] => Some((**one).clone()),
-            claims => ordered(claims, place, pods).first().map(key_of),
-        }
+    pub(super) fn at(&self, ip: IpAddr) -> Option<&Key> {
+        self.by_address.get(&ip)?.first().map(|claimant| &claimant.key)
     }
 
     /// Two pods with one address: a mistake, or the moment in which an address is used again. Proxies take it for the one that
     /// [`mesh_model::Mesh::workload_at`] names, and whoever answers there with another identity is refused; so nobody gets more than he
     /// had, and the others are told that they are not reached.
-    pub(super) fn shared(&self, place: &Place<'_>, pods: &Pods, problems: &mut Vec<Problem>) {
-        for pod in pods.values().filter(|pod| !pod.workload.host_network) {
-            // One that leaves has had its address: that is how addresses are used again.
-            if pod.ends.is_some() {
-                continue;
-            }
+    pub(super) fn shared(&self, pods: &Pods, problems: &mut Vec<Problem>) {
+        // One that leaves has had its address: that is how addresses are used again.
+        for pod in pods.values().filter(|pod| !pod.workload.host_network && pod.ends.is_none()) {
+            let key = key_of(&pod.workload);
             for ip in pod.workload.addresses.iter().map(IpAddr::to_canonical) {
-                let Some(claims) = self.by_address.get(&ip).filter(|claims| claims.len() > 1) else { continue };
-                let ordered = ordered(claims, place, pods);
-                let Some(first) = ordered.first().filter(|first| first.uid != pod.workload.uid) else { continue };
+                let Some((namespace, name)) = self.at(ip).filter(|first| **first != key) else { continue };
                 let text = format!(
-                    "reports the address {ip}, which Pod {} reports as well: connections to it are taken for that pod's, and this one \
-                     is not reached there until one of the two is gone",
-                    first.pod
+                    "reports the address {ip}, which Pod {namespace}/{name} reports as well: connections to it are taken for that \
+                     pod's, and this one is not reached there until one of the two is gone"
                 );
-                problems.push(Problem::new(Kind::Pod, &key_of(&pod.workload), text));
+                problems.push(Problem::new(Kind::Pod, &key, text));
             }
         }
     }
 }
 
-/// Those who claim an address, the one that has it first.
-fn ordered(claims: &[Arc<Key>], place: &Place<'_>, pods: &Pods) -> Vec<Workload> {
-    let mut workloads: Vec<Workload> =
-        claims.iter().filter_map(|key| workloads::find(place, pods, key)).map(|pod| pod.workload.clone()).collect();
-    workloads.sort_by(Workload::claim_order);
-    workloads
+fn claim(workload: &Workload) -> Claim {
+    let ips = match workload.host_network {
+        true => Vec::new(),
+        false => workload.addresses.iter().map(IpAddr::to_canonical).collect(),
+    };
+    (Arc::new(Claimant { rank: workload.claim_rank(), key: key_of(workload) }), ips)
 }
 
 fn key_of(workload: &Workload) -> Key {
     (workload.pod.namespace.clone(), workload.pod.name.clone())
 }
+
+impl Ord for Claimant {
+    fn cmp(&self, other: &Self) -> Ordering {
+        self.rank.cmp(&other.rank)
+    }
+}
+
+impl PartialOrd for Claimant {
+    fn partial_cmp(&self, other: &Self) -> Option<Ordering> {
+        Some(self.cmp(other))
+    }
+}
+
+impl PartialEq for Claimant {
+    fn eq(&self, other: &Self) -> bool {
+        self.rank == other.rank
+    }
+}
+
+impl Eq for Claimant {}

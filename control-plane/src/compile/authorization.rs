@@ -162,8 +162,12 @@ fn behind<'p>(place: &Place<'_>, service: &Key, pods: &'p mut Pods) -> impl Iter
     })
 }
 
-/// Counts the pods of other namespaces that are behind the services that a policy is for; it is listed at them where they are.
+/// Counts the pods of other namespaces that are behind the services that a policy is for; it is listed at them where they are. What one
+/// of the root namespace reaches is counted there too.
 fn reach_lent(place: &Place<'_>, object: &AuthorizationPolicy, pods: &Pods, lent: &Lent, fate: &mut Fate) {
+    if place.is_root() {
+        return;
+    }
     let services = targets(object).filter(|target| target.group.is_empty() && target.kind == "Service");
     let services: Vec<ServiceKey> =
         services.map(|target| service_key(&(place.namespace.to_owned(), target.name.clone()), place.config)).collect();

@@ -57,12 +57,11 @@ pub(super) fn attach(place: &Place<'_>, addresses: &Addresses, pods: &mut Pods, 
                     continue;
                 };
                 let found = referred(endpoint, ip, place, pods, &mut abroad.wanted)
-                    .or_else(|| claiming(ip, place, addresses, pods, &mut abroad.wanted));
+                    .or_else(|| claiming(ip, place, addresses, &mut abroad.wanted));
                 let services = match found {
                     Some(pod) if pod.0 != place.namespace => abroad.lent.entry(pod).or_default(),
-                    Some((namespace, name)) => {
-                        let uid = WorkloadUid::of_pod(&place.config.cluster_id, &PodName { namespace, name });
-                        let Some(pod) = pods.get_mut(&uid) else { continue };
+                    Some((_, name)) => {
+                        let Some(pod) = workloads::find_mut(place, pods, &name) else { continue };
                         &mut pod.workload.services
                     }
                     None => &mut other(endpoint, key, ip, place.config, pods).workload.services,
@@ -132,18 +131,12 @@ fn referred(
 }
 
 /// The pod that has the address of an endpoint which refers to none, or to another one.
-fn claiming(
-    ip: IpAddr,
-    place: &Place<'_>,
-    addresses: &Addresses,
-    pods: &Pods,
-    wanted: &mut HashSet<Wanted>,
-) -> Option<Key> {
-    let found = addresses.at(ip, place, pods);
-    if found.as_ref().is_none_or(|pod| pod.0 != place.namespace) {
+fn claiming(ip: IpAddr, place: &Place<'_>, addresses: &Addresses, wanted: &mut HashSet<Wanted>) -> Option<Key> {
+    let found = addresses.at(ip);
+    if found.is_none_or(|pod| pod.0 != place.namespace) {
         wanted.insert(Wanted::Address(ip));
     }
-    found
+    found.cloned()
 }
 
 /// A workload for an endpoint that is no pod.

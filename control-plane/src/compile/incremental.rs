@@ -105,8 +105,12 @@ impl Compiler {
             drafts.insert(namespace, draft);
         }
         let unchanged = self.parts.iter().filter(|(namespace, _)| !drafts.contains_key(*namespace));
-        let lent = drafts.values().map(|draft| &draft.abroad).chain(unchanged.map(|(_, part)| &part.abroad));
-        let lent: Vec<Lent> = lent.map(|abroad| &abroad.lent).filter(|lent| !lent.is_empty()).cloned().collect();
+        let abroad = drafts.values().map(|draft| &draft.abroad).chain(unchanged.map(|(_, part)| &part.abroad));
+        let mut lent = Lent::new();
+        for (pod, services) in abroad.flat_map(|abroad| &abroad.lent) {
+            // Of several lenders each names services of its own.
+            lent.entry(pod.clone()).or_default().extend(services.clone());
+        }
 
         let mut namespaces = BTreeMap::new();
         for (namespace, mut draft) in drafts {
@@ -184,15 +188,13 @@ impl Draft {
     }
 
     /// `lent` is what all namespaces lend.
-    fn finish(&mut self, place: &Place<'_>, addresses: &Addresses, lent: &[Lent], doubts: &Doubts) -> Records {
+    fn finish(&mut self, place: &Place<'_>, addresses: &Addresses, lent: &Lent, doubts: &Doubts) -> Records {
         let Self { pods, abroad, findings } = self;
-        for pod in pods.values_mut() {
-            let name = (&pod.workload.pod.namespace, &pod.workload.pod.name);
-            for (service, ports) in lent.iter().flat_map(|lent| lent.get(&(name.0.clone(), name.1.clone()))).flatten() {
-                endpoints::add(&mut pod.workload.services, service, ports);
-            }
+        for ((_, name), services) in place.own(lent) {
+            let Some(pod) = workloads::find_mut(place, pods, name) else { continue };
+            services.iter().for_each(|(service, ports)| endpoints::add(&mut pod.workload.services, service, ports));
         }
-        addresses.shared(place, pods, &mut findings.problems);
+        addresses.shared(pods, &mut findings.problems);
         network_policy::mark(place, doubts, pods);
         let services = services::services(place, &mut findings.problems);
         let mut policies = authorization::policies(place, pods, &abroad.lent, findings);

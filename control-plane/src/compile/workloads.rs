@@ -33,10 +33,19 @@ pub(super) fn workloads(place: &Place<'_>, problems: &mut Vec<Problem>) -> Pods 
 /// A pod of any namespace, those of this one being known. What is wrong with another one is told where it is.
 pub(super) fn find<'p>(place: &Place<'_>, pods: &'p Pods, key: &Key) -> Option<Cow<'p, Compiling>> {
     if key.0 == place.namespace {
-        let name = PodName { namespace: key.0.clone(), name: key.1.clone() };
-        return pods.get(&WorkloadUid::of_pod(&place.config.cluster_id, &name)).map(Cow::Borrowed);
+        return pods.get(&uid(place, &key.1)).map(Cow::Borrowed);
     }
     one(place, key, place.objects.pods.get(key)?, &mut Vec::new()).map(Cow::Owned)
+}
+
+/// A pod of this namespace.
+pub(super) fn find_mut<'p>(place: &Place<'_>, pods: &'p mut Pods, name: &str) -> Option<&'p mut Compiling> {
+    pods.get_mut(&uid(place, name))
+}
+
+fn uid(place: &Place<'_>, name: &str) -> WorkloadUid {
+    let pod = PodName { namespace: place.namespace.to_owned(), name: name.to_owned() };
+    WorkloadUid::of_pod(&place.config.cluster_id, &pod)
 }
 
 fn one(place: &Place<'_>, key: &Key, pod: &Pod, problems: &mut Vec<Problem>) -> Option<Compiling> {

@@ -181,18 +181,24 @@ pub(super) fn add(
         Kind::Service => put(&mut objects.services, key, typed::<Service>(value)?),
         Kind::EndpointSlice => put(&mut objects.endpoint_slices, key, typed::<EndpointSlice>(value)?),
         Kind::NetworkPolicy => put(&mut objects.network_policies, key, typed::<NetworkPolicy>(value)?),
-        // What stands at them is told of them, by their very version.
         Kind::AuthorizationPolicy => {
-            objects.authorization_policies.insert(key, AuthorizationPolicy::parse(value, standing)?);
-            true
+            let policy = AuthorizationPolicy::parse(value, standing)?;
+            let differs = objects.authorization_policies.get(&key).is_none_or(|last| !policy.says_the_same_as(last));
+            objects.authorization_policies.insert(key, policy);
+            differs
         }
         Kind::PeerAuthentication => {
-            objects.peer_authentications.insert(key, PeerAuthentication::parse(value, standing)?);
-            true
+            let policy = PeerAuthentication::parse(value, standing)?;
+            let differs = objects.peer_authentications.get(&key).is_none_or(|last| !policy.says_the_same_as(last));
+            objects.peer_authentications.insert(key, policy);
+            differs
         }
     };
-    if differs {
-        objects.stamps.touch(object);
+    match (differs, object.kind.is_policy()) {
+        (true, _) => objects.stamps.touch(object),
+        // Its status may be another one: what stands there is told of it, by its very version.
+        (false, true) => objects.stamps.brush(object),
+        (false, false) => {}
     }
     if let Some(file) = file {
         objects.files.insert(object.clone(), file);

@@ -10,26 +10,45 @@ use super::kind::{Kind, ObjectRef};
 /// A stamp is given once in a process: whoever remembers one and meets it again knows that nothing was changed there in between, also
 /// when the objects were read anew (which gives every namespace new ones).
 #[derive(Clone, Debug, Default)]
-pub struct Stamps(BTreeMap<String, BTreeMap<Kind, u64>>);
+pub struct Stamps(BTreeMap<String, OfNamespace>);
+
+#[derive(Clone, Debug, Default)]
+struct OfNamespace {
+    /// Of whatever was changed last, the status of a policy included.
+    newest: u64,
+    /// Of what objects say.
+    kinds: BTreeMap<Kind, u64>,
+}
 
 impl Stamps {
     /// The namespaces in which there is something, with the newest stamp of each. A Namespace is in the one that it is; Nodes are
     /// in the one without a name.
     pub fn namespaces(&self) -> impl Iterator<Item = (&str, u64)> {
-        self.0.iter().map(|(namespace, kinds)| (namespace.as_str(), kinds.values().copied().max().unwrap_or_default()))
+        self.0.iter().map(|(namespace, stamps)| (namespace.as_str(), stamps.newest))
     }
 
-    /// The stamp of a kind in a namespace; 0 if nothing is known of it.
+    /// The stamp of what the objects of a kind say in a namespace; 0 if nothing is known of it.
     pub fn of(&self, namespace: &str, kind: Kind) -> u64 {
-        self.0.get(namespace).and_then(|kinds| kinds.get(&kind)).copied().unwrap_or_default()
+        self.0.get(namespace).and_then(|stamps| stamps.kinds.get(&kind)).copied().unwrap_or_default()
     }
 
-    /// The object is another one now, or gone.
+    /// The object says something else now, or is gone.
     pub(super) fn touch(&mut self, object: &ObjectRef) {
+        let stamp = self.stamp(object);
+        stamp.kinds.insert(object.kind, stamp.newest);
+    }
+
+    /// The object says the same, and something else about it changed.
+    pub(super) fn brush(&mut self, object: &ObjectRef) {
+        self.stamp(object);
+    }
+
+    fn stamp(&mut self, object: &ObjectRef) -> &mut OfNamespace {
         static NEXT: AtomicU64 = AtomicU64::new(1);
         let namespace = if object.kind == Kind::Namespace { &object.name } else { &object.namespace };
-        let stamp = NEXT.fetch_add(1, Ordering::Relaxed);
-        self.0.entry(namespace.clone()).or_default().insert(object.kind, stamp);
+        let stamps = self.0.entry(namespace.clone()).or_default();
+        stamps.newest = NEXT.fetch_add(1, Ordering::Relaxed);
+        stamps
     }
 
     /// Nothing is left there.
@@ -86,8 +105,10 @@ mod tests {
         let policy = |version: &str, spec: Value| json!({"metadata": {"name": "p", "namespace": "shop", "resourceVersion": version}, "spec": spec});
         store.changed(Kind::AuthorizationPolicy, policy("9", json!({})));
         assert!(touched(&store));
+        let said = store.objects().stamps().of("shop", Kind::AuthorizationPolicy);
         store.changed(Kind::AuthorizationPolicy, policy("10", json!({})));
-        assert!(touched(&store));
+        assert!(touched(&store), "its status may have changed");
+        assert_eq!(store.objects().stamps().of("shop", Kind::AuthorizationPolicy), said, "it says the same");
         store.changed(Kind::AuthorizationPolicy, policy("11", json!({"acton": "DENY"})));
         assert!(touched(&store), "the last good one stays, and that is told");
         store.list(Kind::AuthorizationPolicy);

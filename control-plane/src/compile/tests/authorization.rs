@@ -173,20 +173,31 @@ fn a_policy_for_a_service_is_listed_at_the_pods_behind_it_ready_or_not() {
 
 #[test]
 fn a_policy_for_a_service_follows_it_to_pods_of_other_namespaces_and_one_for_pods_does_not() {
-    let service = object("Service", "near", "web", "{clusterIP: None, ports: [{port: 80}]}");
-    let slice = "---\napiVersion: discovery.k8s.io/v1\nkind: EndpointSlice\nmetadata: {name: web-x, namespace: near, \
+    // Of the root namespace, one for pods is for those of all namespaces.
+    for (near, policies) in [("near", vec!["near/s"]), ("culvert-system", vec!["culvert-system/p", "culvert-system/s"])]
+    {
+        follows(near, &policies);
+    }
+}
+
+fn follows(near: &str, policies: &[&str]) {
+    let service = object("Service", near, "web", "{clusterIP: None, ports: [{port: 80}]}");
+    let slice = "---\napiVersion: discovery.k8s.io/v1\nkind: EndpointSlice\nmetadata: {name: web-x, namespace: NEAR, \
                  labels: {kubernetes.io/service-name: web}}\naddressType: IPv4\nports: [{port: 8080}]\n\
-                 endpoints: [{addresses: [198.18.1.2]}]\n";
+                 endpoints: [{addresses: [198.18.1.2]}]\n"
+        .replace("NEAR", near);
     let for_service =
-        object("AuthorizationPolicy", "near", "s", "{targetRefs: [{kind: Service, name: web}], rules: [{}]}");
-    let for_pods = object("AuthorizationPolicy", "near", "p", "{selector: {matchLabels: {app: cart}}, rules: [{}]}");
-    let yaml = [&pod("cart", "198.18.1.2"), &service, slice, &for_service, &for_pods].map(ToString::to_string).concat();
+        object("AuthorizationPolicy", near, "s", "{targetRefs: [{kind: Service, name: web}], rules: [{}]}");
+    let for_pods = object("AuthorizationPolicy", near, "p", "{selector: {matchLabels: {app: cart}}, rules: [{}]}");
+    let yaml =
+        [&pod("cart", "198.18.1.2"), &service, &slice, &for_service, &for_pods].map(ToString::to_string).concat();
     let all = compiled(&yaml);
     let cart = all.workloads.iter().find(|workload| workload.pod.name == "cart").expect("the pod");
-    assert_eq!(cart.policies.iter().map(ToString::to_string).collect::<Vec<_>>(), ["near/s"]);
+    assert_eq!(cart.policies.iter().map(ToString::to_string).collect::<Vec<_>>(), policies);
     assert_eq!(cart.services.values().collect::<Vec<_>>(), [&[(80, 8080)]]);
     let told: Vec<_> = all.told.iter().map(|told| (told.object.name.as_str(), told.message.as_str())).collect();
-    assert!(told[0].1.contains("(none now)") && told[1].1.contains("the pod that it selects"), "{told:?}");
+    assert_eq!(told[0].1.contains("(none now)"), near == "near", "{told:?}");
+    assert!(told[1].1.contains("the pod that it selects"), "{told:?}");
 }
 
 #[test]

@@ -230,3 +230,23 @@ fn a_change_compiles_the_namespaces_that_it_may_touch_and_no_others() {
     assert_eq!(compiled(&mut store, Step::Said(Kind::AuthorizationPolicy, policy)), "near");
     assert_eq!(compiled(&mut store, Step::Gone(Kind::Pod, json!({"metadata": meta("other", "d")}))), "other");
 }
+
+/// What somebody may have a node's kubelet say: it may not hold up everybody else.
+#[test]
+fn thousands_of_pods_with_one_address_are_each_told_and_cost_no_more_than_that() {
+    const PODS: usize = 5_000;
+    let mut store = Store::default();
+    let pod = |n: usize, ready: &str| {
+        let metadata = meta(if n.is_multiple_of(2) { "near" } else { "far" }, &format!("p{n:05}"));
+        let status = json!({"podIPs": [{"ip": "198.18.0.1"}], "conditions": [{"type": "Ready", "status": ready}]});
+        json!({"metadata": metadata, "spec": {"nodeName": "n1", "containers": []}, "status": status})
+    };
+    (0..PODS).for_each(|n| drop(store.item(Kind::Pod, pod(n, "True"))));
+    let mut compiler = Compiler::default();
+    for (ready, first) in [("True", "far/p00001"), ("False", "far/p00003")].into_iter().cycle().take(10) {
+        store.changed(Kind::Pod, pod(1, ready));
+        compiler.compile(store.objects(), &[], &config());
+        assert_eq!(compiler.problems().count(), PODS - 1);
+        assert!(compiler.problems().all(|problem| problem.text.contains(first)), "{first}");
+    }
+}

@@ -236,6 +236,11 @@ impl WorkloadSelector {
 }
 
 impl AuthorizationPolicy {
+    /// Whether both are the same but for their versions and what stands at them.
+    pub(super) fn says_the_same_as(&self, other: &Self) -> bool {
+        self.spec == other.spec && same_but_for_versions(&self.metadata, &other.metadata)
+    }
+
     pub(super) fn parse(value: Value, standing: Standing) -> Result<Self, String> {
         let (metadata, spec) = parts::<AuthorizationSpec>(value)?;
         spec.check()?;
@@ -262,6 +267,11 @@ impl AuthorizationPolicy {
 }
 
 impl PeerAuthentication {
+    /// Whether both are the same but for their versions and what stands at them.
+    pub(super) fn says_the_same_as(&self, other: &Self) -> bool {
+        self.spec == other.spec && same_but_for_versions(&self.metadata, &other.metadata)
+    }
+
     pub(super) fn parse(value: Value, standing: Standing) -> Result<Self, String> {
         let (metadata, spec) = parts::<PeerSpec>(value)?;
         spec.check()?;
@@ -280,6 +290,10 @@ impl PeerAuthentication {
             Err(invalid) => invalid.selector.as_ref(),
         })
     }
+}
+
+fn same_but_for_versions(one: &ObjectMeta, other: &ObjectMeta) -> bool {
+    *one == ObjectMeta { resource_version: one.resource_version.clone(), ..other.clone() }
 }
 
 fn narrowing(selector: Option<&WorkloadSelector>) -> Option<&WorkloadSelector> {
