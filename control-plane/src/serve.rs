@@ -6,7 +6,6 @@ use std::time::{Duration, SystemTime};
 use anyhow::Context as _;
 use mesh_api::manifests::Kind;
 use mesh_api::xds::ca::istio_certificate_service_server::IstioCertificateServiceServer;
-use mesh_api::xds::discovery::aggregated_discovery_service_server::AggregatedDiscoveryServiceServer;
 use mesh_daemon::{drain, http, ready::Readiness, tasks};
 use mesh_kube::{Api, Files, Following, Place, Server, Timing};
 use mesh_tls::authority::Authority;
@@ -37,9 +36,6 @@ const KINDS: [Kind; 8] = [
     Kind::AuthorizationPolicy,
     Kind::PeerAuthentication,
 ];
-/// A request for a certificate and an acknowledgement are small; a node's list of what it has grows with the mesh (100 bytes a
-/// resource).
-const LARGEST_REQUEST: usize = 64 * 1024 * 1024;
 /// Streams of one connection: one for configuration, the rest for certificates of a full node.
 const STREAMS: u32 = 256;
 /// Finds dead nodes.
@@ -172,10 +168,7 @@ pub async fn start(settings: Settings) -> anyhow::Result<Running> {
         .max_concurrent_streams(STREAMS)
         .http2_keepalive_interval(Some(PING))
         .http2_keepalive_timeout(Some(PING_PATIENCE));
-    let services = Services {
-        ads: AggregatedDiscoveryServiceServer::new(ads).max_decoding_message_size(LARGEST_REQUEST),
-        ca: IstioCertificateServiceServer::new(ca),
-    };
+    let services = Services { ads, ca: IstioCertificateServiceServer::new(ca) };
     group.spawn("gRPC server", async move {
         let asked = watch.clone();
         let served = server.serve_with_incoming_shutdown(services, incoming, async move { asked.asked().await }).await;

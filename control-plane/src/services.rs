@@ -4,7 +4,7 @@ use std::convert::Infallible;
 use std::task::{Context, Poll};
 
 use mesh_api::xds::ca::istio_certificate_service_server::IstioCertificateServiceServer;
-use mesh_api::xds::discovery::aggregated_discovery_service_server::AggregatedDiscoveryServiceServer;
+use mesh_api::xds::discovery::aggregated_discovery_service_server as discovery;
 use tonic::Status;
 use tonic::body::Body;
 use tonic::codegen::{BoxFuture, Service, http};
@@ -17,7 +17,7 @@ use crate::ca::Ca;
 #[derive(Clone)]
 pub struct Services {
     /// Delta ADS.
-    pub ads: AggregatedDiscoveryServiceServer<Ads>,
+    pub ads: Ads,
     /// The certificate service.
     pub ca: IstioCertificateServiceServer<Ca>,
 }
@@ -35,7 +35,10 @@ impl Service<http::Request<Body>> for Services {
     fn call(&mut self, request: http::Request<Body>) -> Self::Future {
         // gRPC over HTTP/2: the path is "/" service "/" method.
         match request.uri().path().split('/').nth(1) {
-            Some(AggregatedDiscoveryServiceServer::<Ads>::NAME) => self.ads.call(request),
+            Some(discovery::SERVICE_NAME) => {
+                let ads = self.ads.clone();
+                Box::pin(async { Ok(ads.call(request).await) })
+            }
             Some(IstioCertificateServiceServer::<Ca>::NAME) => self.ca.call(request),
             _ => Box::pin(async { Ok(Status::unimplemented("no such service").into_http()) }),
         }

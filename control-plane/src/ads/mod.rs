@@ -3,19 +3,22 @@
 //! What is said when is [`session`]'s; this file is the IO around it. A stream reads the newest snapshot (a `watch`) when it has
 //! nothing unacknowledged, so the slowest client costs the others nothing but its own buffer of one round.
 
+mod body;
 mod session;
 
-use std::pin::Pin;
 use std::time::Duration;
 
-use futures_util::Stream;
-use mesh_api::xds::discovery::aggregated_discovery_service_server::AggregatedDiscoveryService;
-use mesh_api::xds::discovery::{DeltaDiscoveryRequest, DeltaDiscoveryResponse};
+use mesh_api::xds::discovery::DeltaDiscoveryRequest;
+use mesh_api::xds::{self, Answer};
 use mesh_daemon::{drain, tasks};
 use mesh_model::Reason;
 use tokio::sync::{mpsc, watch};
 use tokio::time::Instant;
-use tonic::{Request, Response, Status, Streaming};
+use tonic::body::Body;
+use tonic::codegen::http;
+use tonic::metadata::MetadataMap;
+use tonic::transport::server::TcpConnectInfo;
+use tonic::{Status, Streaming};
 
 use crate::metrics::Metrics;
 use crate::snapshot::Snapshot;
@@ -32,7 +35,13 @@ const PATIENCE: Duration = Duration::from_secs(60);
 /// both at once; this is for the packets in between.
 const POLICIES_FIRST: Duration = Duration::from_millis(500);
 
+/// The one method of the service that there is.
+const METHOD: &str = "DeltaAggregatedResources";
+/// An acknowledgement is small; a node's list of what it has grows with the mesh (100 bytes a resource).
+const LARGEST_REQUEST: usize = 64 * 1024 * 1024;
+
 /// The service.
+#[derive(Clone)]
 pub struct Ads {
     /// What is served.
     pub snapshots: watch::Receiver<Arc<Snapshot>>,
@@ -46,19 +55,24 @@ pub struct Ads {
     pub metrics: Metrics,
 }
 
-type Answers = Pin<Box<dyn Stream<Item = Result<DeltaDiscoveryResponse, Status>> + Send>>;
+impl Ads {
+    /// Answers a request of HTTP: a stream, or why there is none. The answers are written by [`body`] and not by what is generated, which
+    /// would hold the whole mesh for each stream.
+    pub async fn call(self, request: http::Request<Body>) -> http::Response<Body> {
+        match self.open(request).await {
+            Ok(response) => response,
+            Err(status) => status.into_http(),
+        }
+    }
 
-#[tonic::async_trait]
-impl AggregatedDiscoveryService for Ads {
-    type DeltaAggregatedResourcesStream = Answers;
-
-    async fn delta_aggregated_resources(
-        &self,
-        request: Request<Streaming<DeltaDiscoveryRequest>>,
-    ) -> Result<Response<Answers>, Status> {
-        let peer = request.remote_addr();
-        let shown = self.tokens.shown(request.metadata());
-        let caller = match shown {
+    async fn open(self, request: http::Request<Body>) -> Result<http::Response<Body>, Status> {
+        if request.uri().path().rsplit('/').next() != Some(METHOD) {
+            return Err(Status::unimplemented("only delta streams are served"));
+        }
+        let peer = request.extensions().get::<TcpConnectInfo>().and_then(TcpConnectInfo::remote_addr);
+        let (head, requests) = request.into_parts();
+        let metadata = MetadataMap::from_headers(head.headers);
+        let caller = match self.tokens.shown(&metadata) {
             Ok(token) => self.tokens.authenticate(token).await,
             Err(stranger) => Err(stranger),
         };
@@ -75,17 +89,15 @@ impl AggregatedDiscoveryService for Ads {
         let stream = Serving {
             session: Session::default(),
             caller,
-            snapshots: self.snapshots.clone(),
-            tokens: self.tokens.clone(),
-            drain: self.drain.clone(),
-            metrics: self.metrics.clone(),
+            snapshots: self.snapshots,
+            tokens: self.tokens,
+            drain: self.drain,
+            metrics: self.metrics,
             answers,
             handed: Instant::now(),
         };
-        self.streams.spawn("configuration stream", stream.run(request.into_inner()));
-        Ok(Response::new(Box::pin(futures_util::stream::unfold(buffer, |mut buffer| async {
-            buffer.recv().await.map(|answer| (answer, buffer))
-        }))))
+        self.streams.spawn("configuration stream", stream.run(xds::requests(requests, LARGEST_REQUEST)));
+        Ok(body::response(buffer))
     }
 }
 
@@ -97,7 +109,7 @@ struct Serving {
     tokens: Tokens,
     drain: drain::Watch,
     metrics: Metrics,
-    answers: mpsc::Sender<Result<DeltaDiscoveryResponse, Status>>,
+    answers: mpsc::Sender<Result<Answer, Status>>,
     /// When the round that waits was begun to be handed over.
     handed: Instant,
 }
@@ -195,7 +207,7 @@ impl Serving {
                 of = of.as_str(),
                 generation = snapshot.generation,
                 resources = answer.resources.len(),
-                removed = answer.removed_resources.len(),
+                removed = answer.head.removed_resources.len(),
                 "sent"
             );
             match self.answers.send_timeout(Ok(answer), PATIENCE).await {

@@ -5,8 +5,10 @@
 //! sent: the next round starts from whatever is newest then, so a slow client skips what lies between instead of queueing it.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
 
-use mesh_api::xds::discovery::{DeltaDiscoveryRequest, DeltaDiscoveryResponse, Resource};
+use mesh_api::xds::Answer;
+use mesh_api::xds::discovery::{DeltaDiscoveryRequest, DeltaDiscoveryResponse};
 use mesh_api::xds::saved::SavedResource;
 
 use crate::metrics::labels::ResourceType;
@@ -134,7 +136,7 @@ impl Session {
 
     /// The next round: what brings the client from what it has to the snapshot, in the order in which it must be sent. Empty if
     /// there is nothing to say.
-    pub fn round(&mut self, snapshot: &Snapshot) -> Vec<(ResourceType, DeltaDiscoveryResponse)> {
+    pub fn round(&mut self, snapshot: &Snapshot) -> Vec<(ResourceType, Answer)> {
         let (policies, gone) = self.policies.difference(&snapshot.policies);
         let (addresses, removed) = self.addresses.difference(&snapshot.addresses);
         let mut round = Vec::new();
@@ -155,21 +157,21 @@ impl Session {
     fn response(
         &mut self,
         of: ResourceType,
-        resources: Vec<Resource>,
+        resources: Vec<Arc<SavedResource>>,
         removed_resources: Vec<String>,
         generation: u64,
-    ) -> (ResourceType, DeltaDiscoveryResponse) {
+    ) -> (ResourceType, Answer) {
         self.nonces += 1;
         let nonce = format!("{generation}-{}", self.nonces);
         self.waiting.insert(nonce.clone(), of);
-        let answer = DeltaDiscoveryResponse {
+        let head = DeltaDiscoveryResponse {
             system_version_info: generation.to_string(),
-            resources,
+            resources: Vec::new(),
             type_url: of.type_url().to_owned(),
             nonce,
             removed_resources,
         };
-        (of, answer)
+        (of, Answer { head, resources })
     }
 }
 
@@ -227,31 +229,31 @@ impl Subscription {
     }
 
     /// (resources to send, names to remove); the client is taken to have them from now on.
-    fn difference(&mut self, table: &Table) -> (Vec<Resource>, Vec<String>) {
+    fn difference(&mut self, table: &Table) -> (Vec<Arc<SavedResource>>, Vec<String>) {
         if !self.open {
             return (Vec::new(), Vec::new());
         }
         let mut asked = std::mem::take(&mut self.asked);
         let wanted = |name: &str| self.wildcard || self.names.contains(name);
-        let (send, mut gone): (Vec<&SavedResource>, Vec<String>) = match std::mem::take(&mut self.held) {
+        let (send, mut gone): (Vec<&Arc<SavedResource>>, Vec<String>) = match std::mem::take(&mut self.held) {
             Held::Served(last) => {
                 let Difference { changed, gone } = table.since(&last);
-                let mut send: BTreeMap<&str, &SavedResource> = BTreeMap::new();
-                send.extend(changed.into_iter().filter(|one| wanted(&one.name)).map(|one| (one.name.as_str(), &**one)));
+                let mut send: BTreeMap<&str, &Arc<SavedResource>> = BTreeMap::new();
+                send.extend(changed.into_iter().filter(|one| wanted(&one.name)).map(|one| (one.name.as_str(), one)));
                 if !asked.is_empty() {
                     let again = table.iter().filter(|one| asked.contains(&one.name));
-                    send.extend(again.map(|one| (one.name.as_str(), &**one)));
+                    send.extend(again.map(|one| (one.name.as_str(), one)));
                 }
                 let gone = gone.into_iter().filter(|name| wanted(name)).collect();
                 (send.into_values().collect(), gone)
             }
             // All of it once, whatever the client brought: those that are met are not gone.
             Held::Brought(mut held) => {
-                let is_new = |one: &&SavedResource| {
+                let is_new = |one: &&Arc<SavedResource>| {
                     let same = held.remove(&one.name).is_some_and(|version| version == one.version);
                     wanted(&one.name) && (!same || asked.contains(&one.name))
                 };
-                let send = table.iter().map(|one| &**one).filter(is_new).collect();
+                let send = table.iter().filter(is_new).collect();
                 (send, held.into_keys().collect())
             }
         };
@@ -260,7 +262,7 @@ impl Subscription {
             send.iter().map(|one| one.name.as_str()).chain(gone.iter().map(String::as_str)).collect();
         asked.retain(|name| !told.contains(name.as_str()));
         gone.extend(asked);
-        let send = send.into_iter().map(|one| Resource::from(one.clone())).collect();
+        let send = send.into_iter().cloned().collect();
         self.held = Held::Served(table.clone());
         (send, gone)
     }

@@ -59,7 +59,11 @@ fn both(addresses: &[(&str, &str)], policies: &[(&str, &str)]) -> Session {
 
 /// The next round, without what each answer is a push of.
 fn said(session: &mut Session, snapshot: &Snapshot) -> Vec<DeltaDiscoveryResponse> {
-    session.round(snapshot).into_iter().map(|(_, answer)| answer).collect()
+    let whole = |Answer { head, resources }| DeltaDiscoveryResponse {
+        resources: resources.into_iter().map(|one| Arc::unwrap_or_clone(one).into()).collect(),
+        ..head
+    };
+    session.round(snapshot).into_iter().map(|(_, answer)| whole(answer)).collect()
 }
 
 /// `P+a,b-c` for policies sent and removed, `A+…` for addresses.

@@ -6,17 +6,17 @@
 //! nothing, which is wider than what was written. A policy for a service is applied at its pods, one for a gateway has nothing to
 //! apply to here, and CUSTOM, which asks a party that is not there, refuses.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeSet, HashMap};
 
 use mesh_api::manifests::security::{
-    Action as Asked, AuthorizationSpec, Condition, Operation, Rule as Written, Source, TargetRef,
+    Action as Asked, AuthorizationSpec, Condition, Operation, Rule as Written, Source, TargetRef, WorkloadSelector,
 };
 use mesh_api::manifests::{AuthorizationPolicy, Key, Kind};
-use mesh_model::ServiceKey;
 use mesh_model::policy::{
     Action, AddressBlock, Clause, Match, Policy, PolicyKey, Rule, Scope, ServiceAccountMatch, StringMatch,
     parse_address_block,
 };
+use mesh_model::{ServiceKey, WorkloadUid};
 
 use super::CompileConfig;
 use super::endpoints::Lent;
@@ -34,6 +34,7 @@ pub(super) fn policies(place: &Place<'_>, pods: &mut Pods, lent: &Lent, findings
         reach.add(pod);
         reach
     });
+    let labelled = Labelled::of(pods);
     let mut policies = Vec::new();
     for (key, object) in place.own(objects) {
         let mut fate = Fate::new(Kind::AuthorizationPolicy, key, object.dry_run());
@@ -42,7 +43,7 @@ pub(super) fn policies(place: &Place<'_>, pods: &mut Pods, lent: &Lent, findings
         }
         if is_audit(object) {
             fate.note(Outcome::NoEffect, "action AUDIT is not carried out");
-        } else if let Some(scope) = attach(place, key, object, pods, findings.all, &mut fate) {
+        } else if let Some(scope) = attach(place, key, object, pods, &labelled, findings.all, &mut fate) {
             reach_lent(place, object, pods, lent, &mut fate);
             policies.push(policy(object, key, scope, place.config, &mut fate));
         }
@@ -57,12 +58,34 @@ pub(super) fn policies(place: &Place<'_>, pods: &mut Pods, lent: &Lent, findings
     let of_lenders = of_lenders.filter(|(_, object)| targets(object).next().is_some());
     for (key, object) in place.of_root(objects).chain(of_lenders).filter(|(_, object)| !is_audit(object)) {
         let mut fate = Fate::new(Kind::AuthorizationPolicy, key, object.dry_run());
-        attach(place, key, object, pods, findings.all, &mut fate);
+        attach(place, key, object, pods, &labelled, findings.all, &mut fate);
         if key.0 == place.config.root_namespace {
             findings.reached(fate);
         }
     }
     policies
+}
+
+/// Which pods have a label: a namespace may have many policies, each for a few of its pods.
+struct Labelled(HashMap<(String, String), Vec<WorkloadUid>>);
+
+impl Labelled {
+    fn of(pods: &mut Pods) -> Self {
+        let mut all: HashMap<(String, String), Vec<WorkloadUid>> = HashMap::new();
+        for pod in enforcing(pods) {
+            for (name, value) in &pod.labels {
+                all.entry((name.clone(), value.clone())).or_default().push(pod.workload.uid.clone());
+            }
+        }
+        Self(all)
+    }
+
+    /// Those that may be selected: all that have one of the labels that are asked for.
+    fn candidates(&self, selector: &WorkloadSelector) -> &[WorkloadUid] {
+        let (name, value) = selector.match_labels.iter().next().unzip();
+        let label = name.cloned().zip(value.cloned());
+        label.and_then(|label| self.0.get(&label)).map_or(&[], Vec::as_slice)
+    }
 }
 
 /// Listed nowhere: a policy that is listed and not there refuses.
@@ -112,6 +135,7 @@ fn attach(
     key: &Key,
     object: &AuthorizationPolicy,
     pods: &mut Pods,
+    labelled: &Labelled,
     all: Reach,
     fate: &mut Fate,
 ) -> Option<Scope> {
@@ -143,8 +167,11 @@ fn attach(
             Some(if root { Scope::Global } else { Scope::Namespace })
         }
         Some(selector) => {
-            let selected = enforcing(pods).filter(|pod| selector.selects(Some(&pod.labels)));
-            selected.for_each(|pod| list(pod, fate));
+            for uid in labelled.candidates(selector) {
+                if let Some(pod) = pods.get_mut(uid).filter(|pod| selector.selects(Some(&pod.labels))) {
+                    list(pod, fate);
+                }
+            }
             Some(Scope::Selector)
         }
     }

@@ -7,11 +7,13 @@
 pub mod saved;
 
 mod address;
+mod answer;
 mod emit;
 mod policy;
 mod resource;
 
 pub use address::{BadAddress, BadField, Record};
+pub use answer::{Answer, requests};
 pub use policy::{BadPolicy, refusing_policy};
 pub use resource::{BadResource, Resource, decode, policy_resource, service_resource, workload_resource};
 

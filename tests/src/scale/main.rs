@@ -126,8 +126,9 @@ fn churn(cluster: &Cluster, writer: &Writer<'_>, streams: usize) -> Result<()> {
     let after = settled(cluster)?;
     let seconds = idle.as_secs_f64();
     let per_change = |after: u64, quiet: u64, before: u64| {
-        let idle = (quiet - before) as f64 / seconds * took.as_secs_f64();
-        ((after - quiet) as f64 - idle) / CHANGES as f64
+        // A thread that ends takes its time along.
+        let idle = (quiet as f64 - before as f64) / seconds * took.as_secs_f64();
+        (after as f64 - quiet as f64 - idle) / CHANGES as f64
     };
     let micros = per_change(after.control_plane.cpu, quiet.control_plane.cpu, before.control_plane.cpu) / 1e3;
     let seconds = took.as_secs_f64();
