@@ -48,10 +48,7 @@ impl Cluster {
     pub fn install(&self, mesh: &Mesh, told: impl Fn(&str)) -> Result<()> {
         let begun = Instant::now();
         let step = |what: &str| told(&format!("{:5.1} s  {what}", begun.elapsed().as_secs_f64()));
-        let archives = std::fs::read_dir(&mesh.images).with_context(|| format!("read {}", mesh.images.display()))?;
-        for archive in archives {
-            self.load(&archive?.path())?;
-        }
+        self.give_images(mesh)?;
         step("images of the mesh on every node");
         // Made, not changed: where somebody has defined these kinds already, his definitions stay.
         self.kubectl_with(CRDS, &["create", "-f", "-"])?;
@@ -63,6 +60,12 @@ impl Cluster {
         }
         step("mesh Ready");
         Ok(())
+    }
+
+    /// Gives every node the mesh's images.
+    pub fn give_images(&self, mesh: &Mesh) -> Result<()> {
+        let archives = std::fs::read_dir(&mesh.images).with_context(|| format!("read {}", mesh.images.display()))?;
+        archives.into_iter().try_for_each(|archive| self.load(&archive?.path()))
     }
 
     /// For an error: the mesh's pods and what was said of them.

@@ -14,6 +14,7 @@ mod leaves_nothing;
 mod machine;
 mod mesh_bad_objects;
 mod mesh_certificates;
+mod mesh_cli;
 mod mesh_deny_first;
 mod mesh_leaves;
 mod mesh_opt_in;

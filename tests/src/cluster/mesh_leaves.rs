@@ -9,14 +9,14 @@ use crate::shop::{self, CHANGE, Member, captured, enrol, namespaces, start};
 use crate::support::up;
 
 /// What of a node the mesh may touch: names and contents.
-fn node(cluster: &Cluster, index: usize) -> Result<String> {
+pub(crate) fn node(cluster: &Cluster, index: usize) -> Result<String> {
     // Empty directories are the mounts of the pods that are gone; the last good configuration is the worker's own, see docs/uninstall.md.
     let look = "cd /etc/cni/net.d && sha256sum * ; ls /opt/cni/bin /run/netns | grep -v '^cni-'; \
                 find /var/lib/culvert /run/culvert -mindepth 1 -not -type d -not -path '*/last-good*' 2>/dev/null | sort; true";
     cluster.lab().node(index).exec(&["sh", "-c", look])?.ok()
 }
 
-fn as_before(cluster: &Cluster, before: &[String; 2]) -> Result<()> {
+pub(crate) fn as_before(cluster: &Cluster, before: &[String; 2]) -> Result<()> {
     for (index, before) in before.iter().enumerate() {
         let mut now = String::new();
         wait::until_true("the node to be as before", CHANGE, || {
