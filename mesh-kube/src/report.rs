@@ -108,17 +108,35 @@ impl Reporter {
 
     /// Something happened to a pod.
     pub fn event(&self, kind: EventType, reason: &str, pod: &PodName, uid: &PodUid, message: &str) {
+        let regarding = json!({"apiVersion": "v1", "kind": "Pod", "namespace": pod.namespace, "name": pod.name, "uid": uid.as_str()});
+        self.send(kind, reason, (&pod.namespace, &pod.name), regarding, message);
+    }
+
+    /// Something happened to the node. Its name stands for its uid, as in kubelet's own events: so `kubectl describe node` finds them.
+    pub fn node_event(&self, kind: EventType, reason: &str, message: &str) {
+        let node = &*self.node;
+        // What is in no namespace has its events in this one.
+        self.send(
+            kind,
+            reason,
+            ("default", node),
+            json!({"apiVersion": "v1", "kind": "Node", "name": node, "uid": node}),
+            message,
+        );
+    }
+
+    fn send(&self, kind: EventType, reason: &str, (namespace, name): (&str, &str), regarding: Value, message: &str) {
         let kind = match kind {
             EventType::Normal => "Normal",
             EventType::Warning => "Warning",
         };
         // A name that is the event's own, as client libraries make them: the object's name and the time.
         let now = Timestamp::now();
-        let stem: String = pod.name.chars().take(200).collect();
+        let stem: String = name.chars().take(200).collect();
         let event = json!({
             "apiVersion": "events.k8s.io/v1",
             "kind": "Event",
-            "metadata": {"name": format!("{stem}.{:x}", now.as_nanosecond()), "namespace": pod.namespace},
+            "metadata": {"name": format!("{stem}.{:x}", now.as_nanosecond()), "namespace": namespace},
             "eventTime": format!("{now:.6}"),
             "reportingController": "culvert.io/pod-watcher",
             "reportingInstance": &*self.node,
@@ -126,9 +144,9 @@ impl Reporter {
             "reason": word(reason),
             "type": kind,
             "note": message.chars().take(NOTE).collect::<String>(),
-            "regarding": {"apiVersion": "v1", "kind": "Pod", "namespace": pod.namespace, "name": pod.name, "uid": uid.as_str()},
+            "regarding": regarding,
         });
-        let path = format!("/apis/events.k8s.io/v1/namespaces/{}/events", pod.namespace);
+        let path = format!("/apis/events.k8s.io/v1/namespaces/{namespace}/events");
         if self.events.try_send((path, event)).is_err() {
             self.metrics.writes.with_label_values(&["event", "dropped"]).inc();
         }

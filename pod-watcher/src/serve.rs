@@ -132,8 +132,8 @@ pub async fn run(args: RunArgs) -> anyhow::Result<()> {
     let chain_metrics = metrics.chain.clone();
     let asking = api.map(|api| (api, node.as_str(), (daemon_set.0.as_str(), daemon_set.1.as_str())));
     let mut install = install.map(|install| Installation::new(install, asking, &group, &stop));
-    let status =
-        Status::open(&status_dir, reporter).with_context(|| format!("create --status-dir {}", status_dir.display()))?;
+    let status = Status::open(&status_dir, reporter.clone())
+        .with_context(|| format!("create --status-dir {}", status_dir.display()))?;
     let records = tokio::select! {
         why = signals::stop() => {
             tracing::info!(why = why?, "stopping before the source was read; rules stay in place");
@@ -192,7 +192,7 @@ pub async fn run(args: RunArgs) -> anyhow::Result<()> {
         sockets.release();
         // Not before: who is in the chain is asked.
         if let (Some(install), Some(chained)) = (&mut install, chained) {
-            install.begin(chained, chain_metrics, &group);
+            install.begin(chained, chain_metrics, reporter, &group);
         }
         tracing::info!("serving");
         let why = signals::stop().await?;

@@ -9,6 +9,7 @@ use mesh_daemon::{dir, drain};
 use tokio::sync::watch;
 use tokio::time::Instant;
 
+use super::news::{Happened, News};
 use super::plan::{Chain, Left};
 use super::{Install, disk, plan};
 use crate::metrics::chain::{Metrics, Part};
@@ -34,6 +35,7 @@ pub async fn keep(
     ready: watch::Sender<bool>,
     first: Latch,
     metrics: Metrics,
+    mut news: News,
     stop: drain::Watch,
 ) {
     let (mut first, mut last, mut known) = (Some(first), None, None);
@@ -62,13 +64,22 @@ pub async fn keep(
             Err(error) => (Found { chain: Chain::Out(error), left: Vec::new() }, false),
         };
         let is_in = matches!(found.chain, Chain::In(_));
+        let dir = install.conf_dir.display();
         if last.as_ref() != Some(&found) {
             tell(&install, &found);
+            match &found.chain {
+                Chain::Out(why) => {
+                    let text = format!("not in the CNI chain of {dir}: {why}; pods that start now are captured late");
+                    news.tell(Happened::Out, &text);
+                }
+                Chain::In(file) => news.tell(Happened::In, &format!("in the CNI chain: {file} of {dir}")),
+            }
         }
         // The first time it is put there, nobody had taken it out.
         let repaired = wrote && last.is_some();
         if repaired {
-            tracing::warn!(dir = %install.conf_dir.display(), "the CNI chain had been changed and was put right");
+            tracing::warn!(%dir, "the CNI chain had been changed and was put right");
+            news.tell(Happened::Repaired, &format!("the CNI chain in {dir} had been changed and was put right"));
         }
         metrics.state(is_in, found.left.len());
         if is_in && let Some(first) = first.take() {
@@ -77,10 +88,9 @@ pub async fn keep(
         ready.send_if_modified(|ready| std::mem::replace(ready, is_in) != is_in);
         last = Some(found);
         if repaired && repairs.is_fight(Instant::now()) {
-            tracing::warn!(
-                dir = %install.conf_dir.display(),
-                "somebody takes our plugin out of the CNI chain again and again; Cilium does unless cni.exclusive is false"
-            );
+            let text = "somebody takes our plugin out of the CNI chain again and again; Cilium does unless cni.exclusive is false";
+            tracing::warn!(%dir, "{text}");
+            news.tell(Happened::Contested, text);
             tokio::time::sleep(BREATH).await;
         }
         let [conf, bin] = &mut changes;

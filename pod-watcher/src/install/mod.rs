@@ -2,7 +2,7 @@
 //!
 //! [`chain`] knows one configuration as a text ([`json`] finds its parts), [`plan`] the directory of them; both are pure. [`disk`]
 //! carries plans out, [`keep`] sees to it that they stay carried out. [`fate`] says at the end whether a successor comes: if not, the
-//! entry is taken out before anything else ends. [`taint`] tells the scheduler. Binary before entry on the way in, entry before binary
+//! entry is taken out before anything else ends. [`taint`] tells the scheduler, [`news`] whoever looks at the node's events. Binary before entry on the way in, entry before binary
 //! on the way out: at no moment does the runtime look for a plugin that is not there.
 
 pub mod chain;
@@ -10,6 +10,7 @@ mod disk;
 mod fate;
 mod json;
 mod keep;
+mod news;
 mod plan;
 pub mod rules;
 mod taint;
@@ -20,13 +21,14 @@ use std::time::Duration;
 
 use mesh_daemon::ready::Latch;
 use mesh_daemon::{drain, tasks};
-use mesh_kube::{Api, Known, Method, Single};
+use mesh_kube::{Api, Known, Method, Reporter, Single};
 use tokio::sync::watch;
 
 use crate::metrics::chain::Metrics;
 use chain::Entry;
 pub use disk::NotDone;
 use fate::Fate;
+use news::News;
 
 /// For the questions at the end: kubelet waits 30 s for us by default, and what is answered later would be too late.
 const ASK: Duration = Duration::from_secs(3);
@@ -94,10 +96,10 @@ impl Installation {
     }
 
     /// Puts the plugin in and keeps it there. `first` is released when it is in place for the first time.
-    pub fn begin(&mut self, first: Latch, metrics: Metrics, group: &tasks::Group) {
+    pub fn begin(&mut self, first: Latch, metrics: Metrics, reporter: Option<Reporter>, group: &tasks::Group) {
         let (tell, ready) = watch::channel(false);
         let stop = self.stop.1.clone();
-        group.spawn("cni chain", keep::keep(self.install.clone(), tell, first, metrics, stop));
+        group.spawn("cni chain", keep::keep(self.install.clone(), tell, first, metrics, News::new(reporter), stop));
         if let Some(Asking { api, node: (node, known), .. }) = &self.asking {
             group.spawn("taint", taint::keep(api.clone(), node.clone(), known.clone(), ready.clone()));
         }

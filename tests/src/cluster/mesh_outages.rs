@@ -148,6 +148,10 @@ fn conflist_rewritten(cluster: &Cluster) -> Result<()> {
         wait::until_true("our entry to be back", CHANGE, || chain(node).is_ok_and(|found| found.is_some()))?;
         let took = begun.elapsed().as_millis();
         figure("chain entry back", took, "ms", &format!("{}, rewritten by hand", node.name()));
+        // Where a person looks.
+        wait::until_true("an Event of the node", CHANGE, || {
+            cluster.kubectl(&["describe", "node", node.name()]).is_ok_and(|said| said.contains("ChainRepaired"))
+        })?;
         let after = start(cluster, "shop", &format!("after-{}", node.index()), node.index())?;
         captured(cluster, &[&after], true)?;
     }

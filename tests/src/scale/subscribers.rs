@@ -37,7 +37,7 @@ pub(crate) fn with(cluster: &Cluster, count: usize, work: impl FnOnce(&Seen) -> 
     let root = control_plane::root(cluster)?;
     let token = control_plane::bound_token(cluster, NAMESPACE, "node-proxy", &control_plane::proxy(cluster, 1)?)?;
     let seen = Arc::new(Seen((0..count).map(|_| AtomicUsize::new(0)).collect()));
-    let (over, ends) = watch::channel(false);
+    let (over, ends) = watch::channel(());
     std::thread::scope(|scope| {
         let all = scope.spawn(|| {
             let seen = seen.clone();
@@ -46,22 +46,24 @@ pub(crate) fn with(cluster: &Cluster, count: usize, work: impl FnOnce(&Seen) -> 
                 runtime.block_on(subscribe(root, token, seen, ends))
             })
         });
+        // Gone when the work panics, too: the streams end with it, or the scope would wait for them.
+        let over = over;
         let done = work(&seen);
-        over.send_replace(true);
+        drop(over);
         let ended = all.join().map_err(|_| anyhow::anyhow!("the streams' thread panicked"))?;
         // What went wrong with the streams is why the work failed.
         ended.and(done)
     })
 }
 
-async fn subscribe(root: String, token: String, seen: Arc<Seen>, ends: watch::Receiver<bool>) -> Result<()> {
+async fn subscribe(root: String, token: String, seen: Arc<Seen>, ends: watch::Receiver<()>) -> Result<()> {
     let mut streams = JoinSet::new();
     for number in 0..seen.0.len() {
         let (root, token, seen, mut ends) = (root.clone(), token.clone(), seen.clone(), ends.clone());
         streams.spawn(async move {
             tokio::select! {
                 ended = follow(&root, &token, &seen.0[number]) => ended.with_context(|| format!("stream {number}")),
-                _ = ends.wait_for(|over| *over) => Ok(()),
+                _ = ends.changed() => Ok(()),
             }
         });
     }
