@@ -352,10 +352,14 @@ async fn what_is_observed_is_written_as_a_condition_and_an_event_and_never_to_an
     assert_eq!((event["type"].as_str(), event["regarding"]["uid"].as_str()), (Some("Warning"), Some("uid-a")));
     assert!(event["note"].as_str().is_some_and(|note| note.len() < 1024));
     reporter.node_event(EventType::Normal, "ChainJoined", "in the chain");
-    let of_node = || lab.fake.posted("/apis/events.k8s.io/v1/events").into_iter().find(|one| one["reason"] == "ChainJoined");
+    let of_node =
+        || lab.fake.posted("/apis/events.k8s.io/v1/events").into_iter().find(|one| one["reason"] == "ChainJoined");
     eventually("an event of the node", || of_node().is_some()).await;
     let event = of_node().expect("there");
-    assert_eq!((event["metadata"]["namespace"].as_str(), event["regarding"]["kind"].as_str()), (Some("default"), Some("Node")));
+    assert_eq!(
+        (event["metadata"]["namespace"].as_str(), event["regarding"]["kind"].as_str()),
+        (Some("default"), Some("Node"))
+    );
     assert_eq!(event["regarding"]["uid"], event["regarding"]["name"], "as kubelet writes it");
     let written = |result: &str| lab.metrics.writes.with_label_values(&["condition", result]).get();
     eventually("the other pod of that name left alone", || (written("dropped"), written("failed")) == (1, 1)).await;
