@@ -23,8 +23,10 @@ const EVENTS: usize = 256;
 const SPACING: Duration = Duration::from_millis(20);
 /// Waits after failures.
 const RETRY: (Duration, Duration) = (Duration::from_millis(500), Duration::from_secs(15));
-/// The API server refuses longer notes (events.k8s.io/v1, `note`: less than 1 kB).
+/// The API server refuses longer notes (events.k8s.io/v1, `note`: less than 1 kB), and counts bytes.
 const NOTE: usize = 1000;
+/// And longer names of who reports (`reportingInstance`).
+const INSTANCE: usize = 128;
 
 /// `Normal` or `Warning`, as Kubernetes has it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -139,11 +141,11 @@ impl Reporter {
             "metadata": {"name": format!("{stem}.{:x}", now.as_nanosecond()), "namespace": namespace},
             "eventTime": format!("{now:.6}"),
             "reportingController": "culvert.io/pod-watcher",
-            "reportingInstance": &*self.node,
+            "reportingInstance": start(&self.node, INSTANCE),
             "action": self.condition.rsplit('/').next(),
             "reason": word(reason),
             "type": kind,
-            "note": message.chars().take(NOTE).collect::<String>(),
+            "note": start(message, NOTE),
             "regarding": regarding,
         });
         let path = format!("/apis/events.k8s.io/v1/namespaces/{namespace}/events");
@@ -155,6 +157,11 @@ impl Reporter {
     fn waiting(&self) -> MutexGuard<'_, Waiting> {
         self.waiting.lock().unwrap_or_else(PoisonError::into_inner)
     }
+}
+
+/// The start of a text, of at most so many bytes.
+fn start(text: &str, bytes: usize) -> &str {
+    &text[..text.floor_char_boundary(bytes)]
 }
 
 /// A reason is one word in camel case (API conventions), and ours are; one that is not would have the whole write refused.

@@ -111,7 +111,7 @@ pub async fn run(args: RunArgs) -> anyhow::Result<()> {
         wanted,
         inputs: inputs.clone(),
     };
-    let (first, begin, reporter, api) = match place {
+    let (first, begin, mut reporter, api) = match place {
         Place::Dir(dir) => {
             let (first, begin) = watching.start(Files::new(dir), &group, &stop);
             (first, begin, None, None)
@@ -192,7 +192,7 @@ pub async fn run(args: RunArgs) -> anyhow::Result<()> {
         sockets.release();
         // Not before: who is in the chain is asked.
         if let (Some(install), Some(chained)) = (&mut install, chained) {
-            install.begin(chained, chain_metrics, reporter, &group);
+            install.begin(chained, chain_metrics, reporter.take(), &group);
         }
         tracing::info!("serving");
         let why = signals::stop().await?;
@@ -201,7 +201,8 @@ pub async fn run(args: RunArgs) -> anyhow::Result<()> {
     // First of all: while we still answer, no pod waits for us.
     let left = left(install).await;
     trigger.ask();
-    drop(inputs);
+    // What is written back ends with the last who could have it written.
+    drop((inputs, reporter));
     let cut = group.finish(STOP).await;
     if cut > 0 {
         tracing::warn!(cut, "tasks did not end in time; what they held is read back at the next start");

@@ -29,6 +29,8 @@ fn frames(answers: mpsc::Receiver<Result<Answer, Status>>) -> impl Stream<Item =
             if let Some(piece) = pieces.next() {
                 return Some((Ok(Frame::data(piece)), (Some(answers), pieces)));
             }
+            // What has been written is let go of before the next is waited for.
+            pieces = Box::new(std::iter::empty());
             let status = match answers.recv().await {
                 Some(Ok(answer)) => match prefix(&answer) {
                     Ok(prefix) => {

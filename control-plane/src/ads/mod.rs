@@ -16,7 +16,7 @@ use tokio::sync::{mpsc, watch};
 use tokio::time::Instant;
 use tonic::body::Body;
 use tonic::codegen::http;
-use tonic::metadata::MetadataMap;
+use tonic::metadata::{MetadataMap, MetadataValue};
 use tonic::transport::server::TcpConnectInfo;
 use tonic::{Status, Streaming};
 
@@ -66,8 +66,14 @@ impl Ads {
     }
 
     async fn open(self, request: http::Request<Body>) -> Result<http::Response<Body>, Status> {
-        if request.uri().path().rsplit('/').next() != Some(METHOD) {
+        // "/" service "/" method.
+        if request.uri().path().splitn(3, '/').nth(2) != Some(METHOD) {
             return Err(Status::unimplemented("only delta streams are served"));
+        }
+        if request.headers().get("grpc-encoding").is_some_and(|encoding| encoding != "identity") {
+            let mut status = Status::unimplemented("requests are not to be compressed");
+            status.metadata_mut().insert("grpc-accept-encoding", MetadataValue::from_static("identity"));
+            return Err(status);
         }
         let peer = request.extensions().get::<TcpConnectInfo>().and_then(TcpConnectInfo::remote_addr);
         let (head, requests) = request.into_parts();

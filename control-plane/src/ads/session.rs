@@ -202,9 +202,11 @@ impl Subscription {
                 self.wildcard = false;
             } else {
                 self.names.remove(&name);
-                self.asked.remove(&name);
+                // Whoever wants everything wants it again: the client has dropped it (xDS, "Unsubscribing From Resources").
+                self.asked.insert(name);
             }
         }
+        self.asked.retain(|name| self.wildcard || self.names.contains(name));
         let brought = match &mut self.held {
             Held::Brought(held) => {
                 // Unsubscribed names are dropped by the client itself: it is not told that they are gone.
@@ -222,7 +224,8 @@ impl Subscription {
     /// Everything from now on; until now it had what it asked for by name.
     fn want_all(&mut self) {
         if let (false, Held::Served(table)) = (self.wildcard, &self.held) {
-            let had = table.iter().filter(|resource| self.names.contains(&resource.name));
+            let had = |name: &String| self.names.contains(name) && !self.asked.contains(name);
+            let had = table.iter().filter(|resource| had(&resource.name));
             self.held = Held::Brought(had.map(|one| (one.name.clone(), one.version.clone())).collect());
         }
         self.wildcard = true;

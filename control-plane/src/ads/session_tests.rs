@@ -192,6 +192,27 @@ fn star_is_everything_and_can_be_given_up() {
 }
 
 #[test]
+fn what_is_given_up_while_everything_is_wanted_is_told_again() {
+    let mut session = both(&[], &[]);
+    let all = snapshot(1, &[("a", "1"), ("b", "1")], &[]);
+    let first = said(&mut session, &all);
+    acknowledge(&mut session, &first);
+    let mut fewer = subscribe(ADDRESS_TYPE, &["a"], &[]);
+    fewer.resource_names_unsubscribe = vec!["a".into()];
+    session.request(fewer).expect("taken");
+    assert_eq!(text(&said(&mut session, &all)), ["A+a-"]);
+    // Asked for by name, then everything, then not by name: it was never told.
+    let mut session = Session::default();
+    session.request(subscribe(ADDRESS_TYPE, &["a"], &[])).expect("taken");
+    let first = said(&mut session, &all);
+    acknowledge(&mut session, &first);
+    let mut more = subscribe(ADDRESS_TYPE, &["b", "*"], &[]);
+    more.resource_names_unsubscribe = vec!["b".into()];
+    session.request(more).expect("taken");
+    assert_eq!(text(&said(&mut session, &all)), ["A+b-"]);
+}
+
+#[test]
 fn a_type_that_is_not_served_ends_the_stream() {
     let mut session = Session::default();
     assert!(matches!(session.request(subscribe("type.googleapis.com/x.Y", &[], &[])), Err(BadRequest::Type(_))));

@@ -38,7 +38,7 @@ pub async fn keep(
     mut news: News,
     stop: drain::Watch,
 ) {
-    let (mut first, mut last, mut known) = (Some(first), None, None);
+    let (mut first, mut last, mut known) = (Some(first), None::<Found>, None);
     let mut repairs = Repairs::default();
     loop {
         // Made before the look, so that what changes after it is seen.
@@ -67,16 +67,13 @@ pub async fn keep(
         let dir = install.conf_dir.display();
         if last.as_ref() != Some(&found) {
             tell(&install, &found);
-            match &found.chain {
-                Chain::Out(why) => {
-                    let text = format!("not in the CNI chain of {dir}: {why}; pods that start now are captured late");
-                    news.tell(Happened::Out, &text);
-                }
-                Chain::In(file) => news.tell(Happened::In, &format!("in the CNI chain: {file} of {dir}")),
-            }
         }
-        // The first time it is put there, nobody had taken it out.
-        let repaired = wrote && last.is_some();
+        news.state(is_in, || match &found.chain {
+            Chain::In(file) => format!("in the CNI chain: {file} of {dir}"),
+            Chain::Out(why) => format!("not in the CNI chain of {dir}: {why}; pods that start now are captured late"),
+        });
+        // Only who was in it can have been taken out.
+        let repaired = wrote && last.as_ref().is_some_and(|last| matches!(last.chain, Chain::In(_)));
         if repaired {
             tracing::warn!(%dir, "the CNI chain had been changed and was put right");
             news.tell(Happened::Repaired, &format!("the CNI chain in {dir} had been changed and was put right"));

@@ -16,55 +16,62 @@ pub(super) enum Happened {
     Repaired,
     /// Somebody changes it again and again.
     Contested,
-    /// We are not in it, and cannot be.
-    Out,
-    /// We are in it, after all.
-    In,
-}
-
-impl Happened {
-    /// An Event's reason.
-    const fn reason(self) -> &'static str {
-        match self {
-            Self::Repaired => "ChainRepaired",
-            Self::Contested => "ChainContested",
-            Self::Out => "ChainRepairFailed",
-            Self::In => "ChainJoined",
-        }
-    }
-
-    const fn kind(self) -> EventType {
-        match self {
-            Self::In => EventType::Normal,
-            Self::Repaired | Self::Contested | Self::Out => EventType::Warning,
-        }
-    }
 }
 
 /// Tells it, not too often.
 pub(super) struct News {
     reporter: Option<Reporter>,
-    last: BTreeMap<Happened, Instant>,
+    happened: BTreeMap<Happened, Instant>,
+    /// Whether we are in the chain, as it was told last, and when.
+    state: Option<(bool, Instant)>,
 }
 
 impl News {
     /// Without a reporter, the log is all there is.
     pub(super) fn new(reporter: Option<Reporter>) -> Self {
-        Self { reporter, last: BTreeMap::new() }
+        Self { reporter, happened: BTreeMap::new(), state: None }
     }
 
+    /// Something happened: news that come too soon after the same are dropped.
     pub(super) fn tell(&mut self, happened: Happened, message: &str) {
-        if self.is_due(happened, Instant::now())
-            && let Some(reporter) = &self.reporter
-        {
-            reporter.node_event(happened.kind(), happened.reason(), message);
+        let reason = match happened {
+            Happened::Repaired => "ChainRepaired",
+            Happened::Contested => "ChainContested",
+        };
+        if self.is_news(happened, Instant::now()) {
+            self.event(EventType::Warning, reason, message);
         }
     }
 
-    fn is_due(&mut self, happened: Happened, now: Instant) -> bool {
-        let due = self.last.get(&happened).is_none_or(|last| now >= *last + CALM);
+    /// Whether we are in the chain now, said at every look: what is told last is true in the end.
+    pub(super) fn state(&mut self, is_in: bool, message: impl FnOnce() -> String) {
+        if self.is_another(is_in, Instant::now()) {
+            let (kind, reason) = match is_in {
+                true => (EventType::Normal, "ChainJoined"),
+                false => (EventType::Warning, "ChainRepairFailed"),
+            };
+            self.event(kind, reason, &message());
+        }
+    }
+
+    fn event(&self, kind: EventType, reason: &str, message: &str) {
+        if let Some(reporter) = &self.reporter {
+            reporter.node_event(kind, reason, message);
+        }
+    }
+
+    fn is_news(&mut self, happened: Happened, now: Instant) -> bool {
+        let due = self.happened.get(&happened).is_none_or(|last| now >= *last + CALM);
         if due {
-            self.last.insert(happened, now);
+            self.happened.insert(happened, now);
+        }
+        due
+    }
+
+    fn is_another(&mut self, is_in: bool, now: Instant) -> bool {
+        let due = self.state.is_none_or(|(told, at)| told != is_in && now >= at + CALM);
+        if due {
+            self.state = Some((is_in, now));
         }
         due
     }
@@ -75,13 +82,27 @@ mod tests {
     use super::*;
 
     #[test]
-    fn each_kind_of_news_is_told_once_a_minute_at_most() {
+    fn what_happened_is_told_once_a_minute_at_most() {
         let (mut news, start) = (News::new(None), Instant::now());
         let at = |seconds| start + Duration::from_secs(seconds);
-        assert!(news.is_due(Happened::Repaired, at(0)));
-        assert!(!news.is_due(Happened::Repaired, at(59)));
-        assert!(news.is_due(Happened::Out, at(59)), "another kind");
-        assert!(news.is_due(Happened::Repaired, at(60)));
-        assert!(!news.is_due(Happened::Repaired, at(61)));
+        assert!(news.is_news(Happened::Repaired, at(0)));
+        assert!(!news.is_news(Happened::Repaired, at(59)));
+        assert!(news.is_news(Happened::Contested, at(59)), "another kind");
+        assert!(news.is_news(Happened::Repaired, at(60)));
+        assert!(!news.is_news(Happened::Repaired, at(61)));
+    }
+
+    #[test]
+    fn the_state_is_told_when_it_is_another_and_never_left_untold() {
+        let (mut news, start) = (News::new(None), Instant::now());
+        let at = |seconds| start + Duration::from_secs(seconds);
+        assert!(news.is_another(true, at(0)));
+        assert!(!news.is_another(true, at(100)), "the same");
+        assert!(news.is_another(false, at(110)));
+        assert!(!news.is_another(true, at(120)), "too soon");
+        assert!(!news.is_another(true, at(169)));
+        assert!(news.is_another(true, at(170)), "told in the end");
+        assert!(!news.is_another(false, at(180)));
+        assert!(!news.is_another(true, at(300)), "over before it was told");
     }
 }
