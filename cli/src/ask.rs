@@ -138,6 +138,15 @@ pub async fn proxies(
     (heard, silent)
 }
 
+/// Asks the pod-watchers of these nodes, several at a time, what they saw last of their node's CNI chain.
+pub async fn chains(mesh: &Mesh, of: BTreeMap<String, String>) -> BTreeMap<String, Result<Value, Failure>> {
+    let asked = stream::iter(of).map(|(node, pod)| async move {
+        let answer = json(mesh, Component::PodWatcher, &pod, "chain").await;
+        (node, answer)
+    });
+    asked.buffer_unordered(AT_A_TIME).collect().await
+}
+
 #[cfg(test)]
 mod tests {
     use serde_json::json;

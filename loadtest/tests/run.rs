@@ -12,7 +12,7 @@ use loadtest::report::output;
 
 /// A run of seconds; far more when the machine is busy.
 const DEADLINE: Duration = Duration::from_secs(150);
-const PLANES: [&str; 2] = ["none", "mesh"];
+const PLANES: [&str; 3] = ["none", "mesh", "mesh-quiet"];
 
 /// A run measures: beside another one it would repeat every sample that the other disturbed.
 static ALONE: Mutex<()> = Mutex::new(());
@@ -22,7 +22,7 @@ fn said(dir: &tempfile::TempDir) -> String {
     std::fs::read_to_string(dir.path().join("stderr")).unwrap_or_default()
 }
 
-/// A run on both planes; the mesh's binaries are beside the program, or where `cargo xtask test` built them.
+/// A run on these planes; the mesh's binaries are beside the program, or where `cargo xtask test` built them.
 fn start(dir: &tempfile::TempDir, args: &[&str]) -> Result<Child> {
     ensure!(rustix::process::geteuid().is_root(), "this test needs root: network namespaces, nf_tables and cgroups");
     let program = PathBuf::from(env!("CARGO_BIN_EXE_culvert-loadtest"));
@@ -44,7 +44,7 @@ fn end(mut run: Child) -> Result<Option<i32>> {
     Ok(ended?.code())
 }
 
-fn labs(pid: u32) -> [String; 2] {
+fn labs(pid: u32) -> [String; 3] {
     PLANES.map(|plane| format!("bench-{pid}-{plane}"))
 }
 
@@ -89,7 +89,9 @@ fn a_tiny_run_has_every_figure_that_was_asked_for_and_leaves_nothing() -> Result
             for plane in PLANES {
                 ensure!(has(scenario, path, plane, metric), "no {metric} of {scenario} {path} {plane}");
             }
-            ensure!(has(scenario, path, "mesh", "proxy_cpu"), "no CPU of the proxies: {scenario} {path}");
+            for plane in ["mesh", "mesh-quiet"] {
+                ensure!(has(scenario, path, plane, "proxy_cpu"), "no CPU of the proxies: {scenario} {path} {plane}");
+            }
             ensure!(!has(scenario, path, "none", "proxy_cpu"), "there is no proxy in the plane none");
         }
     }
@@ -104,8 +106,8 @@ fn an_interrupt_in_the_middle_of_a_run_leaves_nothing() -> Result<()> {
     let dir = tempfile::tempdir()?;
     let mut run = start(&dir, &["--scenario", "exchange", "--rounds", "100"])?;
     let pid = run.id();
-    let last = state::Dir::of(&labs(pid)[1])?;
-    // Its first client runs: both planes stand and are being measured.
+    let last = state::Dir::of(&labs(pid)[2])?;
+    // Its first client runs: all planes stand and are being measured.
     let measuring = wait::until_true("the run to be in the middle", DEADLINE, || {
         last.join("processes/bench-client-bench.json").exists() || run.try_wait().ok().flatten().is_some()
     });

@@ -12,6 +12,7 @@ pub mod logs;
 pub mod process;
 pub mod ready;
 pub mod signals;
+mod stderr;
 pub mod table;
 pub mod tasks;
 

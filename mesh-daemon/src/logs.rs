@@ -1,4 +1,4 @@
-//! Logs on standard error: text for people, JSON for machines. The level comes from `CULVERT_LOG` and can be changed while running.
+//! Logs on standard error ([`stderr`]: what nobody takes is lost and counted): text for people, JSON for machines. The level comes from `CULVERT_LOG` and can be changed while running.
 
 use std::str::FromStr;
 use std::sync::OnceLock;
@@ -6,6 +6,8 @@ use std::sync::OnceLock;
 use tracing_subscriber::layer::SubscriberExt as _;
 use tracing_subscriber::util::SubscriberInitExt as _;
 use tracing_subscriber::{EnvFilter, Registry, reload};
+
+use crate::stderr;
 
 /// How log lines look.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -42,7 +44,7 @@ pub fn init(component: &'static str, format: Format) {
         Err(error) => (EnvFilter::new("info"), Some(error)),
     };
     let (filter, handle) = reload::Layer::new(filter);
-    let lines = tracing_subscriber::fmt::layer().with_writer(std::io::stderr);
+    let lines = tracing_subscriber::fmt::layer().with_writer(stderr::Lossy);
     let started = match format {
         Format::Text => Registry::default().with(filter).with(lines.with_ansi(false).with_target(false)).try_init(),
         Format::Json => Registry::default().with(filter).with(lines.json().flatten_event(true)).try_init(),

@@ -124,11 +124,12 @@ impl Collector for Process {
     }
 }
 
-/// Adds the process's metrics and `culvert_build_info` to a registry; nothing happens where they are already there.
+/// Adds the process's metrics, `culvert_build_info` and what its log has lost to a registry; nothing happens where they are already there.
 pub fn register(registry: &Registry) -> prometheus::Result<()> {
     let info = GaugeVec::new(Opts::new("culvert_build_info", "The build that runs; always 1."), &["version"])?;
     info.with_label_values(&[VERSION]).set(1.0);
-    for metric in [Box::new(Process::new()?) as Box<dyn Collector>, Box::new(info)] {
+    let lost = crate::stderr::LOST.clone();
+    for metric in [Box::new(Process::new()?) as Box<dyn Collector>, Box::new(info), Box::new(lost)] {
         match registry.register(metric) {
             Err(prometheus::Error::AlreadyReg) => {}
             other => other?,
@@ -177,6 +178,7 @@ mod tests {
         let names: Vec<String> = registry.gather().iter().map(|family| family.name().to_owned()).collect();
         let expected = [
             "culvert_build_info",
+            "culvert_log_lines_lost_total",
             "process_cpu_seconds_total",
             "process_max_fds",
             "process_open_fds",

@@ -1,5 +1,5 @@
-//! What is written back: a condition of each pod, latest wins, and events. Nobody waits for it: with the API server away, conditions are
-//! written when it is back, and events are dropped and counted.
+//! What is written back: a condition of each pod, latest wins, events, and what is so of the node, latest wins too. Nobody waits for it:
+//! with the API server away, conditions and the state of the node are written when it is back, and events are dropped and counted.
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -10,7 +10,7 @@ use mesh_api::manifests::Kind;
 use mesh_daemon::tasks;
 use mesh_model::{PodName, PodUid};
 use serde_json::{Value, json};
-use tokio::sync::{Notify, mpsc};
+use tokio::sync::{Notify, mpsc, watch};
 
 use crate::api::{Api, Error, Method};
 use crate::backoff::Backoff;
@@ -52,9 +52,13 @@ pub struct Reporter {
     condition: &'static str,
     waiting: Arc<Mutex<Waiting>>,
     wake: Arc<Notify>,
-    events: mpsc::Sender<(String, Value)>,
+    events: mpsc::Sender<Event>,
+    state: watch::Sender<Option<Event>>,
     metrics: Metrics,
 }
+
+/// An event, and where it is posted.
+type Event = (String, Value);
 
 #[derive(Debug, Default)]
 struct Waiting {
@@ -68,15 +72,18 @@ impl Reporter {
     /// Writes conditions of this type, in the name of the node's pod-watcher.
     pub fn start(api: Api, node: &str, condition: &'static str, metrics: Metrics, group: &tasks::Handle) -> Self {
         let (events, queue) = mpsc::channel(EVENTS);
+        let (state, newest) = watch::channel(None);
         let reporter = Self {
             node: node.into(),
             condition,
             waiting: Arc::default(),
             wake: Arc::default(),
             events,
+            state,
             metrics: metrics.clone(),
         };
         group.spawn("pod events", write_events(api.clone(), queue, metrics.clone()));
+        group.spawn("node state", write_state(api.clone(), newest, metrics.clone()));
         let (waiting, wake) = (reporter.waiting.clone(), reporter.wake.clone());
         let listener = reporter.events.downgrade();
         group.spawn("pod conditions", async move {
@@ -111,23 +118,41 @@ impl Reporter {
     /// Something happened to a pod.
     pub fn event(&self, kind: EventType, reason: &str, pod: &PodName, uid: &PodUid, message: &str) {
         let regarding = json!({"apiVersion": "v1", "kind": "Pod", "namespace": pod.namespace, "name": pod.name, "uid": uid.as_str()});
-        self.send(kind, reason, (&pod.namespace, &pod.name), regarding, message);
+        self.send(self.made(kind, reason, (&pod.namespace, &pod.name), regarding, message));
     }
 
-    /// Something happened to the node. Its name stands for its uid, as in kubelet's own events: so `kubectl describe node` finds them.
+    /// Something happened to the node.
     pub fn node_event(&self, kind: EventType, reason: &str, message: &str) {
-        let node = &*self.node;
-        // What is in no namespace has its events in this one.
-        self.send(
-            kind,
-            reason,
-            ("default", node),
-            json!({"apiVersion": "v1", "kind": "Node", "name": node, "uid": node}),
-            message,
-        );
+        self.send(self.of_node(kind, reason, message));
     }
 
-    fn send(&self, kind: EventType, reason: &str, (namespace, name): (&str, &str), regarding: Value, message: &str) {
+    /// What is so of the node now: an event too, but one that is not dropped before it is written or something newer is so.
+    pub fn node_state(&self, kind: EventType, reason: &str, message: &str) {
+        self.state.send_replace(Some(self.of_node(kind, reason, message)));
+    }
+
+    /// The node's name stands for its uid, as in kubelet's own events: so `kubectl describe node` finds them.
+    fn of_node(&self, kind: EventType, reason: &str, message: &str) -> Event {
+        let node = &*self.node;
+        let regarding = json!({"apiVersion": "v1", "kind": "Node", "name": node, "uid": node});
+        // What is in no namespace has its events in this one.
+        self.made(kind, reason, ("default", node), regarding, message)
+    }
+
+    fn send(&self, event: Event) {
+        if self.events.try_send(event).is_err() {
+            self.metrics.writes.with_label_values(&["event", "dropped"]).inc();
+        }
+    }
+
+    fn made(
+        &self,
+        kind: EventType,
+        reason: &str,
+        (namespace, name): (&str, &str),
+        regarding: Value,
+        message: &str,
+    ) -> Event {
         let kind = match kind {
             EventType::Normal => "Normal",
             EventType::Warning => "Warning",
@@ -148,10 +173,7 @@ impl Reporter {
             "note": start(message, NOTE),
             "regarding": regarding,
         });
-        let path = format!("/apis/events.k8s.io/v1/namespaces/{namespace}/events");
-        if self.events.try_send((path, event)).is_err() {
-            self.metrics.writes.with_label_values(&["event", "dropped"]).inc();
-        }
+        (format!("/apis/events.k8s.io/v1/namespaces/{namespace}/events"), event)
     }
 
     fn waiting(&self) -> MutexGuard<'_, Waiting> {
@@ -170,7 +192,7 @@ fn word(reason: &str) -> String {
     if word.is_empty() { "Unknown".to_owned() } else { word }
 }
 
-async fn write_events(api: Api, mut queue: mpsc::Receiver<(String, Value)>, metrics: Metrics) {
+async fn write_events(api: Api, mut queue: mpsc::Receiver<Event>, metrics: Metrics) {
     let mut backoff = Backoff::new(RETRY.0, RETRY.1);
     while let Some((path, event)) = queue.recv().await {
         match api.write(Method::Post, &path, &event).await {
@@ -184,6 +206,36 @@ async fn write_events(api: Api, mut queue: mpsc::Receiver<(String, Value)>, metr
                 metrics.writes.with_label_values(&["event", "failed"]).inc();
                 complain(&backoff, "event", &error);
                 tokio::time::sleep(backoff.failed()).await;
+            }
+        }
+    }
+}
+
+async fn write_state(api: Api, mut newest: watch::Receiver<Option<Event>>, metrics: Metrics) {
+    let mut backoff = Backoff::new(RETRY.0, RETRY.1);
+    // An error: the last reporter has gone.
+    while newest.changed().await.is_ok() {
+        loop {
+            let Some((path, event)) = newest.borrow_and_update().clone() else { break };
+            match api.write(Method::Post, &path, &event).await {
+                Err(error) if error.code() != Some(409) => {
+                    metrics.writes.with_label_values(&["event", "failed"]).inc();
+                    complain(&backoff, "state of the node", &error);
+                    // Refused for what it says: it would be again.
+                    if matches!(error.code(), Some(400 | 422)) {
+                        break;
+                    }
+                    // What is newer need not wait.
+                    if let Ok(Err(_)) = tokio::time::timeout(backoff.failed(), newest.changed()).await {
+                        return;
+                    }
+                }
+                // 409: it is there already, and the answer to that was lost.
+                _ => {
+                    metrics.writes.with_label_values(&["event", "written"]).inc();
+                    backoff.worked();
+                    break;
+                }
             }
         }
     }
@@ -219,7 +271,7 @@ async fn write_conditions(
             }
             Err(error) => {
                 metrics.writes.with_label_values(&["condition", "failed"]).inc();
-                complain(&backoff, "condition", &error);
+                complain(&backoff, "condition of a pod", &error);
                 let wait = backoff.failed();
                 // Written later, unless something newer came meanwhile. One that the server will never take must not hold up the rest,
                 // so it goes to the end by being dropped when it was refused for what it says.
@@ -234,9 +286,9 @@ async fn write_conditions(
 
 fn complain(backoff: &Backoff, what: &str, error: &Error) {
     if backoff.failures().is_multiple_of(50) {
-        tracing::warn!(%error, failures = backoff.failures(), "{what} of a pod cannot be written to the API server");
+        tracing::warn!(%error, failures = backoff.failures(), "{what} cannot be written to the API server");
     } else {
-        tracing::debug!(%error, "{what} of a pod cannot be written to the API server");
+        tracing::debug!(%error, "{what} cannot be written to the API server");
     }
 }
 

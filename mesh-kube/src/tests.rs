@@ -365,3 +365,27 @@ async fn what_is_observed_is_written_as_a_condition_and_an_event_and_never_to_an
     eventually("the other pod of that name left alone", || (written("dropped"), written("failed")) == (1, 1)).await;
     assert_eq!(conditions("b"), None);
 }
+
+#[tokio::test]
+async fn what_is_so_of_the_node_is_written_when_the_api_server_is_back_and_what_was_so_before_is_not() {
+    let lab = Lab::start("127.0.0.1", &[], TIMING).await;
+    let reporter =
+        Reporter::start(lab.api.clone(), "n1", "culvert.io/Captured", lab.metrics.clone(), &lab.group.handle());
+    let events = || lab.fake.posted("/apis/events.k8s.io/v1/events");
+    let failed = || lab.metrics.writes.with_label_values(&["event", "failed"]).get();
+    lab.fake.refuse("POST", 503, u32::MAX);
+    // A moment's news is not kept for later.
+    reporter.node_event(EventType::Warning, "ChainRepaired", "put right");
+    eventually("it cannot be written", || failed() == 1).await;
+    reporter.node_state(EventType::Warning, "ChainRepairFailed", "no network is configured yet");
+    eventually("neither can this", || failed() >= 2).await;
+    reporter.node_state(EventType::Normal, "ChainJoined", "in the chain");
+    eventually("nor this", || failed() >= 3).await;
+    assert!(events().is_empty());
+    lab.fake.forgive();
+    eventually("it is written", || !events().is_empty()).await;
+    tokio::time::sleep(Duration::from_millis(300)).await;
+    let reasons: Vec<_> =
+        events().iter().map(|event| event["reason"].as_str().unwrap_or_default().to_owned()).collect();
+    assert_eq!(reasons, ["ChainJoined"], "once, and what is so now");
+}

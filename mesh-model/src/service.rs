@@ -61,6 +61,20 @@ pub struct Service {
     pub subject_alt_names: Vec<crate::Identity>,
     /// Whether endpoints that are not healthy are used as well (`publishNotReadyAddresses`).
     pub publish_not_ready: bool,
-    /// Whether only endpoints on the client's own node may be used (`internalTrafficPolicy: Local`).
-    pub local_only: bool,
+    /// Which endpoints a client is sent to.
+    pub near: Near,
+}
+
+/// Which endpoints of a service a client is sent to, by where both are.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Near {
+    /// Any.
+    #[default]
+    Any,
+    /// One of the client's zone if there is one (`trafficDistribution: PreferSameZone`, or by its older name `PreferClose`).
+    PreferZone,
+    /// One of the client's node if there is one, else of its zone (`trafficDistribution: PreferSameNode`).
+    PreferNode,
+    /// Of the client's node or none (`internalTrafficPolicy: Local`).
+    OnlyNode,
 }

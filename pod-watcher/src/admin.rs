@@ -7,14 +7,19 @@ use std::sync::Arc;
 use mesh_daemon::admin::{Handler, Request, ask};
 use mesh_daemon::table::{self, Column, column};
 use serde_json::{Value, json};
-use tokio::sync::oneshot;
+use tokio::sync::{oneshot, watch};
 
 use crate::args::{AdminArgs, AdminVerb, Output};
 use crate::node::{Input, Inputs};
 
-/// The daemon's side: every question is the node's.
-pub fn handler(inputs: Inputs) -> Handler {
+/// The daemon's side: every question is the node's but the one about the chain, of which `chain` has what was seen last; `None` where
+/// the chain is somebody else's care.
+pub fn handler(inputs: Inputs, chain: Option<watch::Receiver<Value>>) -> Handler {
     Arc::new(move |request| {
+        if request.verb == "chain" && request.args.is_empty() {
+            let seen = chain.as_ref().map_or_else(somebody_elses, |seen| seen.borrow().clone());
+            return Box::pin(std::future::ready(Ok(seen)));
+        }
         let inputs = inputs.clone();
         Box::pin(async move {
             let (reply, answer) = oneshot::channel();
@@ -24,10 +29,16 @@ pub fn handler(inputs: Inputs) -> Handler {
     })
 }
 
+fn somebody_elses() -> Value {
+    let why = "pod-watcher was not told to put the plugin into a chain (--cni-conf-dir)";
+    json!({ "directory": null, "in_chain": false, "file": null, "why": why, "left": [] })
+}
+
 /// The person's side.
 pub async fn run(args: &AdminArgs) -> anyhow::Result<ExitCode> {
     let request = match &args.verb {
         AdminVerb::Pods => Request { verb: "pods".to_owned(), args: Vec::new() },
+        AdminVerb::Chain => Request { verb: "chain".to_owned(), args: Vec::new() },
         AdminVerb::Rules { pod } => Request { verb: "rules".to_owned(), args: vec![pod.clone()] },
     };
     let answer = match ask("pod-watcher", &args.admin_socket, &request).await {
@@ -41,6 +52,7 @@ pub async fn run(args: &AdminArgs) -> anyhow::Result<ExitCode> {
         (Output::Json, _) => format!("{}\n", serde_json::to_string_pretty(&answer)?),
         (Output::Table, AdminVerb::Pods) => pods(&answer),
         (Output::Table, AdminVerb::Rules { .. }) => rules(&answer),
+        (Output::Table, AdminVerb::Chain) => chain(&answer),
     };
     std::io::stdout().lock().write_all(text.as_bytes())?;
     Ok(ExitCode::SUCCESS)
@@ -70,9 +82,38 @@ fn rules(answer: &Value) -> String {
     format!("{}\n{}", answer["rules"].as_str().unwrap_or_default(), table::render(&RULES, &rows))
 }
 
+fn chain(answer: &Value) -> String {
+    let text = |value: &Value| value.as_str().unwrap_or("-").to_owned();
+    let mut lines = match answer["in_chain"] == true {
+        true => format!("in the CNI chain: {} of {}\n", text(&answer["file"]), text(&answer["directory"])),
+        false => format!("not in the CNI chain of {}: {}\n", text(&answer["directory"]), text(&answer["why"])),
+    };
+    for left in answer["left"].as_array().into_iter().flatten() {
+        lines.push_str(&format!("left alone: {}: {}\n", text(&left["file"]), text(&left["why"])));
+    }
+    lines
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[tokio::test]
+    async fn the_chain_is_shown_as_it_was_seen_last_and_said_to_be_somebody_elses_where_it_is() {
+        let ask = |handler: &Handler| handler(Request { verb: "chain".to_owned(), args: Vec::new() });
+        let (inputs, _queue) = Inputs::new();
+        let (seen, known) =
+            watch::channel(json!({"in_chain": false, "directory": "/d", "why": "no network is configured yet"}));
+        let ours = handler(inputs.clone(), Some(known));
+        let answer = ask(&ours).await.expect("an answer");
+        assert_eq!(chain(&answer), "not in the CNI chain of /d: no network is configured yet\n");
+        let left = json!([{"file": "00-x.conf", "why": "no JSON"}]);
+        seen.send_replace(json!({"in_chain": true, "directory": "/d", "file": "10-net.conflist", "left": left}));
+        let answer = ask(&ours).await.expect("an answer");
+        assert_eq!(chain(&answer), "in the CNI chain: 10-net.conflist of /d\nleft alone: 00-x.conf: no JSON\n");
+        let answer = ask(&handler(inputs, None)).await.expect("an answer");
+        assert!(chain(&answer).contains("--cni-conf-dir"), "{answer}");
+    }
 
     #[test]
     fn pods_and_rules_are_printed_in_columns() {

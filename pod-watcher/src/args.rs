@@ -21,7 +21,7 @@ pub struct Cli {
 /// Asks a running pod-watcher.
 #[derive(Debug, Subcommand)]
 pub enum Command {
-    /// Show what a running pod-watcher knows: `admin pods`, `admin rules NAMESPACE/POD`.
+    /// Show what a running pod-watcher knows: `admin pods`, `admin rules NAMESPACE/POD`, `admin chain`.
     Admin(AdminArgs),
     /// Take the CNI plugin out of this node: its entry from the network configuration first, then its binary. For a node on which
     /// pod-watcher was killed and does not come back.
@@ -51,6 +51,7 @@ pub struct UninstallArgs {
 const EXAMPLES: &str = "Examples:
   pod-watcher admin pods                     every pod that is or was enrolled
   pod-watcher admin rules shop/cart          the rules in its namespace, read back, with counters
+  pod-watcher admin chain                    whether the plugin is in the node's CNI chain
   pod-watcher admin pods -o json | jq .      for programs
 
 Exit status: 0 answered, 1 pod-watcher refused, 2 the command line is wrong, 3 no answer.";
@@ -80,6 +81,8 @@ pub enum AdminVerb {
         /// NAMESPACE/POD.
         pod: String,
     },
+    /// Whether the plugin is in the node's CNI chain, in which file, and if not, why.
+    Chain,
 }
 
 /// How answers are printed.

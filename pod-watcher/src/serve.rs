@@ -180,11 +180,15 @@ pub async fn run(args: RunArgs) -> anyhow::Result<()> {
             .with_context(|| format!("listen on --cni-socket {}", cni_socket.display()))?;
         let proxy = AsyncListener::bind(&proxy_socket, 0o600)
             .with_context(|| format!("listen on --proxy-socket {}", proxy_socket.display()))?;
+        let chain = install.as_ref().map(Installation::seen);
         let people = mesh_daemon::admin::bind(&admin_socket)
             .with_context(|| format!("listen on --admin-socket {}", admin_socket.display()))?;
         group.spawn("cni socket", cni::serve(cni, inputs.clone(), metrics.clone(), group.handle(), stop.clone()));
         group.spawn("keeper socket", keepers::serve(proxy, inputs.clone(), metrics, group.handle(), stop.clone()));
-        group.spawn("admin socket", mesh_daemon::admin::serve(people, admin::handler(inputs.clone()), stop.clone()));
+        group.spawn(
+            "admin socket",
+            mesh_daemon::admin::serve(people, admin::handler(inputs.clone(), chain), stop.clone()),
+        );
         // An error: the source's task has ended, which its log explains.
         let _ = begin.send(());
         group.spawn("markers", until(stop.clone(), watch::markers(state_dir.clone(), inputs.clone())));

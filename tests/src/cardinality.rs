@@ -1,14 +1,18 @@
-//! What strangers do makes no series and no memory: ports and addresses that nobody has seen before, peers that show no certificate.
-//! The million is tried where labels are made (node-proxy's own tests); here the real worker is shown to be no different.
+//! What strangers do makes no series and no memory: ports and addresses that nobody has seen before, peers and hosts that nobody knows.
+//! A million of them at the real worker, over both families; where labels are made a million more (node-proxy's own tests).
 
 use std::collections::BTreeSet;
-use std::io::{Read, Write};
+use std::io::Read;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpStream};
 use std::ops::Range;
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
 use anyhow::{Context, Result, ensure};
 use lab::{App, Config, Lab, MeshConfig, Pid, Pod, PodHandle, wait};
+use mesh_model::{Identity, TrustDomain, TrustDomains};
+use mesh_tls::WorkloadCert;
+use mesh_tls::authority::Authority;
+use tokio_rustls::rustls::{self, ClientConnection};
 
 use crate::support::{self, figure};
 use crate::{scrape, talk};
@@ -16,9 +20,11 @@ use crate::{scrape, talk};
 /// Attempts before anything is measured: allocator, thread stacks and every series that there is come with them.
 const WARM: u32 = 2_000;
 /// Attempts that are measured.
-const ATTEMPTS: u32 = 100_000;
+const ATTEMPTS: u32 = 1_000_000;
 /// Clients at a time.
 const AT_ONCE: u32 = 8;
+/// One attempt in so many is a peer's: a handshake costs both sides a hundred times what a connection does.
+const PEERS: u32 = 64;
 /// How long freed memory has to go back to the kernel: the allocator keeps it 10 s.
 const SETTLED: Duration = Duration::from_secs(25);
 
@@ -36,10 +42,10 @@ fn new_ports_addresses_and_peers_add_no_series_and_no_memory_beyond_one_percent(
     }
     let worker = lab.mesh().worker_child(1)?;
 
-    attempts(&cart, &stranger, &web, 0..WARM)?;
+    attempts(&lab, [&cart, &stranger, &web], 0..WARM)?;
     let (before, memory) = (series(&lab)?, settled(&worker)?);
     let begun = Instant::now();
-    attempts(&cart, &stranger, &web, WARM..WARM + ATTEMPTS)?;
+    attempts(&lab, [&cart, &stranger, &web], WARM..WARM + ATTEMPTS)?;
     let rate = f64::from(ATTEMPTS) / begun.elapsed().as_secs_f64();
     let peak = resident(&worker)?;
     let now = series(&lab)?;
@@ -59,33 +65,31 @@ fn new_ports_addresses_and_peers_add_no_series_and_no_memory_beyond_one_percent(
     Ok(())
 }
 
-/// Each a value nobody has used: ports of a pod at which nobody listens, addresses outside of the cluster, peers without a certificate.
-/// All are refused.
-fn attempts(cart: &PodHandle, stranger: &PodHandle, web: &PodHandle, numbers: Range<u32>) -> Result<()> {
+/// Each a value nobody has used: an address outside of the cluster with a port; and one in [`PEERS`] a peer that shows another mesh's
+/// certificate, with an identity of its own, and asks for a host of its own. All are refused.
+fn attempts(lab: &Lab, [cart, stranger, web]: [&PodHandle; 3], numbers: Range<u32>) -> Result<()> {
+    let other_mesh = OtherMesh::beside(lab)?;
+    let ip = |n: u32| web.ips()[n as usize % web.ips().len()];
     std::thread::scope(|scope| {
-        let all: Vec<_> = (0..AT_ONCE)
-            .map(|lane| {
-                let numbers = numbers.clone().filter(move |n| n % AT_ONCE == lane);
-                let from = if lane == 0 { stranger } else { cart };
-                let ips = web.ips();
-                scope.spawn(move || {
-                    from.in_netns(|| {
-                        numbers.into_iter().try_for_each(|n| {
-                            let ip = ips[(n / AT_ONCE) as usize % ips.len()];
-                            if lane == 0 { unknown_peer(ip) } else { refused(elsewhere(ip, n, lane % 2 == 0)) }
-                        })
-                    })
-                })
+        let mut all = vec![{
+            let numbers = numbers.clone().filter(|n| n % PEERS == 0);
+            scope
+                .spawn(|| stranger.in_netns(|| numbers.into_iter().try_for_each(|n| other_mesh.peer(ip(n / PEERS), n))))
+        }];
+        all.extend((0..AT_ONCE).map(|lane| {
+            let numbers = numbers.clone().filter(move |n| n % PEERS != 0 && n % AT_ONCE == lane);
+            let ip = &ip;
+            scope.spawn(move || {
+                cart.in_netns(|| numbers.into_iter().try_for_each(|n| refused(elsewhere(ip(n / AT_ONCE), n))))
             })
-            .collect();
+        }));
         all.into_iter().try_for_each(|one| one.join().map_err(|_| anyhow::anyhow!("a client panicked"))?)
     })
 }
 
-/// A port of this address, or an address of its family outside of the cluster. The ports of the mesh and of the app lie below.
-fn elsewhere(ip: IpAddr, n: u32, other_address: bool) -> SocketAddr {
-    let ip = match ip {
-        _ if !other_address => ip,
+/// An address of this family outside of the cluster, and a port; no two numbers have the same.
+fn elsewhere(like: IpAddr, n: u32) -> SocketAddr {
+    let ip = match like {
         IpAddr::V4(_) => Ipv4Addr::from(u32::from(Ipv4Addr::new(100, 64, 0, 0)) + n).into(),
         IpAddr::V6(_) => {
             Ipv6Addr::from(u128::from(Ipv6Addr::new(0x2001, 0xdb8, 1, 0, 0, 0, 0, 0)) + u128::from(n)).into()
@@ -103,13 +107,45 @@ fn refused(to: SocketAddr) -> Result<()> {
     Ok(())
 }
 
-fn unknown_peer(ip: IpAddr) -> Result<()> {
-    let mut stream = TcpStream::connect_timeout(&SocketAddr::new(ip, 15008), talk::PATIENCE)?;
-    stream.set_read_timeout(Some(talk::PATIENCE))?;
-    stream.write_all(b"hello, I am nobody\r\n")?;
-    // An alert, then the end.
-    let _ = stream.read_to_end(&mut Vec::new());
-    Ok(())
+/// Peers of another mesh that knows this one.
+struct OtherMesh {
+    authority: Authority,
+    domains: TrustDomains,
+    /// Of both meshes: a peer takes the worker's certificate, so that it is the worker that refuses.
+    roots: String,
+    called: [Identity; 1],
+}
+
+impl OtherMesh {
+    fn beside(lab: &Lab) -> Result<OtherMesh> {
+        let own = TrustDomain::parse("cluster.local")?;
+        let authority = Authority::create()?;
+        let root = std::fs::read_to_string(lab.dir().path().join("control-plane/root-cert.pem"))?;
+        let roots = format!("{}{root}", authority.root_pem());
+        let called = [Identity::new(own.clone(), "shop", "web")?];
+        Ok(OtherMesh { authority, domains: TrustDomains::new(own, Vec::new()), roots, called })
+    }
+
+    fn peer(&self, ip: IpAddr, n: u32) -> Result<()> {
+        let identity = Identity::new(self.domains.own().clone(), "shop", &format!("peer-{n}"))?;
+        let (key, csr) = mesh_tls::csr(&identity)?;
+        let mut chain = self.authority.sign(&csr, &identity, Duration::from_secs(600), SystemTime::now())?;
+        chain.truncate(1);
+        chain.push(self.roots.clone());
+        let cert = WorkloadCert::assemble(key, chain, &identity)?;
+        let mut config = (*mesh_tls::client_config(&cert, &self.domains, &self.called)).clone();
+        config.enable_sni = true;
+        let mut tls = ClientConnection::new(config.into(), format!("host-{n}.example").try_into()?)?;
+        let mut stream = TcpStream::connect_timeout(&SocketAddr::new(ip, 15008), talk::PATIENCE)?;
+        stream.set_read_timeout(Some(talk::PATIENCE))?;
+        while tls.is_handshaking() {
+            tls.complete_io(&mut stream).with_context(|| format!("peer {n}, before it was refused"))?;
+        }
+        let met = rustls::Stream::new(&mut tls, &mut stream).read(&mut [0]);
+        let refused = met.as_ref().is_err_and(|error| error.to_string().contains("alert"));
+        ensure!(refused, "peer {n} was met by {met:?}");
+        Ok(())
+    }
 }
 
 /// Every series of the worker, by name and labels.

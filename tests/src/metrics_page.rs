@@ -34,7 +34,8 @@ fn the_page_lists_every_metric_of_every_daemon_as_it_is_served_and_none_besides(
     for (daemon, endpoints) in endpoints(&lab) {
         for to in endpoints {
             for (name, row) in rows(&mesh::get(lab.fabric(), to, "/metrics")?.1)? {
-                let common = name.starts_with("process_") || name == "culvert_build_info";
+                let common = name.starts_with("process_")
+                    || ["culvert_build_info", "culvert_log_lines_lost_total"].contains(&name.as_str());
                 let section = served.entry(if common { EVERY } else { daemon }.to_owned()).or_default();
                 // A node on which nobody was refused has no series of that name: what any of them has counts.
                 section.entry(name).or_insert(row);

@@ -60,6 +60,7 @@ pub fn run(part: Option<Part>, filter: Option<&str>, long: bool) -> anyhow::Resu
         let mut command = binary("cluster");
         command.envs(environment).env("CULVERT_IMAGES", image::of(&binaries)?);
         command.env("CULVERT_MANIFESTS", manifests::for_cluster()?).env("CULVERT_POSTGRESQL", postgresql::root()?);
+        command.env("CULVERT_HELM", tools::helm()?);
         let rows = phase::run("cluster tests", || match long {
             true => figures::run(&mut command),
             false => cargo::run(&mut command).map(|()| Vec::new()),

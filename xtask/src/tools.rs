@@ -46,7 +46,7 @@ pub fn reference() -> anyhow::Result<PathBuf> {
     })
 }
 
-/// Renders the chart.
+/// Renders the chart, and installs it in a test.
 const HELM: &str = "4.3.1";
 
 /// Path of `helm`.

@@ -2,6 +2,7 @@
 //! of its own; here it is read. It changes nothing.
 
 mod access;
+mod chain;
 mod clock;
 mod definitions;
 mod nodes;
@@ -82,7 +83,9 @@ pub async fn run(mesh: &Mesh, output: Output, pre: bool, manifests: &[PathBuf]) 
     keep("nodes", of_nodes(mesh, date.as_deref()).await);
     keep("definitions", definitions(mesh).await);
     keep("permissions", access::ask(mesh, pre, manifests).await);
-    if !pre {
+    if pre {
+        keep("CNI and kernel modules", Ok(vec![chain::unseen()]));
+    } else {
         keep("mesh", of_mesh(mesh).await);
         keep("policies", of_policies(mesh).await);
     }
@@ -140,6 +143,9 @@ async fn of_mesh(mesh: &Mesh) -> Result<Vec<Finding>, Failure> {
     findings.extend(running::pods(&mesh.pods(None, "").await?, &mesh.namespaces().await?, &excluded));
     let warnings = mesh.list("/apis/events.k8s.io/v1/events", "fieldSelector=type%3DWarning").await?;
     findings.extend(running::events(&warnings, print::now()));
+    for (node, answer) in ask::chains(mesh, ask::serving(&own, Component::PodWatcher)).await {
+        findings.extend(chain::judge(&node, &answer));
+    }
     let (proxies, silent) = ask::proxies(mesh, ask::serving(&own, Component::NodeProxy), true).await;
     for (node, proxy) in &proxies {
         findings.extend(running::proxy(node, proxy, print::now()));

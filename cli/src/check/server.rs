@@ -6,8 +6,8 @@ use serde_json::Value;
 
 use super::Finding;
 
-/// ValidatingAdmissionPolicy is served without asking from here on, and tokens name their node.
-const OLDEST: u32 = 30;
+/// From here on a projected token names its node without being asked, by which certificates and pod-watcher's rights are bound to nodes.
+const OLDEST: u32 = 32;
 /// What tests run on.
 const TRIED: u32 = 36;
 
@@ -27,13 +27,13 @@ const GROUPS: [(&str, &str); 9] = [
 /// From `/version`.
 pub fn version(said: &Value) -> Finding {
     let text = said["gitVersion"].as_str().unwrap_or("unknown");
-    // Providers write `30+`.
+    // Providers write `32+`.
     let number = |key: &str| said[key].as_str().and_then(|text| text.trim_end_matches('+').parse::<u32>().ok());
     let object = "API server";
     match (number("major"), number("minor")) {
         (Some(1), Some(minor)) if minor < OLDEST => Finding::failed(
             object,
-            format!("{text} is older than 1.{OLDEST}, which serves ValidatingAdmissionPolicy"),
+            format!("{text} is older than 1.{OLDEST}, from which on tokens name their node"),
             "upgrade the cluster",
         ),
         (Some(1), Some(minor)) if minor > TRIED => {
@@ -76,8 +76,8 @@ mod tests {
     fn a_version_that_lacks_what_is_needed_fails_and_one_that_cannot_be_told_does_not() {
         let level =
             |major: &str, minor: &str| version(&json!({"major": major, "minor": minor, "gitVersion": "v"})).level;
-        assert_eq!(level("1", "29"), Level::Failed);
-        assert_eq!(level("1", "30+"), Level::Fine);
+        assert_eq!(level("1", "31"), Level::Failed);
+        assert_eq!(level("1", "32+"), Level::Fine);
         assert_eq!(level("1", "40"), Level::Fine);
         assert_eq!(level("2", ""), Level::Warning);
         assert_eq!(version(&Value::Null).level, Level::Warning);

@@ -169,6 +169,10 @@ impl Serving {
                         return End::Ours(Reason::PeerUntrusted, Status::unauthenticated("not authorized"));
                     }
                 }
+                // Before requests: whoever sends one after the other would not be held to it.
+                () = tokio::time::sleep_until(sent + PATIENCE), if waits => {
+                    return End::Ours(Reason::IdleTimeout, Status::deadline_exceeded("no acknowledgement"));
+                }
                 request = requests.message() => match request {
                     Ok(Some(request)) => if let Err(end) = self.take(request) { return end },
                     Ok(None) => return End::Client("closed".to_owned()),
@@ -177,9 +181,6 @@ impl Serving {
                 changed = self.snapshots.changed(), if !waits => if changed.is_err() {
                     return End::Ours(Reason::Draining, Status::unavailable("shutting down"));
                 },
-                () = tokio::time::sleep_until(sent + PATIENCE), if waits => {
-                    return End::Ours(Reason::IdleTimeout, Status::deadline_exceeded("no acknowledgement"));
-                }
                 () = tokio::time::sleep_until(opened + POLICIES_FIRST), if held => {}
             }
         }
@@ -227,3 +228,6 @@ impl Serving {
         Ok(())
     }
 }
+
+#[cfg(test)]
+mod tests;

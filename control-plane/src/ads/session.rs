@@ -17,6 +17,8 @@ use crate::table::{Difference, Table};
 
 /// More names than a node could ever ask for by name; a client that sends more is broken.
 const MOST_NAMES: usize = 100_000;
+/// Longer than any name of ours: those of Kubernetes have 253 characters at most, and a name here is made of a few of them.
+const LONGEST_NAME: usize = 2_000;
 
 /// What a request meant.
 #[derive(Debug, PartialEq, Eq)]
@@ -45,6 +47,12 @@ pub enum BadRequest {
     /// Too many names.
     #[error("more than {MOST_NAMES} names are subscribed to")]
     Names,
+    /// Too many to be answered at once.
+    #[error("{MOST_NAMES} more names are asked for or given up than there are")]
+    Asked,
+    /// A name that is none.
+    #[error("a name is longer than {LONGEST_NAME} bytes")]
+    LongName,
 }
 
 /// One client.
@@ -183,6 +191,9 @@ impl Subscription {
         unsubscribe: Vec<String>,
         initial: BTreeMap<String, String>,
     ) -> Result<(), BadRequest> {
+        if subscribe.iter().chain(&unsubscribe).any(|name| name.len() > LONGEST_NAME) {
+            return Err(BadRequest::LongName);
+        }
         if first {
             self.open = true;
             // Envoy's xDS: the first request of a type with an empty list means everything.
@@ -206,7 +217,9 @@ impl Subscription {
                 self.asked.insert(name);
             }
         }
-        self.asked.retain(|name| self.wildcard || self.names.contains(name));
+        if !self.wildcard {
+            self.asked.retain(|name| self.names.contains(name));
+        }
         let brought = match &mut self.held {
             Held::Brought(held) => {
                 // Unsubscribed names are dropped by the client itself: it is not told that they are gone.
@@ -217,6 +230,14 @@ impl Subscription {
         };
         if self.names.len() > MOST_NAMES || brought > 10 * MOST_NAMES {
             return Err(BadRequest::Names);
+        }
+        // It may give up all that it has before it takes the next answer, and ask for as much as it ever may.
+        let has = match &self.held {
+            Held::Brought(held) => held.len(),
+            Held::Served(table) => table.len(),
+        };
+        if self.asked.len() > MOST_NAMES + has {
+            return Err(BadRequest::Asked);
         }
         Ok(())
     }

@@ -213,6 +213,37 @@ fn what_is_given_up_while_everything_is_wanted_is_told_again() {
 }
 
 #[test]
+fn what_is_asked_for_between_two_answers_is_bounded_and_all_that_a_large_node_has_may_be_given_up() {
+    let names = |prefix: &str, count: usize| -> Vec<String> { (0..count).map(|n| format!("{prefix}{n}")).collect() };
+    let has = names("a", 2 * MOST_NAMES);
+    let table: Vec<_> = has.iter().map(|name| (name.as_str(), "1")).collect();
+    let mut session = both(&[], &[]);
+    let round = said(&mut session, &snapshot(1, &table, &[]));
+    let change = |give_up: Vec<String>, ask: Vec<String>| DeltaDiscoveryRequest {
+        resource_names_unsubscribe: give_up,
+        resource_names_subscribe: ask,
+        ..subscribe(ADDRESS_TYPE, &[], &[])
+    };
+    assert_eq!(session.request(change(has.clone(), Vec::new())), Ok(Meaning::Subscribed));
+    assert_eq!(session.request(change(Vec::new(), has[..MOST_NAMES].to_vec())), Ok(Meaning::Subscribed));
+    // It acknowledges nothing and gives up what it never had.
+    assert_eq!(session.request(change(names("b", MOST_NAMES), Vec::new())), Ok(Meaning::Subscribed));
+    assert_eq!(session.request(change(vec!["one more".into()], Vec::new())), Err(BadRequest::Asked));
+    drop(round);
+}
+
+#[test]
+fn a_name_that_can_be_nobodys_ends_the_stream() {
+    let long = "x".repeat(LONGEST_NAME + 1);
+    let given_up =
+        DeltaDiscoveryRequest { resource_names_unsubscribe: vec![long.clone()], ..subscribe(ADDRESS_TYPE, &[], &[]) };
+    for request in [subscribe(ADDRESS_TYPE, &[&long], &[]), given_up] {
+        assert_eq!(both(&[], &[]).request(request), Err(BadRequest::LongName));
+    }
+    assert_eq!(both(&[], &[]).request(subscribe(ADDRESS_TYPE, &[&long[1..]], &[])), Ok(Meaning::Subscribed));
+}
+
+#[test]
 fn a_type_that_is_not_served_ends_the_stream() {
     let mut session = Session::default();
     assert!(matches!(session.request(subscribe("type.googleapis.com/x.Y", &[], &[])), Err(BadRequest::Type(_))));

@@ -5,29 +5,32 @@
 //! a DENY rule with an operation or source that asks for nothing, it matches everything; Istio's ztunnel lets such a rule match
 //! nothing, which is wider than what was written. A policy for a service is applied at its pods, one for a gateway has nothing to
 //! apply to here, and CUSTOM, which asks a party that is not there, refuses.
+//!
+//! Who reaches a pod is decided by policies of its own namespace and of the root namespace alone. Whoever may write a slice may put any
+//! pod behind a service of his: a policy that followed the service there could open the pod to everybody, or shut it.
 
-use std::collections::{BTreeSet, HashMap};
+use std::collections::HashMap;
 
 use mesh_api::manifests::security::{
     Action as Asked, AuthorizationSpec, Condition, Operation, Rule as Written, Source, TargetRef, WorkloadSelector,
 };
 use mesh_api::manifests::{AuthorizationPolicy, Key, Kind};
+use mesh_model::WorkloadUid;
 use mesh_model::policy::{
     Action, AddressBlock, Clause, Match, Policy, PolicyKey, Rule, Scope, ServiceAccountMatch, StringMatch,
     parse_address_block,
 };
-use mesh_model::{ServiceKey, WorkloadUid};
 
 use super::CompileConfig;
 use super::endpoints::Lent;
 use super::fate::{Fate, Findings, Outcome, Reach, places};
-use super::place::{self, Place};
+use super::place::Place;
 use super::selector::has_all;
 use super::services::service_key;
 use super::workloads::{self, Compiling, Pods};
 
-/// The namespace's policies; those with a selector are listed at the workloads that they select, and so are those of other namespaces
-/// that reach into this one. What becomes of each is told.
+/// The namespace's policies; those with a selector are listed at the workloads that they select, and so are those of the root namespace.
+/// What becomes of each is told.
 pub(super) fn policies(place: &Place<'_>, pods: &mut Pods, lent: &Lent, findings: &mut Findings) -> Vec<Policy> {
     let objects = &place.objects.authorization_policies;
     findings.all = enforcing(pods).fold(Reach::default(), |mut reach, pod| {
@@ -44,24 +47,15 @@ pub(super) fn policies(place: &Place<'_>, pods: &mut Pods, lent: &Lent, findings
         if is_audit(object) {
             fate.note(Outcome::NoEffect, "action AUDIT is not carried out");
         } else if let Some(scope) = attach(place, key, object, pods, &labelled, findings.all, &mut fate) {
-            reach_lent(place, object, pods, lent, &mut fate);
+            note_lent(place, object, pods, lent, &mut fate);
             policies.push(policy(object, key, scope, place.config, &mut fate));
         }
         findings.conclude(place, fate, means(object));
     }
-    let lenders: BTreeSet<String> =
-        pods.values().flat_map(|pod| pod.workload.services.keys()).map(|service| service.namespace.clone()).collect();
-    let lenders =
-        lenders.iter().filter(|lender| **lender != place.namespace && **lender != place.config.root_namespace);
-    let of_lenders = lenders.flat_map(|lender| place::of(objects, lender));
-    // A lender's policy with a target follows its service; any other stays where it is.
-    let of_lenders = of_lenders.filter(|(_, object)| targets(object).next().is_some());
-    for (key, object) in place.of_root(objects).chain(of_lenders).filter(|(_, object)| !is_audit(object)) {
+    for (key, object) in place.of_root(objects).filter(|(_, object)| !is_audit(object)) {
         let mut fate = Fate::new(Kind::AuthorizationPolicy, key, object.dry_run());
         attach(place, key, object, pods, &labelled, findings.all, &mut fate);
-        if key.0 == place.config.root_namespace {
-            findings.reached(fate);
-        }
+        findings.reached(fate);
     }
     policies
 }
@@ -177,7 +171,8 @@ fn attach(
     }
 }
 
-/// The pods here that are behind a service: its endpoints, and those that will be once they are ready.
+/// The pods here that are behind a service of this namespace or of the root namespace: its endpoints, and those that will be once they
+/// are ready.
 fn behind<'p>(place: &Place<'_>, service: &Key, pods: &'p mut Pods) -> impl Iterator<Item = &'p mut Compiling> {
     let key = service_key(service, place.config);
     let spec = place.objects.services.get(service).and_then(|service| service.spec.as_ref());
@@ -189,18 +184,22 @@ fn behind<'p>(place: &Place<'_>, service: &Key, pods: &'p mut Pods) -> impl Iter
     })
 }
 
-/// Counts the pods of other namespaces that are behind the services that a policy is for; it is listed at them where they are. What one
-/// of the root namespace reaches is counted there too.
-fn reach_lent(place: &Place<'_>, object: &AuthorizationPolicy, pods: &Pods, lent: &Lent, fate: &mut Fate) {
+/// Tells where pods of other namespaces are behind the services that a policy is for. One of the root namespace is listed at them, and
+/// counted there.
+fn note_lent(place: &Place<'_>, object: &AuthorizationPolicy, pods: &Pods, lent: &Lent, fate: &mut Fate) {
     if place.is_root() {
         return;
     }
-    let services = targets(object).filter(|target| target.group.is_empty() && target.kind == "Service");
-    let services: Vec<ServiceKey> =
-        services.map(|target| service_key(&(place.namespace.to_owned(), target.name.clone()), place.config)).collect();
-    for (key, _) in lent.iter().filter(|(_, of)| services.iter().any(|service| of.contains_key(service))) {
-        if let Some(pod) = workloads::find(place, pods, key).filter(|pod| is_enforcing(pod)) {
-            fate.reach.add(&pod);
+    for target in targets(object).filter(|target| target.group.is_empty() && target.kind == "Service") {
+        let service = service_key(&(place.namespace.to_owned(), target.name.clone()), place.config);
+        let mut behind = lent.iter().filter(|(_, services)| services.contains_key(&service));
+        if behind.any(|(pod, _)| workloads::find(place, pods, pod).is_some_and(|pod| is_enforcing(&pod))) {
+            let text = format!(
+                "no effect on pods of other namespaces behind Service {}: who reaches a pod is decided by policies of its own \
+                 namespace and of {}",
+                target.name, place.config.root_namespace
+            );
+            fate.note(Outcome::OwnPodsOnly, text);
         }
     }
 }

@@ -15,7 +15,7 @@ use super::addresses::{Addresses, Wanted};
 use super::place::Place;
 use super::services::{is_tcp, number, service_key};
 use super::workloads::{self, Compiling, Pods};
-use super::{CompileConfig, Problem};
+use super::{Problem, telemetry};
 
 /// The label that names a slice's service.
 const SERVICE_NAME: &str = "kubernetes.io/service-name";
@@ -64,7 +64,7 @@ pub(super) fn attach(place: &Place<'_>, addresses: &Addresses, pods: &mut Pods, 
                         let Some(pod) = workloads::find_mut(place, pods, &name) else { continue };
                         &mut pod.workload.services
                     }
-                    None => &mut other(endpoint, key, ip, place.config, pods).workload.services,
+                    None => &mut other(endpoint, key, ip, place, pods).workload.services,
                 };
                 add(services, &service_key, &ports);
             }
@@ -139,15 +139,14 @@ fn claiming(ip: IpAddr, place: &Place<'_>, addresses: &Addresses, wanted: &mut H
     found.cloned()
 }
 
-/// A workload for an endpoint that is no pod.
-fn other<'p>(
-    endpoint: &Endpoint,
-    slice: &Key,
-    ip: IpAddr,
-    config: &CompileConfig,
-    pods: &'p mut Pods,
-) -> &'p mut Compiling {
+/// A workload for an endpoint that is no pod. It is where its node is; its zone is what the slice says, if it says any.
+fn other<'p>(endpoint: &Endpoint, slice: &Key, ip: IpAddr, place: &Place<'_>, pods: &'p mut Pods) -> &'p mut Compiling {
+    let Place { objects, config, .. } = *place;
     let (namespace, name) = slice;
+    let node = endpoint.node_name.clone().unwrap_or_default();
+    let of_node = |label: &str| telemetry::of_node(&node, label, objects).unwrap_or_default().to_owned();
+    let zone = endpoint.zone.clone().filter(|zone| !zone.is_empty());
+    let (region, zone) = (of_node(telemetry::REGION), zone.unwrap_or_else(|| of_node(telemetry::ZONE)));
     let uid = WorkloadUid(format!("{}/discovery.k8s.io/EndpointSlice/{namespace}/{name}/{ip}", config.cluster_id));
     let workload = Workload {
         uid: uid.clone(),
@@ -156,7 +155,7 @@ fn other<'p>(
         service_account: "default".to_owned(),
         trust_domain: config.trust_domain.clone(),
         addresses: vec![ip],
-        node: endpoint.node_name.clone().unwrap_or_default(),
+        node,
         tunnel: Tunnel::Clear,
         policies: Vec::new(),
         health: Health::Healthy,
@@ -168,8 +167,8 @@ fn other<'p>(
             workload_name: name.clone(),
             canonical_name: name.clone(),
             canonical_revision: "latest".to_owned(),
-            region: String::new(),
-            zone: endpoint.zone.clone().unwrap_or_default(),
+            region,
+            zone,
         }
         .into(),
     };

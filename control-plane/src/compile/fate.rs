@@ -22,6 +22,8 @@ pub enum Outcome {
     DryRun,
     /// Carried out, and refuses more than was written.
     StricterThanWritten,
+    /// Carried out at pods of its own namespace, and not at those of others that stand behind its services.
+    OwnPodsOnly,
     /// Decides nothing.
     NoEffect,
     /// Asks for what this mesh does not do: refuses whatever it selects.
@@ -45,6 +47,7 @@ impl Outcome {
             Self::SelectsNoPod => "SelectsNoPod",
             Self::DryRun => "DryRun",
             Self::StricterThanWritten => "StricterThanWritten",
+            Self::OwnPodsOnly => "OwnPodsOnly",
             Self::NoEffect => "NoEffect",
             Self::NotSupported => "NotSupported",
             Self::LastGoodKept => "LastGoodKept",
@@ -150,10 +153,16 @@ impl Fate {
             };
         }
         let ends = |at: &str| match outcome {
-            Outcome::Enforced | Outcome::SelectsNoPod | Outcome::StricterThanWritten if !dry_run => {
+            Outcome::Enforced | Outcome::SelectsNoPod | Outcome::StricterThanWritten | Outcome::OwnPodsOnly
+                if !dry_run =>
+            {
                 format!("{means}; in force at {at}")
             }
-            Outcome::Enforced | Outcome::SelectsNoPod | Outcome::DryRun | Outcome::StricterThanWritten => {
+            Outcome::Enforced
+            | Outcome::SelectsNoPod
+            | Outcome::DryRun
+            | Outcome::StricterThanWritten
+            | Outcome::OwnPodsOnly => {
                 format!("{means}; a dry run: it is judged at {at} and reported, and decides nothing")
             }
             Outcome::NoEffect => "it decides nothing".to_owned(),

@@ -33,9 +33,6 @@ impl<'a> Place<'a> {
 }
 
 /// What is in a namespace: keys of one namespace stand beside each other.
-pub(super) fn of<'a, T>(
-    all: &'a BTreeMap<Key, T>,
-    namespace: &'a str,
-) -> impl Iterator<Item = (&'a Key, &'a T)> + use<'a, T> {
+fn of<'a, T>(all: &'a BTreeMap<Key, T>, namespace: &'a str) -> impl Iterator<Item = (&'a Key, &'a T)> + use<'a, T> {
     all.range((namespace.to_owned(), String::new())..).take_while(move |((of, _), _)| of == namespace)
 }

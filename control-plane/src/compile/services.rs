@@ -2,9 +2,10 @@
 
 use std::net::IpAddr;
 
+use k8s_openapi::api::core::v1::ServiceSpec;
 use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
 use mesh_api::manifests::{Key, Kind};
-use mesh_model::{Service, ServiceKey, ServicePort};
+use mesh_model::{Near, Service, ServiceKey, ServicePort};
 
 use super::place::Place;
 use super::{CompileConfig, Problem};
@@ -49,11 +50,22 @@ pub(super) fn services(place: &Place<'_>, problems: &mut Vec<Problem>) -> Vec<Se
             vips,
             subject_alt_names: Vec::new(),
             publish_not_ready: spec.publish_not_ready_addresses.unwrap_or(false),
-            local_only: spec.internal_traffic_policy.as_deref() == Some("Local"),
+            near: near(spec),
         });
     }
     services.sort_by(|a, b| a.key.cmp(&b.key));
     services
+}
+
+/// What only the own node may serve stays there, whatever else is preferred (as kube-proxy reads the two). A value that Kubernetes does not
+/// know yet prefers nothing: every endpoint is right.
+fn near(spec: &ServiceSpec) -> Near {
+    match (spec.internal_traffic_policy.as_deref(), spec.traffic_distribution.as_deref()) {
+        (Some("Local"), _) => Near::OnlyNode,
+        (_, Some("PreferSameNode")) => Near::PreferNode,
+        (_, Some("PreferSameZone" | "PreferClose")) => Near::PreferZone,
+        _ => Near::Any,
+    }
 }
 
 /// `name.namespace.svc.<cluster domain>`.

@@ -1,7 +1,7 @@
 //! What a workload is called in metrics and logs, from ordinary Kubernetes facts, in the order in which Istio looks at them. It
 //! decides nothing: a pod may call itself what it likes, within what its namespace's owner lets it.
 
-use mesh_api::manifests::{Node, Objects, Pod};
+use mesh_api::manifests::{Objects, Pod};
 use mesh_model::Telemetry;
 
 /// Labels that name the application, the first one there counts.
@@ -9,19 +9,15 @@ const NAMES: [&str; 3] = ["service.istio.io/canonical-name", "app.kubernetes.io/
 /// Labels that name its version.
 const REVISIONS: [&str; 3] = ["service.istio.io/canonical-revision", "app.kubernetes.io/version", "version"];
 /// Well-known labels of nodes, which Kubernetes since 1.35 copies to pods.
-const REGION: &str = "topology.kubernetes.io/region";
+pub(super) const REGION: &str = "topology.kubernetes.io/region";
 /// See [`REGION`].
-const ZONE: &str = "topology.kubernetes.io/zone";
+pub(super) const ZONE: &str = "topology.kubernetes.io/zone";
 
 /// The names of one pod.
 pub(super) fn of(pod: &Pod, node: &str, objects: &Objects) -> Telemetry {
     let workload_name = made_by(pod);
-    let node = objects.nodes.get(node);
     let first = |labels: &[&str]| labels.iter().find_map(|name| label(pod, name)).map(str::to_owned);
-    let place = |name: &str| {
-        let of_node = node.and_then(|node: &Node| node.metadata.labels.as_ref()?.get(name));
-        of_node.map(String::as_str).or_else(|| label(pod, name)).unwrap_or_default().to_owned()
-    };
+    let place = |name: &str| of_node(node, name, objects).or_else(|| label(pod, name)).unwrap_or_default().to_owned();
     Telemetry {
         canonical_name: first(&NAMES).unwrap_or_else(|| workload_name.clone()),
         canonical_revision: first(&REVISIONS).unwrap_or_else(|| "latest".to_owned()),
@@ -29,6 +25,11 @@ pub(super) fn of(pod: &Pod, node: &str, objects: &Objects) -> Telemetry {
         zone: place(ZONE),
         workload_name,
     }
+}
+
+/// What a label of a node says.
+pub(super) fn of_node<'o>(node: &str, name: &str, objects: &'o Objects) -> Option<&'o str> {
+    objects.nodes.get(node)?.metadata.labels.as_ref()?.get(name).map(String::as_str)
 }
 
 fn label<'p>(pod: &'p Pod, name: &str) -> Option<&'p str> {

@@ -4,10 +4,9 @@ use std::process::Command;
 use std::time::Duration;
 
 use anyhow::{Context, Result};
-use lab::{Config, Lab, MeshConfig, Pid, binaries, wait};
+use lab::{Config, Lab, MeshConfig, Pid, PodHandle, binaries, wait};
 
 use super::{NAMESPACE, Plane, Pods, Room};
-use crate::path::{Place, Side};
 
 /// Longest until a fresh worker has its node's pods: tens of milliseconds, unless the machine is busy.
 const FRESH: Duration = Duration::from_secs(20);
@@ -62,12 +61,8 @@ impl Plane for Mesh {
         &self.pods
     }
 
-    fn proxies(&self, place: Place, side: Side) -> Result<Vec<Pid>> {
-        Ok(match (side, place) {
-            (Side::Client, _) => vec![self.lab.mesh().worker_child(1)?],
-            (Side::Server, Place::CrossNode) => vec![self.lab.mesh().worker_child(2)?],
-            (Side::Server, Place::SameNode) => Vec::new(),
-        })
+    fn proxy(&self, pod: &PodHandle) -> Result<Option<Pid>> {
+        self.lab.mesh().worker_child(pod.node()).map(Some)
     }
 
     fn processes(&self, node: usize) -> Result<Vec<(String, Pid)>> {
@@ -102,7 +97,8 @@ impl Plane for Mesh {
         Ok(())
     }
 
-    /// As the worker of node 1 says; the one of node 2 has the same limits. A pod may take half, and some are in use or just closed.
+    /// As the worker of node 1 says; the one of node 2 has the same limits. It counts two descriptors for each, whether both are
+    /// sockets of its own or one is a tunnel's. A pod may take half, and some are in use or just closed.
     fn room(&self) -> Result<Room> {
         let stats = self.lab.mesh().admin(1, &["stats"])?;
         let left = stats["places_left"].as_u64().context("places_left in the worker's stats")?;

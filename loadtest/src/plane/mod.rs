@@ -44,9 +44,27 @@ pub trait Plane: Send + Sync {
         self.pods().address(place, family, port)
     }
 
-    /// The processes that move the bytes of connections to `place`, counted at this side. A process that is both sides' (one
-    /// node's proxy, same-node) is the client's and not named again for the server.
-    fn proxies(&self, place: Place, side: Side) -> Result<Vec<Pid>>;
+    /// The process that moves the bytes of a pod's connections, if there is one.
+    fn proxy(&self, pod: &PodHandle) -> Result<Option<Pid>>;
+
+    /// The processes that move the bytes between these pods, counted at this side. A process that is both sides' (one node's
+    /// proxy, same-node) is the client's and not named again for the server.
+    fn proxies_of(&self, clients: &[&PodHandle], servers: &[&PodHandle], side: Side) -> Result<Vec<Pid>> {
+        let all = |pods: &[&PodHandle], not: &[Pid]| -> Result<Vec<Pid>> {
+            let mut pids = Vec::new();
+            for pod in pods {
+                pids.extend(self.proxy(pod)?.filter(|pid| !not.contains(pid) && !pids.contains(pid)));
+            }
+            Ok(pids)
+        };
+        let of_clients = all(clients, &[])?;
+        if side == Side::Client { Ok(of_clients) } else { all(servers, &of_clients) }
+    }
+
+    /// The same for the bench's own client and the server of a place.
+    fn proxies(&self, place: Place, side: Side) -> Result<Vec<Pid>> {
+        self.proxies_of(&[&self.pods().client], &[self.pods().server(place)], side)
+    }
 
     /// Every process of the plane on a node, by role: what its pods cost there.
     fn processes(&self, node: usize) -> Result<Vec<(String, Pid)>>;
@@ -56,8 +74,13 @@ pub trait Plane: Send + Sync {
         pods::client(self.lab(), name)
     }
 
-    /// Takes such a pod away again.
-    fn remove_client(&self, pod: &PodHandle) -> Result<()> {
+    /// Makes another server pod, with its server, under a service account named like the pod.
+    fn add_server(&self, name: &str, node: usize) -> Result<Server> {
+        Server::make(self.lab(), name, node)
+    }
+
+    /// Takes a pod of [`Plane::add_client`] or [`Plane::add_server`] away again.
+    fn remove(&self, pod: &PodHandle) -> Result<()> {
         self.lab().remove_pod(pod)
     }
 

@@ -1,10 +1,9 @@
 //! The plane `none`: what the machine itself can do between these pods.
 
 use anyhow::Result;
-use lab::{Config, Lab, Pid};
+use lab::{Config, Lab, Pid, PodHandle};
 
 use super::{Plane, Pods};
-use crate::path::{Place, Side};
 
 struct None {
     pods: Pods,
@@ -34,8 +33,8 @@ impl Plane for None {
         &self.pods
     }
 
-    fn proxies(&self, _: Place, _: Side) -> Result<Vec<Pid>> {
-        Ok(Vec::new())
+    fn proxy(&self, _: &PodHandle) -> Result<Option<Pid>> {
+        Ok(Option::None)
     }
 
     fn processes(&self, _: usize) -> Result<Vec<(String, Pid)>> {

@@ -66,7 +66,8 @@ fn legend(outcome: &Outcome) -> String {
         format!("<span><i style=\"background: rgb({r} {g} {b})\"></i>{}</span>\n", text(plane))
     });
     format!(
-        "<p class=\"legend\">{}</p>\n<p>Bars are medians, whiskers the smallest and largest run. <b>{DIRECT}</b> is the same \
+        "<p class=\"legend\">{}</p>\n<p>Bars are medians, whiskers the smallest and largest run; a bar without \
+         one is of a single run. <b>{DIRECT}</b> is the same \
          pods and links without capture.</p>\n",
         keys.collect::<String>()
     )

@@ -1,6 +1,8 @@
 //! `docs/performance.md`: made from an [`Outcome`], except what stands between the markers of notes, which is kept.
 
-use crate::report::{DIRECT, Group, Line, baseline, distinct, figure, limits, lines, number, peer, planes, times};
+use crate::report::{
+    DIRECT, Group, Line, baseline, distinct, figure, limits, lines, number, peer, planes, times, worse,
+};
 use crate::result::{Outcome, Row};
 
 /// What a person writes begins after this line.
@@ -13,8 +15,8 @@ pub fn render(outcome: &Outcome, earlier: Option<&str>) -> String {
     let lines = lines(&outcome.rows);
     let mut page = head(outcome);
     page.push_str(&limits_section(&lines));
-    page.push_str(&worse_than_peer(&lines));
     let notes = earlier.and_then(notes).unwrap_or("\n");
+    page.push_str(&worse::section(&lines, notes));
     page.push_str(&format!("## Explanations and profiles\n{NOTES}{notes}{NOTES_END}\n\n"));
     for group in Group::ALL {
         let here: Vec<&Line<'_>> = lines.iter().filter(|line| Group::of(line.scenario, line.unit) == group).collect();
@@ -44,14 +46,26 @@ fn head(outcome: &Outcome) -> String {
     let mut page = format!(
         "# Performance\n\n\
          Made by `{}` in {:.0} s; do not edit outside the notes. Every figure is the median of interleaved runs with its smallest \
-         and largest in brackets, and its ratio to `{DIRECT}`: the same pods and links without capture, in the same run. Only \
+         and largest in brackets{}, and its ratio to `{DIRECT}`: the same pods and links without capture, in the same run. Only \
          ratios carry over to another machine. Proxy CPU is scheduler time of all proxy processes.\n\n| | |\n|---|---|\n",
-        outcome.command, outcome.seconds
+        outcome.command,
+        outcome.seconds,
+        single(&outcome.rows)
     );
     for (name, value) in &outcome.machine {
         page.push_str(&format!("| {} | {} |\n", one_line(name), one_line(value)));
     }
     page + "\n"
+}
+
+/// Which scenarios are run once only, and so say nothing of their spread.
+fn single(rows: &[Row]) -> String {
+    let once = |scenario: &&str| rows.iter().filter(|row| row.scenario == **scenario).all(|row| row.runs <= 1);
+    let once: Vec<&str> = distinct(rows.iter().map(|row| row.scenario.as_str())).into_iter().filter(once).collect();
+    match once.is_empty() {
+        true => String::new(),
+        false => format!(" (one run alone, without a spread: {})", once.join(", ")),
+    }
 }
 
 fn limits_section(lines: &[Line<'_>]) -> String {
@@ -62,10 +76,14 @@ fn limits_section(lines: &[Line<'_>]) -> String {
     );
     for one in limits::judge(lines) {
         let line = lines.iter().find(|line| {
+            let peer = peer::find(line.scenario, line.path, line.metric);
             line.scenario == one.scenario
                 && Some(line.path) == one.path.as_deref()
-                && peer::find(line.scenario, line.path, line.metric).is_some()
-                && limits::LIMITS.iter().any(|limit| limit.name == one.name && limit.of.1 == line.metric && !limit.aim)
+                && limits::LIMITS.iter().any(|limit| {
+                    // A figure of another day says nothing beside a ratio.
+                    let fits = peer.is_some_and(|peer| matches!(peer, peer::Value::Ratio(_)) == limit.over.is_some());
+                    limit.name == one.name && limit.of.1 == line.metric && fits && !limit.aim
+                })
         });
         page.push_str(&format!(
             "| {} | {} | {} | {} | {} | {} | {} |\n",
@@ -79,33 +97,6 @@ fn limits_section(lines: &[Line<'_>]) -> String {
         ));
     }
     page + "\n"
-}
-
-/// Where the mesh's ratio to direct is worse than the peer's: each asks for a line among the explanations.
-fn worse_than_peer(lines: &[Line<'_>]) -> String {
-    let mut page = String::new();
-    for line in lines {
-        let (Some(peer::Value::Ratio(peer)), Some(ours)) =
-            (peer::find(line.scenario, line.path, line.metric), line.ratio("mesh"))
-        else {
-            continue;
-        };
-        let worse = if super::more_is_better(line.unit) { ours < peer } else { ours > peer };
-        if worse {
-            page.push_str(&format!(
-                "- {} {} {}: {} to direct, the peer {}\n",
-                line.scenario,
-                line.path,
-                line.metric,
-                times(ours),
-                times(peer)
-            ));
-        }
-    }
-    match page.is_empty() {
-        true => "No measured ratio to direct is worse than the peer's.\n\n".to_owned(),
-        false => format!("Worse than the peer's ratio to direct (why: see below):\n\n{page}\n"),
-    }
 }
 
 fn scenario_section(rows: &[Row], lines: &[&Line<'_>], scenario: &str) -> String {
@@ -164,6 +155,16 @@ mod tests {
     fn the_page_tells_figures_ratios_limits_and_peer() {
         let golden = include_str!("golden/performance.md");
         assert_eq!(render(&testing::outcome(), None), golden, "read the difference, then bless it");
+    }
+
+    #[test]
+    fn a_scenario_of_one_run_is_named_as_one() {
+        let rows = [1.0, 2.0].map(|value| {
+            let values = if value == 1.0 { vec![1.0] } else { vec![1.0, 2.0] };
+            Row::of(&format!("s-{value}"), "p", "mesh", "p50", "us", &values).expect("numbers")
+        });
+        assert_eq!(single(&rows), " (one run alone, without a spread: s-1)");
+        assert_eq!(single(&rows[1..]), "");
     }
 
     #[test]

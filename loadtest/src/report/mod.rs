@@ -14,6 +14,7 @@ mod plot;
 pub mod table;
 #[cfg(test)]
 pub mod testing;
+mod worse;
 
 use crate::result::Row;
 
@@ -165,7 +166,7 @@ impl Group {
             "KiB" | "MiB" | "B" => Group::Memory,
             _ if begins(&["exchange"]) => Group::Latency,
             _ if begins(&["bulk"]) => Group::Throughput,
-            _ if begins(&["connect", "handshake", "short", "churn"]) => Group::Connections,
+            _ if begins(&["connect", "identities", "short"]) => Group::Connections,
             _ => Group::Times,
         }
     }

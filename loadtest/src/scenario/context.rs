@@ -11,7 +11,7 @@ use lab::{Lab, PodHandle, Process, User, wait};
 use crate::measure::load::Mark;
 use crate::path::{Path, Side};
 use crate::plane::Plane;
-use crate::traffic::{END, GO, READY, Report, Spec, Work};
+use crate::traffic::{ANSWERED, END, GO, READY, Report, Spec, Work};
 
 /// Numbers of clients, for this process.
 static NEXT: AtomicU64 = AtomicU64::new(1);
@@ -137,7 +137,12 @@ impl Client {
         self.process.write_line(GO)
     }
 
-    /// Tells a client that holds connections to end.
+    /// Waits until a first connection has had its answer.
+    pub fn answered(&self, at_most: Duration) -> Result<()> {
+        self.process.wait_stdout(ANSWERED, at_most.min(Duration::from_secs(25)))
+    }
+
+    /// Tells a client that holds a connection to end.
     pub fn end(&self) -> Result<()> {
         self.process.write_line(END)
     }

@@ -5,11 +5,13 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use anyhow::{Result, ensure};
-use lab::{Lab, PodHandle};
+use lab::{Pid, PodHandle};
+use rustix::process::{Resource, getrlimit};
 
 use super::Context;
 use super::context::Client;
-use crate::path::Place;
+use crate::measure::cores;
+use crate::path::{Place, Side};
 use crate::plane::{ECHO, Room, Server};
 use crate::traffic::{Report, Work};
 
@@ -32,7 +34,9 @@ impl<'a> Holders<'a> {
         let there: usize = shares.iter().sum();
         if there < count {
             cx.note(format!(
-                "{there} connections instead of {count}: the descriptors this machine grants a process leave no more"
+                "{there} connections instead of {count}: the plane's proxy has room for no more with the {} descriptors that this \
+                 machine grants a process",
+                descriptors()
             ));
         }
         let mut holders = Holders { cx, shares, extra: Vec::new() };
@@ -40,8 +44,8 @@ impl<'a> Holders<'a> {
         for _ in 1..holders.shares.len() {
             let number = NEXT.fetch_add(1, Ordering::Relaxed);
             let client = cx.plane.add_client(&format!("holder-{number}"))?;
-            let server = Server::make(cx.plane.lab(), &format!("held-{number}"), node)?;
-            crate::measure::cores::pin(&server.process.id(), cx.path.layout.core(crate::path::Side::Server))?;
+            let server = cx.plane.add_server(&format!("held-{number}"), node)?;
+            cores::pin(&server.process.id(), cx.path.layout.core(Side::Server))?;
             holders.extra.push((client, server));
         }
         Ok(holders)
@@ -56,6 +60,27 @@ impl<'a> Holders<'a> {
     pub(super) fn accounts(&self) -> Vec<String> {
         let own = std::iter::once(&self.cx.plane.pods().client);
         own.chain(self.extra.iter().map(|(client, _)| client)).map(|pod| pod.record().pod.service_account).collect()
+    }
+
+    /// The processes of the plane that carry them, at this side.
+    pub(super) fn proxies(&self, side: Side) -> Result<Vec<Pid>> {
+        let pods = self.cx.plane.pods();
+        let clients: Vec<&PodHandle> =
+            std::iter::once(&pods.client).chain(self.extra.iter().map(|(client, _)| client)).collect();
+        let servers: Vec<&PodHandle> = std::iter::once(pods.server(self.cx.path.place))
+            .chain(self.extra.iter().map(|(_, server)| &server.pod))
+            .collect();
+        self.cx.plane.proxies_of(&clients, &servers, side)
+    }
+
+    /// Puts those on the cores of their sides, as [`Context::pin`] does with the bench's own.
+    pub(super) fn pin(&self) -> Result<()> {
+        self.cx.pin()?;
+        for side in [Side::Client, Side::Server] {
+            let core = self.cx.path.layout.core(side);
+            self.proxies(side)?.iter().try_for_each(|pid| cores::pin(pid, core))?;
+        }
+        Ok(())
     }
 
     /// Opens them.
@@ -73,11 +98,11 @@ impl<'a> Holders<'a> {
 
     /// Takes the pods away that were made for it.
     pub(super) fn away(self) -> Result<()> {
-        let lab: &Lab = self.cx.plane.lab();
+        let plane = self.cx.plane;
         self.extra.into_iter().try_for_each(|(client, server)| {
-            self.cx.plane.remove_client(&client)?;
+            plane.remove(&client)?;
             server.process.kill()?;
-            lab.remove_pod(&server.pod)
+            plane.remove(&server.pod)
         })
     }
 }
@@ -104,6 +129,11 @@ impl Held {
         ensure!(reports.iter().all(|report| report.failed == 0), "connections failed: {reports:?}");
         Ok(all)
     }
+}
+
+/// What a process of this machine may have open at most; root here may not raise it everywhere.
+fn descriptors() -> u64 {
+    getrlimit(Resource::Nofile).maximum.unwrap_or(u64::MAX)
 }
 
 /// Connections of each pair of pods.

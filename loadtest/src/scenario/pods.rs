@@ -114,7 +114,7 @@ pub(super) fn remove(lab: &Lab, pods: Vec<PodHandle>) -> Result<()> {
     })
 }
 
-fn at_once(work: impl Fn() -> Result<()> + Sync) -> Result<()> {
+pub(super) fn at_once(work: impl Fn() -> Result<()> + Sync) -> Result<()> {
     std::thread::scope(|scope| {
         let threads: Vec<_> = (0..AT_ONCE).map(|_| scope.spawn(&work)).collect();
         threads.into_iter().try_for_each(|thread| thread.join().unwrap_or_else(|_| anyhow::bail!("a thread panicked")))
@@ -137,9 +137,11 @@ fn join() -> Scenario {
             let report = (|| {
                 let client = cx.client(&pod, ECHO, Work::First { size: 64 })?;
                 client.begin()?;
+                client.answered(cx.left()?)?;
+                client.end()?;
                 client.report(cx.left()?)
             })();
-            cx.plane.remove_client(&pod)?;
+            cx.plane.remove(&pod)?;
             let first = report?.latency.context("the first connection was not answered")?;
             let mut figures = vec![
                 Figure::new("sandbox", "ms", sandbox.as_secs_f64() * 1e3),

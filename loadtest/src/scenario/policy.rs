@@ -122,8 +122,8 @@ fn one_connection(cx: &Context<'_>) -> Result<Vec<Figure>> {
 }
 
 fn many_connections(cx: &Context<'_>, count: usize) -> Result<Vec<Figure>> {
-    cx.pin()?;
     let holders = Holders::new(cx, count)?;
+    holders.pin()?;
     let figures = cut(cx, &holders);
     holders.away()?;
     figures

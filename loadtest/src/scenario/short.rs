@@ -74,7 +74,7 @@ fn in_a_row() -> Scenario {
     let longest = Sized { whole: Duration::from_secs(75), quick: Duration::from_secs(8) };
     Scenario {
         name: "short-90000".into(),
-        about: "90,000 short connections in a row, 16 at a time (quick: 9,000): the rate of the first ninth and of the last".into(),
+        about: "90,000 short connections in a row, 16 at a time (quick: 9,000): the rates of the first ninth, of the last and of the slowest".into(),
         paths: Paths::Main,
         planes: Planes::Kinds,
         rounds: Sized { whole: 1, quick: 1 },

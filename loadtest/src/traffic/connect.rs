@@ -10,7 +10,7 @@ use socket2::{Domain, Protocol, Socket, Type};
 use super::latency::Times;
 use super::pace::Pace;
 use super::poll::{Poll, Ready, ticked, ticker};
-use super::{Report, SILENCE, dial, over, ready};
+use super::{ANSWERED, Report, SILENCE, dial, now, over, ready, say, told};
 
 const TIMER: u64 = u64::MAX;
 /// Failures in a row after which it is no use to go on.
@@ -26,17 +26,21 @@ pub(super) struct Plan {
     pub(super) block: Option<u64>,
 }
 
-/// The very first one, which may have to wait for a tunnel to be set up.
+/// The very first one, which may have to wait for a tunnel to be set up. Then stays until told to end: of many such clients none
+/// shall have the others' ends in its time.
 pub(super) fn first(to: SocketAddr, size: usize) -> Result<Report> {
     let (mut buffer, mut times) = (vec![0x55; size], Times::new()?);
     ready()?;
-    let start = Instant::now();
+    let (begun, start) = (now(), Instant::now());
     let mut stream = dial(to)?;
     stream.write_all(&buffer).context("send")?;
     stream.read_exact(&mut buffer).context("receive")?;
     times.add(start.elapsed());
-    let seconds = start.elapsed().as_secs_f64();
-    Ok(Report { done: 1, bytes: size as u64, seconds, latency: times.latency(), ..Report::default() })
+    let (answered, seconds) = (now(), start.elapsed().as_secs_f64());
+    say(ANSWERED)?;
+    told()?; // to end, or whoever would tell is gone
+    let span = Some((begun, answered));
+    Ok(Report { done: 1, bytes: size as u64, seconds, latency: times.latency(), span, ..Report::default() })
 }
 
 /// One at a time, blocking.

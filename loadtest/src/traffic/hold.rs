@@ -1,6 +1,6 @@
 //! Connections that are held open in silence; when they are cut, the moments are noted.
 
-use std::io::{BufRead, ErrorKind, Read, Write};
+use std::io::{ErrorKind, Read, Write};
 use std::net::{SocketAddr, TcpStream};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Mutex, PoisonError};
@@ -10,7 +10,7 @@ use anyhow::{Context, Result};
 use rustix::time::{ClockId, clock_gettime};
 
 use super::poll::{Poll, Ready};
-use super::{END, Report, dial, ready};
+use super::{END, Report, dial, ready, told};
 
 /// Connections opened at a time: enough to keep every hop busy, far below any backlog.
 const AT_ONCE: usize = 16;
@@ -36,9 +36,8 @@ pub(super) fn run(to: SocketAddr, connections: usize) -> Result<Report> {
         poll.wait(None, &mut events)?;
         for (number, _) in &events {
             if *number == INPUT {
-                let mut line = String::new();
-                std::io::stdin().lock().read_line(&mut line)?;
-                anyhow::ensure!(line.is_empty() || line.trim() == END, "told {:?}", line.trim());
+                let told = told()?;
+                anyhow::ensure!(told.is_empty() || told == END, "told {told:?}");
                 break 'held;
             }
             let number = *number as usize;

@@ -10,7 +10,7 @@ mod pace;
 mod poll;
 mod server;
 
-use std::io::{BufRead, Write};
+use std::io::Write;
 use std::net::{SocketAddr, TcpStream};
 use std::num::NonZeroU64;
 use std::time::{Duration, Instant};
@@ -75,7 +75,7 @@ pub enum Work {
         /// For how long.
         lasts: Duration,
     },
-    /// One exchange on one connection that nothing has gone before.
+    /// One exchange on one connection that nothing has gone before; then waits to be told to end.
     First {
         /// Bytes each way.
         size: usize,
@@ -107,6 +107,8 @@ pub struct Report {
     pub latency: Option<Latency>,
     /// Rate of each full block, 1/s.
     pub blocks: Vec<f64>,
+    /// The moments (`CLOCK_MONOTONIC`, ns) at which a first connection was begun and answered.
+    pub span: Option<(u64, u64)>,
     /// Connections found cut, with the moments (`CLOCK_MONOTONIC`, ns) of the first and the last.
     pub cut: Option<(u64, u64, u64)>,
 }
@@ -115,7 +117,9 @@ pub struct Report {
 pub const READY: &str = "ready";
 /// The line that lets it begin.
 pub const GO: &str = "go";
-/// The line that lets [`Work::Hold`] end.
+/// The line with which [`Work::First`] says that it had its answer.
+pub const ANSWERED: &str = "answered";
+/// The line that lets [`Work::First`] and [`Work::Hold`] end.
 pub const END: &str = "end";
 
 /// Descriptors a client or server may have open: twice the 10,000 connections it holds at most.
@@ -171,10 +175,24 @@ fn say(line: &str) -> Result<()> {
 /// Says that everything is open and waits to be told to begin.
 fn ready() -> Result<()> {
     say(READY)?;
-    let mut line = String::new();
-    std::io::stdin().lock().read_line(&mut line).context("read standard input")?;
-    anyhow::ensure!(line.trim() == GO, "told {:?} instead of {GO}", line.trim());
+    let told = told()?;
+    anyhow::ensure!(told == GO, "told {told:?} instead of {GO}");
     Ok(())
+}
+
+/// The next line of standard input and not a byte beyond it: a client that was slow finds [`GO`] and [`END`] there together, and
+/// what lies in a buffer of ours wakes no epoll. Empty at the end of the input.
+fn told() -> Result<String> {
+    let (mut line, mut byte) = (Vec::new(), [0]);
+    let mut next =
+        || rustix::io::retry_on_intr(|| rustix::io::read(std::io::stdin(), &mut byte)).map(|got| (got, byte));
+    while let (1, [byte]) = next().context("read standard input")? {
+        if byte == b'\n' {
+            break;
+        }
+        line.push(byte);
+    }
+    Ok(String::from_utf8_lossy(&line).trim().to_owned())
 }
 
 /// For this process alone. A machine may not let even root go beyond its hard limit; then that is what there is.

@@ -8,7 +8,7 @@ use std::sync::Arc;
 
 use mesh_model::policy::PolicyKey;
 use mesh_model::{
-    BadIdentity, Health, Identity, NetworkPolicy, PodName, PodUid, Service, ServiceKey, ServicePort, Telemetry,
+    BadIdentity, Health, Identity, Near, NetworkPolicy, PodName, PodUid, Service, ServiceKey, ServicePort, Telemetry,
     TrustDomain, Tunnel, Workload, WorkloadUid,
 };
 use prost::Message;
@@ -241,7 +241,7 @@ fn service(message: wire::Service) -> Result<Service, BadField> {
         return Err(BadField::Unsupported("a waypoint"));
     }
     known::<wire::IpFamilies>("ip_families", ip_families)?;
-    let (publish_not_ready, local_only) = load_balancing.map_or(Ok((false, false)), balancing)?;
+    let (publish_not_ready, near) = load_balancing.map_or(Ok((false, Near::Any)), balancing)?;
     Ok(Service {
         key: ServiceKey { namespace: filled("namespace", namespace)?, hostname: filled("hostname", hostname)? },
         name,
@@ -249,21 +249,23 @@ fn service(message: wire::Service) -> Result<Service, BadField> {
         ports: ports.into_iter().map(service_port).collect::<Result<_, _>>()?,
         subject_alt_names: subject_alt_names.iter().map(|uri| Identity::parse(uri)).collect::<Result<_, _>>()?,
         publish_not_ready,
-        local_only,
+        near,
     })
 }
 
-/// (not ready endpoints too, only endpoints of the client's node).
-fn balancing(message: wire::LoadBalancing) -> Result<(bool, bool), BadField> {
+/// (not ready endpoints too, which are preferred).
+fn balancing(message: wire::LoadBalancing) -> Result<(bool, Near), BadField> {
     use wire::load_balancing::{HealthPolicy, Mode, Scope};
     let wire::LoadBalancing { routing_preference, mode, health_policy } = message;
     let scopes: Vec<Scope> =
         routing_preference.into_iter().map(|scope| known("routing_preference", scope)).collect::<Result<_, _>>()?;
-    let local_only = match known("mode", mode)? {
-        // Preferences only: any endpoint will do.
-        Mode::UnspecifiedMode | Mode::Failover => false,
-        Mode::Strict if scopes.is_empty() => false,
-        Mode::Strict if scopes.contains(&Scope::Node) => true,
+    let near = match known("mode", mode)? {
+        // Preferences only: any endpoint will do, and those of the narrowest place that we know come first.
+        Mode::Failover if scopes.contains(&Scope::Node) => Near::PreferNode,
+        Mode::Failover if scopes.contains(&Scope::Zone) => Near::PreferZone,
+        Mode::UnspecifiedMode | Mode::Failover => Near::Any,
+        Mode::Strict if scopes.is_empty() => Near::Any,
+        Mode::Strict if scopes.contains(&Scope::Node) => Near::OnlyNode,
         Mode::Strict => return Err(BadField::Unsupported("strict routing other than to the own node")),
         Mode::Passthrough => return Err(BadField::Unsupported("a passthrough service")),
     };
@@ -271,7 +273,7 @@ fn balancing(message: wire::LoadBalancing) -> Result<(bool, bool), BadField> {
         HealthPolicy::OnlyHealthy => false,
         HealthPolicy::AllowAll => true,
     };
-    Ok((publish_not_ready, local_only))
+    Ok((publish_not_ready, near))
 }
 
 fn vip(address: wire::NetworkAddress) -> Result<IpAddr, BadField> {

@@ -5,7 +5,7 @@ use std::net::IpAddr;
 use mesh_model::policy::{
     Action, AddressBlock, Match, Policy, Rule, Scope, ServiceAccountMatch, StringMatch, block_parts,
 };
-use mesh_model::{Health, NetworkPolicy, Service, Telemetry, Tunnel, Workload};
+use mesh_model::{Health, Near, NetworkPolicy, Service, Telemetry, Tunnel, Workload};
 use prost::Message;
 
 use super::{POLICY_EXTENSION, WORKLOAD_EXTENSION, culvert, security, workload as wire};
@@ -92,10 +92,18 @@ fn port_list(ports: &[(u16, u16)]) -> wire::PortList {
 impl From<&Service> for wire::Address {
     fn from(service: &Service) -> Self {
         use wire::load_balancing::{HealthPolicy, Mode, Scope};
-        let Service { key, name, vips, ports, subject_alt_names, publish_not_ready, local_only } = service;
+        let Service { key, name, vips, ports, subject_alt_names, publish_not_ready, near } = service;
+        // As istiod says it: every scope down to the one that is meant.
+        let zone = [Scope::Network, Scope::Region, Scope::Zone];
+        let (scopes, mode) = match near {
+            Near::Any => (Vec::new(), Mode::UnspecifiedMode),
+            Near::PreferZone => (zone.to_vec(), Mode::Failover),
+            Near::PreferNode => ([&zone[..], &[Scope::Subzone, Scope::Node]].concat(), Mode::Failover),
+            Near::OnlyNode => (vec![Scope::Node], Mode::Strict),
+        };
         let balancing = wire::LoadBalancing {
-            routing_preference: if *local_only { vec![Scope::Node.into()] } else { Vec::new() },
-            mode: if *local_only { Mode::Strict } else { Mode::UnspecifiedMode }.into(),
+            routing_preference: scopes.into_iter().map(Into::into).collect(),
+            mode: mode.into(),
             health_policy: if *publish_not_ready { HealthPolicy::AllowAll } else { HealthPolicy::OnlyHealthy }.into(),
         };
         let message = wire::Service {

@@ -161,7 +161,7 @@ fn service() -> impl Strategy<Value = Service> {
             ports: vec![ServicePort { service_port: 80, target_port: Some(8080) }],
             subject_alt_names: vec![],
             publish_not_ready,
-            local_only: false,
+            near: crate::Near::Any,
         }
     })
 }

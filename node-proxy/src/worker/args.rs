@@ -189,6 +189,19 @@ mod tests {
     }
 
     #[test]
+    fn the_chart_gives_the_worker_no_flag_that_it_does_not_know() {
+        let template = include_str!("../../../manifests/chart/templates/node-proxy.yaml");
+        let (_, worker) = template.split_once("- worker\n").expect("the worker's arguments");
+        let (given, _) = worker.split_once(" env:").expect("an end of them");
+        let command = <Args as clap::CommandFactory>::command();
+        let known: Vec<&str> = command.get_arguments().filter_map(clap::Arg::get_long).collect();
+        let flags = given.split("--").skip(1).map(|text| text.split(['=', '\n']).next().unwrap_or_default().trim());
+        let flags: Vec<&str> = flags.collect();
+        assert!(flags.contains(&"access-log-filter") && flags.contains(&"drain-seconds"), "{flags:?}");
+        assert!(flags.iter().all(|flag| known.contains(flag)), "{flags:?}");
+    }
+
+    #[test]
     fn ranges_and_aliases_are_lists() {
         let args = parse(&["--cluster-range", "198.18.0.0/15,fd77::/16", "--trust-domain-alias", "old.local"]);
         let settings = args.settings().expect("settings");

@@ -16,7 +16,7 @@ use super::identify::Unidentified;
 use super::metrics::{self, Far, Meter, Metrics, Reporter, Scope, Security, Tap};
 use super::pods::Pod;
 use super::route::NoRoute;
-use super::tunnel::BadAuthority;
+use super::tunnel::BadConnect;
 use super::xds::Published;
 
 /// A connection that was refused: the one reason (invariant 7), the policy that said no, the cause in words.
@@ -49,8 +49,8 @@ impl From<NoRoute> for Refusal {
     }
 }
 
-impl From<BadAuthority> for Refusal {
-    fn from(error: BadAuthority) -> Self {
+impl From<BadConnect> for Refusal {
+    fn from(error: BadConnect) -> Self {
         Self::of(Reason::BadRequest, error.to_string())
     }
 }

@@ -11,9 +11,9 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use mesh_model::ports::is_reserved;
 use mesh_model::{
-    ClusterRanges, Health, Identity, Mesh, OrigDst, PodName, Reason, Service, ServiceKey, Tunnel, Workload,
+    ClusterRanges, Health, Identity, Mesh, Near, OrigDst, PodName, Reason, Service, ServiceKey, Tunnel, Workload,
 };
-use rand::seq::SliceRandom as _;
+use rand::seq::IndexedRandom as _;
 
 use super::pods::{Pod, Table};
 
@@ -172,7 +172,7 @@ pub fn resolve(view: View<'_>, source: &Pod, destination: OrigDst) -> Result<Rou
     Ok(Routed::Inside { service: None, targets: vec![target] })
 }
 
-/// The endpoints of a service, best first: random, the less loaded of two.
+/// The endpoints of a service, best first: of those that are close the less loaded of two, by chance, and one that stands by.
 fn endpoints(
     view: View<'_>,
     source: &Pod,
@@ -183,10 +183,10 @@ fn endpoints(
     let Some(service_port) = service.ports.iter().find(|known| known.service_port == port) else {
         return Err(NoRoute::NoPort { service: service.key.clone(), port });
     };
-    let mut usable: Vec<(SocketAddr, Arc<Workload>)> = Vec::new();
+    let mut usable: Vec<Endpoint> = Vec::new();
     for workload in view.mesh.endpoints(&service.key) {
         let healthy = workload.health == Health::Healthy || service.publish_not_ready;
-        let near = !service.local_only || workload.node == view.node;
+        let near = service.near != Near::OnlyNode || workload.node == view.node;
         // The workload's own list knows named ports; the service's is for those that do not list it.
         let listed = workload.services.get(&service.key).and_then(|ports| ports.iter().find(|pair| pair.0 == port));
         let target_port = listed.map(|pair| pair.1).or(service_port.target_port);
@@ -200,12 +200,20 @@ fn endpoints(
     if usable.iter().any(|(address, _)| address.is_ipv4() == vip.is_ipv4()) {
         usable.retain(|(address, _)| address.is_ipv4() == vip.is_ipv4());
     }
+    let mut places = by_place(view, source, service.near, usable);
+    let close = places.next().unwrap_or_default();
     // Two by chance, the less loaded first: close to least-loaded, without everyone running to the same one.
-    let (chosen, _) = usable.partial_shuffle(&mut rand::rng(), TRIES);
-    if let [first, second, ..] = chosen
+    let random = &mut rand::rng();
+    let mut chosen: Vec<Endpoint> = close.choose_multiple(random, TRIES).cloned().collect();
+    if let [first, second, ..] = &mut chosen[..]
         && view.loads.of(second.0) < view.loads.of(first.0)
     {
-        chosen.swap(0, 1);
+        std::mem::swap(first, second);
+    }
+    // What keeps one from answering may keep all that are close: the one that stands by is of the next place, if there is any there.
+    if let Some(further) = places.next().and_then(|further| further.choose(random).cloned()) {
+        chosen.truncate(TRIES - 1);
+        chosen.push(further);
     }
     let mut none = NoRoute::NoEndpoint(service.key.clone());
     let mut targets = Vec::with_capacity(TRIES);
@@ -217,6 +225,30 @@ fn endpoints(
         }
     }
     if targets.is_empty() { Err(none) } else { Ok(targets) }
+}
+
+/// An endpoint: where it listens, and whose it is.
+type Endpoint = (SocketAddr, Arc<Workload>);
+
+/// The endpoints of each place in which there are any, the closest first; where nothing is preferred all are of one place.
+fn by_place(view: View<'_>, source: &Pod, near: Near, usable: Vec<Endpoint>) -> impl Iterator<Item = Vec<Endpoint>> {
+    let own = source.workload(view.mesh).map(|workload| &workload.telemetry).filter(|own| !own.zone.is_empty());
+    let in_zone = |workload: &Workload| {
+        let there = &workload.telemetry;
+        // Nobody may know the region of an endpoint that is no pod.
+        let same_region = |own: &str| own == there.region || own.is_empty() || there.region.is_empty();
+        own.is_some_and(|own| own.zone == there.zone && same_region(&own.region))
+    };
+    let (mut on_node, mut zone, mut rest) = (Vec::new(), Vec::new(), Vec::new());
+    for endpoint in usable {
+        let workload = &endpoint.1;
+        match near {
+            Near::PreferNode if workload.node == view.node => on_node.push(endpoint),
+            Near::PreferNode | Near::PreferZone if in_zone(workload) => zone.push(endpoint),
+            _ => rest.push(endpoint),
+        }
+    }
+    [on_node, zone, rest].into_iter().filter(|place| !place.is_empty())
 }
 
 /// The workload's address of the family asked for, else any.

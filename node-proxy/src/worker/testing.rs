@@ -302,6 +302,6 @@ pub fn service(name: &str, vips: &[&str]) -> Service {
         ports: vec![ServicePort { service_port: 80, target_port: Some(8080) }],
         subject_alt_names: Vec::new(),
         publish_not_ready: false,
-        local_only: false,
+        near: mesh_model::Near::Any,
     }
 }

@@ -173,7 +173,7 @@ impl Lab {
                 ports: Vec::new(),
                 subject_alt_names: Vec::new(),
                 publish_not_ready: false,
-                local_only: false,
+                near: mesh_model::Near::Any,
             })
         });
         eventually("the worker has the change", || {

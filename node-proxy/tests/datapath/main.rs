@@ -120,7 +120,7 @@ fn pods_of_one_node_talk_by_pod_address_and_service_and_see_each_others_own_addr
                 ports: vec![ServicePort { service_port: 80, target_port: Some(address.port()) }],
                 subject_alt_names: Vec::new(),
                 publish_not_ready: false,
-                local_only: false,
+                near: mesh_model::Near::Any,
             });
             let mut behind = workload("cart", 6);
             behind.services.insert(key.clone(), vec![(80, address.port())]);

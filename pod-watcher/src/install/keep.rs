@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use mesh_daemon::ready::Latch;
 use mesh_daemon::{dir, drain};
+use serde_json::{Value, json};
 use tokio::sync::watch;
 use tokio::time::Instant;
 
@@ -32,7 +33,7 @@ struct Found {
 /// Until the stop is asked for, and never in the middle of a look.
 pub async fn keep(
     install: Arc<Install>,
-    ready: watch::Sender<bool>,
+    (ready, seen): (watch::Sender<bool>, watch::Sender<Value>),
     first: Latch,
     metrics: Metrics,
     mut news: News,
@@ -68,10 +69,11 @@ pub async fn keep(
         if last.as_ref() != Some(&found) {
             tell(&install, &found);
         }
-        news.state(is_in, || match &found.chain {
+        let state = match &found.chain {
             Chain::In(file) => format!("in the CNI chain: {file} of {dir}"),
             Chain::Out(why) => format!("not in the CNI chain of {dir}: {why}; pods that start now are captured late"),
-        });
+        };
+        news.state(is_in, &state);
         // Only who was in it can have been taken out.
         let repaired = wrote && last.as_ref().is_some_and(|last| matches!(last.chain, Chain::In(_)));
         if repaired {
@@ -82,6 +84,7 @@ pub async fn keep(
         if is_in && let Some(first) = first.take() {
             first.release();
         }
+        seen.send_replace(shown(&install, &found.chain, &found.left));
         ready.send_if_modified(|ready| std::mem::replace(ready, is_in) != is_in);
         last = Some(found);
         if repaired && repairs.is_fight(Instant::now()) {
@@ -107,6 +110,17 @@ fn look(install: &Install, known: &mut Option<disk::Stamp>) -> Result<(Found, bo
     let binary = disk::put_binary(&install.plugin, &install.bin_dir, known)?;
     let carried = disk::settle(&install.conf_dir, |files| plan::put(files, &install.entry))?;
     Ok((Found { chain: carried.plan.chain, left: carried.plan.left }, binary, carried.steps))
+}
+
+/// What whoever asks is told of it.
+pub(super) fn shown(install: &Install, chain: &Chain, left: &[Left]) -> Value {
+    let (file, why) = match chain {
+        Chain::In(file) => (Some(file), None),
+        Chain::Out(why) => (None, Some(why)),
+    };
+    let left: Vec<Value> = left.iter().map(|left| json!({ "file": left.name, "why": left.why })).collect();
+    let dir = install.conf_dir.display().to_string();
+    json!({ "directory": dir, "in_chain": file.is_some(), "file": file, "why": why, "left": left })
 }
 
 fn tell(install: &Install, found: &Found) {

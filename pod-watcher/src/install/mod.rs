@@ -22,6 +22,7 @@ use std::time::Duration;
 use mesh_daemon::ready::Latch;
 use mesh_daemon::{drain, tasks};
 use mesh_kube::{Api, Known, Method, Reporter, Single};
+use serde_json::Value;
 use tokio::sync::watch;
 
 use crate::metrics::chain::Metrics;
@@ -29,6 +30,7 @@ use chain::Entry;
 pub use disk::NotDone;
 use fate::Fate;
 use news::News;
+use plan::Chain;
 
 /// For the questions at the end: kubelet waits 30 s for us by default, and what is answered later would be too late.
 const ASK: Duration = Duration::from_secs(3);
@@ -72,6 +74,7 @@ pub struct Installation {
     stop: (drain::Trigger, drain::Watch),
     /// Closed once nobody keeps the chain any more.
     ready: Option<watch::Receiver<bool>>,
+    seen: watch::Sender<Value>,
 }
 
 impl Installation {
@@ -92,14 +95,21 @@ impl Installation {
             node: follow("own node", &api, Single::node(node)),
             api,
         });
-        Self { install: Arc::new(install), asking, stop: drain::pair(), ready: None }
+        let seen = keep::shown(&install, &Chain::Out("nobody has looked yet".to_owned()), &[]);
+        Self { install: Arc::new(install), asking, stop: drain::pair(), ready: None, seen: watch::Sender::new(seen) }
+    }
+
+    /// What the last look at the chain found, for `pod-watcher admin chain`.
+    pub fn seen(&self) -> watch::Receiver<Value> {
+        self.seen.subscribe()
     }
 
     /// Puts the plugin in and keeps it there. `first` is released when it is in place for the first time.
     pub fn begin(&mut self, first: Latch, metrics: Metrics, reporter: Option<Reporter>, group: &tasks::Group) {
         let (tell, ready) = watch::channel(false);
         let stop = self.stop.1.clone();
-        group.spawn("cni chain", keep::keep(self.install.clone(), tell, first, metrics, News::new(reporter), stop));
+        let (install, tell) = (self.install.clone(), (tell, self.seen.clone()));
+        group.spawn("cni chain", keep::keep(install, tell, first, metrics, News::new(reporter), stop));
         if let Some(Asking { api, node: (node, known), .. }) = &self.asking {
             group.spawn("taint", taint::keep(api.clone(), node.clone(), known.clone(), ready.clone()));
         }
@@ -108,7 +118,7 @@ impl Installation {
 
     /// pod-watcher ends. If for good, our plugin is taken out while everything else still works. Whether it was.
     pub async fn end(self) -> bool {
-        let Self { install, asking, stop: (trigger, watch), ready } = self;
+        let Self { install, asking, stop: (trigger, watch), ready, seen: _ } = self;
         let asked = match &asking {
             Some(asking) => asking.ask().await,
             None => (Known::Unknown, Known::Unknown),

@@ -94,7 +94,7 @@ impl Node {
             ("pods", []) => Ok(self.view()),
             ("rules", [pod]) => return self.show_rules(pod, reply),
             ("rules", _) => Err("rules takes one NAMESPACE/POD".to_owned()),
-            (verb, _) => Err(format!("unknown verb {verb:?}; there are pods and rules")),
+            (verb, _) => Err(format!("unknown verb {verb:?}; there are pods, rules and chain")),
         };
         // Whoever asked may have gone.
         let _ = reply.send(answer);

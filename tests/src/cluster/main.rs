@@ -6,6 +6,7 @@ mod after_power_cut;
 mod as_admin;
 #[path = "../control_plane.rs"]
 mod control_plane;
+mod definitions;
 #[path = "../figure.rs"]
 mod figure;
 mod flows;
@@ -16,7 +17,9 @@ mod mesh_bad_objects;
 mod mesh_certificates;
 mod mesh_cli;
 mod mesh_deny_first;
+mod mesh_helm;
 mod mesh_leaves;
+mod mesh_near;
 mod mesh_opt_in;
 mod mesh_outages;
 mod mesh_pods;

@@ -53,9 +53,13 @@ fn a_person_installs_looks_enrolls_and_uninstalls_by_culvert_alone() -> Result<(
     };
 
     culvert(&cluster, 1, &["status"])?;
-    said(0, &["check", "--pre"])?;
+    let seen = said(0, &["check", "--pre"])?;
+    ensure!(seen.contains("CNI and kernel modules: ") && !seen.contains("CNI chain of"), "{seen}");
     said(0, &["install"])?;
-    culvert(&cluster, 0, &["check"])?;
+    let seen = culvert(&cluster, 0, &["check"])?;
+    for node in ["node-1", "node-2"] {
+        ensure!(seen.contains(&format!("CNI chain of node {node}: culvert-cni is in ")), "{seen}");
+    }
     let status = value(&cluster, &["status"])?;
     ensure!(status["components"].as_array().is_some_and(|all| all.len() == 3), "{status}");
 

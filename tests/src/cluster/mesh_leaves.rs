@@ -3,17 +3,55 @@
 use anyhow::{Context as _, Result, ensure};
 use cluster::Cluster;
 use cluster::mesh::{Mesh, NAMESPACE};
-use lab::{Exit, wait};
+use lab::{Exit, plan, wait};
 
 use crate::shop::{self, CHANGE, Member, captured, enrol, namespaces, start};
 use crate::support::up;
 
-/// What of a node the mesh may touch: names and contents.
+/// What of a node the mesh may touch: names and contents, and its taint.
 pub(crate) fn node(cluster: &Cluster, index: usize) -> Result<String> {
     // Empty directories are the mounts of the pods that are gone; the last good configuration is the worker's own, see docs/uninstall.md.
     let look = "cd /etc/cni/net.d && sha256sum * ; ls /opt/cni/bin /run/netns | grep -v '^cni-'; \
                 find /var/lib/culvert /run/culvert -mindepth 1 -not -type d -not -path '*/last-good*' 2>/dev/null | sort; true";
-    cluster.lab().node(index).exec(&["sh", "-c", look])?.ok()
+    let files = cluster.lab().node(index).exec(&["sh", "-c", look])?.ok()?;
+    let taints = cluster.kubectl(&["get", "node", &plan::node_name(index), "-o", "jsonpath={.spec.taints[*].key}"])?;
+    // Others are of Kubernetes, and go when the node is Ready.
+    let taints: Vec<&str> = taints.split_whitespace().filter(|key| key.contains("culvert")).collect();
+    Ok(format!("{files}taints {taints:?}\n"))
+}
+
+/// The cluster's objects of the mesh, less the definitions: of all kinds that the manifests make.
+pub(crate) fn objects(cluster: &Cluster) -> Result<String> {
+    const KINDS: &str = "namespaces,daemonsets,deployments,replicasets,pods,services,endpointslices,serviceaccounts,configmaps,secrets,\
+        networkpolicies,poddisruptionbudgets,leases,roles,rolebindings,clusterroles,clusterrolebindings,\
+        validatingadmissionpolicies,validatingadmissionpolicybindings";
+    let all = cluster.kubectl(&["get", KINDS, "-A", "-o", "name"])?;
+    Ok(all.lines().filter(|name| name.contains("culvert")).map(|name| format!("{name}\n")).collect())
+}
+
+pub(crate) fn no_objects(cluster: &Cluster) -> Result<()> {
+    let left = objects(cluster)?;
+    ensure!(left.is_empty(), "left: {left}");
+    Ok(())
+}
+
+/// Deletes a pod; returns when nothing on the machine holds its network any more, and the node's handle of it is gone.
+pub(crate) fn goes_with_its_network(cluster: &Cluster, pod: &Member) -> Result<()> {
+    let network = pod.network()?;
+    let node = cluster.lab().node(pod.node);
+    let handle = format!("stat -Lc '%i %n' /run/netns/cni-* | awk '$1 == {} {{print $2}}'", network.inode);
+    let handle = node.exec(&["sh", "-c", &handle])?.ok()?.trim().to_owned();
+    let held = handle.starts_with("/run/netns/cni-") && !network.holders().is_empty();
+    ensure!(held, "{} runs and has the handle {handle:?}, held by {:?}", pod.name, network.holders());
+    cluster.kubectl(&["delete", "pod", &pod.name, "-n", &pod.namespace, "--timeout=60s"])?;
+    let mut left = String::new();
+    wait::until_true("a deleted pod's network to go", CHANGE, || {
+        let there = node.exec(&["test", "-e", &handle]).is_ok_and(|met| met.exit == Exit::Code(0));
+        let holders = network.holders();
+        left = format!("{handle} is there: {there}; held by {holders:?}");
+        !there && holders.is_empty()
+    })
+    .with_context(|| left.clone())
 }
 
 pub(crate) fn as_before(cluster: &Cluster, before: &[String; 2]) -> Result<()> {
@@ -56,6 +94,7 @@ fn uninstalling_takes_chain_entry_binary_and_state_away_and_pods_do_not_notice()
         let now = node(&cluster, index + 1)?;
         ensure!(&now != before && now.contains("culvert-cni"), "the plugin is not on node {}: {now}", index + 1);
     }
+    ensure!(objects(&cluster)?.contains("validatingadmissionpolicybinding"), "{}", objects(&cluster)?);
 
     // As docs/uninstall.md says: out of the mesh first, then the mesh.
     enrol(&cluster, false)?;
@@ -66,18 +105,12 @@ fn uninstalling_takes_chain_entry_binary_and_state_away_and_pods_do_not_notice()
     // Pods start as before, and policies, which belong to those who wrote them, are still there.
     start(&cluster, "shop", "late", 2)?;
     cluster.kubectl(&["get", "authorizationpolicies", "-A"])?;
+    no_objects(&cluster)?;
     // No pod has rules of ours, and nothing holds a pod's network any more: what is deleted goes.
     for member in [&cart, &web] {
         ensure!(!member.rules()?.contains("culvert"), "{}: {}", member.name, member.rules()?);
+        goes_with_its_network(&cluster, member)?;
     }
-    let left = cluster.kubectl(&[
-        "get",
-        "all,clusterroles,clusterrolebindings,validatingadmissionpolicies",
-        "-A",
-        "-o",
-        "name",
-    ])?;
-    ensure!(!left.contains("culvert"), "left: {left}");
     Ok(())
 }
 
@@ -112,6 +145,7 @@ fn after_an_unclean_end_the_documented_clean_up_leaves_nothing_and_enrolled_pods
         kubelet(&cluster, index)?.restart()?;
     }
     cluster.kubectl(&["wait", "namespace", NAMESPACE, "--for=delete", "--timeout=120s"])?;
+    no_objects(&cluster)?;
     // What an unclean end leaves: without it, this test would show nothing.
     for (index, before) in before.iter().enumerate() {
         let now = node(&cluster, index + 1)?;
@@ -134,5 +168,6 @@ fn after_an_unclean_end_the_documented_clean_up_leaves_nothing_and_enrolled_pods
     shop::until(&cart, &web, true)?;
     // The namespace still has its label, and nobody waits for a mesh that is gone.
     start(&cluster, "shop", "late", 1)?;
-    Ok(())
+    no_objects(&cluster)?;
+    [&cart, &web].into_iter().try_for_each(|member| goes_with_its_network(&cluster, member))
 }

@@ -43,15 +43,11 @@ fn go_on(flows: &[Flow], when: &str) -> Result<()> {
     flows.iter().try_for_each(|flow| flow.goes_on().with_context(|| when.to_owned()))
 }
 
-fn starts(cluster: &Cluster) -> Result<String> {
-    cluster.kubectl(&[
-        "get",
-        "pods",
-        "-n",
-        "shop",
-        "-o",
-        "jsonpath={.items[*].status.containerStatuses[*].restartCount}",
-    ])
+/// Which pods there are in both namespaces, and how often a container of theirs was started again.
+fn starts(cluster: &Cluster) -> Result<Vec<String>> {
+    let of =
+        "jsonpath={range .items[*]}{.metadata.name} {.metadata.uid} {.status.containerStatuses[*].restartCount};{end}";
+    NAMESPACES.iter().map(|namespace| cluster.kubectl(&["get", "pods", "-n", namespace, "-o", of])).collect()
 }
 
 /// Lines of connections from this pod in its own node's access log.
@@ -73,6 +69,8 @@ fn running_pods_with_open_connections_come_into_the_mesh_and_leave_it_and_none_b
     // Labelled when it was made: out first.
     enrol_all(&cluster, &[demo::NAMESPACE], false)?;
     captured(&cluster, &all, false)?;
+    let started = starts(&cluster)?;
+    ensure!(all.iter().all(|one| started.iter().any(|pods| pods.contains(&one.name))), "{started:?}");
     // Two of each kind: one that is silent from before a change until after it, one that never is.
     let plain = open(&buyer, &webs)?;
     all_answer(&plain, "before")?;
@@ -103,7 +101,8 @@ fn running_pods_with_open_connections_come_into_the_mesh_and_leave_it_and_none_b
     all_answer(&meshed, "once more")?;
     let count = plain_busy.len() + meshed_busy.len();
     plain_busy.into_iter().chain(meshed_busy).try_for_each(Flow::ends)?;
-    ensure!(starts(&cluster)? == "0 0 0", "pods were started again");
+    let now = starts(&cluster)?;
+    ensure!(now == started, "pods were started again: {started:?} {now:?}");
     figure("flows over opt-in and opt-out", count, "flows", "downloads, websockets and psql sessions, none broke");
     Ok(())
 }

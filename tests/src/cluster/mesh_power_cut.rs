@@ -21,8 +21,8 @@ const LATE: Duration = Duration::from_secs(60);
 const BACK: Duration = Duration::from_secs(180);
 /// As long as this file is there, pod-watcher does not start.
 const HELD: &str = "/var/lib/culvert-held/yes";
-/// Addresses of each family and node that are probed: all of a node's pods get new ones.
-const AHEAD: u32 = 12;
+/// Addresses of each family and node that are probed: all of a node's pods get new ones, and a pod that waits another at each try.
+const AHEAD: u32 = 24;
 
 /// pod-watcher waits for the file to go. On a disk, for power is cut.
 fn hold_back() -> String {
@@ -62,6 +62,15 @@ fn all_run(cluster: &Cluster, names: &[&str]) -> bool {
 fn control_plane(cluster: &Cluster) -> Result<String> {
     let (selector, names) = ("app.kubernetes.io/component=control-plane", "jsonpath={.items[*].metadata.name}");
     cluster.kubectl(&["get", "pods", "-n", NAMESPACE, "-l", selector, "-o", names])
+}
+
+/// The processes of node-proxy, if all of them run: keeper, worker and the worker's supervisor on each node.
+fn proxies(cluster: &Cluster) -> Option<Vec<String>> {
+    let of = |node: &lab::Node| {
+        let found = node.exec(&["pgrep", "-f", "[n]ode-proxy.(keeper|worker)"]).ok()?.ok().ok()?;
+        (found.lines().count() == 3).then_some(found)
+    };
+    cluster.lab().nodes().iter().map(of).collect()
 }
 
 /// Both nodes lose power and boot; returns when both are Ready.
@@ -111,10 +120,21 @@ fn after_a_power_cut_of_both_nodes_with_pod_watcher_late_all_pods_come_back_and_
         wait::until_true("plain pods and control plane to run", BACK, || all_run(&cluster, &without))?;
         let took = format!("{:.1}", begun.elapsed().as_secs_f64());
         figure("plain pods and control plane back", took, "s", "after the nodes were Ready, without pod-watcher");
+        // It is Ready only when pod-watcher has told it of its pods; its containers run.
+        let mut serving = None;
+        wait::until_true("node-proxy to run", BACK, || {
+            serving = proxies(&cluster);
+            serving.is_some()
+        })?;
+        let took = format!("{:.1}", begun.elapsed().as_secs_f64());
+        figure("node-proxy runs", took, "s", "keeper and worker of both nodes, without pod-watcher");
         lasts(LATE.saturating_sub(begun.elapsed()));
         for name in enrolled {
             ensure!(process_of(&cluster, name).is_err(), "{name} has started without pod-watcher");
         }
+        // None of them ended while it waited.
+        let now = proxies(&cluster);
+        ensure!(now == serving && all_run(&cluster, &without), "node-proxy was {serving:?}, is {now:?}");
         for node in cluster.lab().nodes() {
             node.exec(&["rm", HELD])?.ok()?;
         }

@@ -1,13 +1,15 @@
 //! In a STRICT namespace the kubelet's probes of each kind pass, and nobody else reaches the same ports: not pods from outside of the
-//! mesh, not another node, not who comes with a node's address through a Service or a hostPort. So it stays with pod-watcher dead.
+//! mesh, not another node, not who comes through a Service, a load balancer's address or a hostPort, with a node's address or its own. So
+//! it stays with pod-watcher dead.
 
 use std::io::{self, Read as _, Write as _};
-use std::net::{IpAddr, SocketAddr, TcpStream};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpStream};
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
 use cluster::{APPS, Cluster};
-use lab::{Node, wait};
+use lab::{Node, plan, wait};
+use serde_json::json;
 
 use crate::shop::{CHANGE, Member, captured, member, meshed, start};
 use crate::support::figure;
@@ -80,26 +82,58 @@ spec:
     member(cluster, "shop", name, node)
 }
 
-/// A Service of nodes' ports for the probed ones of a pod.
-fn expose(cluster: &Cluster, pod: &str) -> Result<Vec<IpAddr>> {
+/// A Service of nodes' ports and of a load balancer's address for the probed ones of a pod.
+struct Exposed {
+    /// `externalTrafficPolicy`: with `Cluster` callers come with a node's address, with `Local` with their own.
+    traffic: &'static str,
+    /// The first of its NodePorts.
+    node_port: u16,
+    /// Addresses inside the cluster and, of the same families, those that a load balancer would have.
+    cluster: Vec<IpAddr>,
+    balancer: Vec<IpAddr>,
+}
+
+/// Makes one; there is no load balancer, so this says in the Service's status what it would, and leads its addresses to node 1.
+fn expose(cluster: &Cluster, pod: &str, traffic: &'static str, n: u16) -> Result<Exposed> {
+    let (name, node_port) = (format!("{pod}-{}", traffic.to_lowercase()), NODE_PORT + 10 * n);
     let ports: Vec<String> = (0..)
         .zip([HTTP, TCP, GRPC])
-        .map(|(n, port)| format!("{{name: p{n}, port: {port}, targetPort: {port}, nodePort: {}}}", NODE_PORT + n))
+        .map(|(n, port)| format!("{{name: p{n}, port: {port}, targetPort: {port}, nodePort: {}}}", node_port + n))
         .collect();
     cluster.apply(&format!(
         "apiVersion: v1
 kind: Service
-metadata: {{name: {pod}, namespace: shop}}
+metadata: {{name: {name}, namespace: shop}}
 spec:
-  type: NodePort
+  type: LoadBalancer
+  externalTrafficPolicy: {traffic}
   ipFamilyPolicy: RequireDualStack
   selector: {{app: {pod}}}
   ports: [{}]
 ",
         ports.join(", ")
     ))?;
-    let ips = cluster.get(&["service", pod, "-n", "shop"])?["spec"]["clusterIPs"].clone();
-    ips.as_array().context("addresses")?.iter().map(|ip| Ok(ip.as_str().context("text")?.parse()?)).collect()
+    // Beside the ranges of pods, services and nodes.
+    let (v4, v6) = (Ipv4Addr::new(198, 19, 100, n as u8 + 1), Ipv6Addr::new(0xfd77, 0xffff, 0, 1, 0, 0, 0, n + 1));
+    let (via4, via6, port) = (plan::node_v4(1), plan::node_v6(1), plan::port_name(1));
+    let routes = format!("route add {v4} via {via4} dev {port}\nroute add {v6} via {via6} dev {port}\n");
+    cluster.lab().fabric().ip(&routes)?;
+    let status = json!({"status": {"loadBalancer": {"ingress": [{"ip": v4}, {"ip": v6}]}}}).to_string();
+    cluster.kubectl(&[
+        "patch",
+        "service",
+        &name,
+        "-n",
+        "shop",
+        "--subresource=status",
+        "--type=merge",
+        "-p",
+        &status,
+    ])?;
+    let ips = cluster.get(&["service", &name, "-n", "shop"])?["spec"]["clusterIPs"].clone();
+    let ips = ips.as_array().context("addresses")?.iter();
+    let ips = ips.map(|ip| Ok(ip.as_str().context("text")?.parse()?)).collect::<Result<_>>()?;
+    Ok(Exposed { traffic, node_port, cluster: ips, balancer: vec![v4.into(), v6.into()] })
 }
 
 /// Somebody who tries, and the address he tries.
@@ -127,27 +161,40 @@ impl Place<'_> {
 }
 
 /// Everybody who is not the kubelet of the pod's node, at every way to its probed ports.
-fn strangers<'a>(cluster: &'a Cluster, pods: &[&'a Member], web: &Member, service: &[IpAddr]) -> Vec<Attempt<'a>> {
+fn strangers<'a>(cluster: &'a Cluster, pods: &[&'a Member], web: &Member, exposed: &[Exposed]) -> Vec<Attempt<'a>> {
     let (fabric, far) = (cluster.lab().fabric(), cluster.lab().node(2));
     let mut all = Vec::new();
     for (n, port) in (0..).zip([HTTP, TCP, GRPC]) {
+        let from_pods = |what: &str, to: SocketAddr| -> Vec<Attempt<'a>> {
+            pods.iter().map(|pod| (format!("the pod {}{what}", pod.name), Place::Pod(pod), to)).collect()
+        };
         for ip in &web.ips {
             let to = SocketAddr::new(*ip, port);
-            all.extend(pods.iter().map(|pod| (format!("the pod {}", pod.name), Place::Pod(pod), to)));
+            all.extend(from_pods("", to));
             all.push(("a process of the other node".into(), Place::Node(far), to));
             all.push(("a machine beside the nodes".into(), Place::Node(fabric), to));
-        }
-        for node in cluster.lab().nodes() {
-            for ip in node.ips() {
-                let what = format!("through a NodePort of {}", node.name());
-                all.push((what, Place::Node(fabric), SocketAddr::new(ip, NODE_PORT + n)));
-            }
         }
         for ip in cluster.lab().node(1).ips() {
             all.push(("through a hostPort".into(), Place::Node(fabric), SocketAddr::new(ip, port + HOST)));
         }
-        for ip in service {
-            all.push(("through the Service's address".into(), Place::Node(fabric), SocketAddr::new(*ip, port)));
+        for Exposed { traffic, node_port, cluster: inside, balancer } in exposed {
+            for node in cluster.lab().nodes() {
+                // With `Local` a node without such a pod takes nothing.
+                let ips = if *traffic == "Local" && node.index() != web.node { vec![] } else { node.ips() };
+                let what = format!("through a NodePort of {} ({traffic})", node.name());
+                let at = |ip| (what.clone(), Place::Node(fabric), SocketAddr::new(ip, node_port + n));
+                all.extend(ips.into_iter().map(at));
+            }
+            for ip in inside {
+                all.push(("through the Service's address".into(), Place::Node(fabric), SocketAddr::new(*ip, port)));
+            }
+            for ip in balancer {
+                let (what, to) =
+                    (format!(" through a load balancer's address ({traffic})"), SocketAddr::new(*ip, port));
+                all.push((format!("a machine{what}"), Place::Node(fabric), to));
+                all.push((format!("a process of the other node{what}"), Place::Node(far), to));
+                all.extend(from_pods(&what, to));
+            }
         }
     }
     all
@@ -214,10 +261,10 @@ fn signal(cluster: &Cluster, name: &str) -> Result<()> {
 fn probes_of_strict_pods_pass_and_nobody_else_reaches_their_ports_also_while_pod_watcher_is_dead() -> Result<()> {
     let (cluster, _) = meshed("kube-probes", true)?;
     let web = probed(&cluster, "web", 1)?;
-    let service = expose(&cluster, "web")?;
+    let exposed = [expose(&cluster, "web", "Cluster", 0)?, expose(&cluster, "web", "Local", 1)?];
     let (near, far) = (start(&cluster, "outside", "near", 1)?, start(&cluster, "outside", "far", 2)?);
     captured(&cluster, &[&web], true)?;
-    let strangers = strangers(&cluster, &[&near, &far], &web, &service);
+    let strangers = strangers(&cluster, &[&near, &far], &web, &exposed);
     // Before STRICT each of them gets through, or their refusal would prove nothing.
     met(&strangers, true)?;
 

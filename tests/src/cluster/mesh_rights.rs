@@ -41,6 +41,11 @@ fn a_token_of_one_nodes_pod_watcher_changes_nothing_of_another_node_and_no_label
         |kind: &str| json!({"status": {"conditions": [{"type": kind, "status": "False", "reason": "Test"}]}});
     let taint = |key: &str| json!({"spec": {"taints": [{"key": key, "effect": "NoSchedule"}]}});
     let label = json!({"metadata": {"labels": {"a": "b"}}});
+    let annotation = json!({"metadata": {"annotations": {"a": "b"}}});
+    // An owner that does not exist: the garbage collector would delete the node.
+    let owner =
+        json!({"apiVersion": "v1", "kind": "Node", "name": "gone", "uid": "00000000-0000-0000-0000-000000000000"});
+    let owned = json!({"metadata": {"ownerReferences": [owner]}});
     let (here, there) = ("/api/v1/namespaces/shop/pods/here/status", "/api/v1/namespaces/shop/pods/there/status");
     let (one, two) = ("/api/v1/nodes/node-1", "/api/v1/nodes/node-2");
     let ours = "culvert.io/Captured";
@@ -53,8 +58,14 @@ fn a_token_of_one_nodes_pod_watcher_changes_nothing_of_another_node_and_no_label
         (there, condition(ours), "that node alone"),
         (here, condition("Ready"), "culvert.io/Captured alone"),
         (here, json!({"status": {"podIP": "198.18.9.9"}}), "culvert.io/Captured alone"),
+        (here, json!({"status": {"message": "evicted", "reason": "Evicted"}}), "culvert.io/Captured alone"),
+        (here, json!({"status": {"startTime": "2020-01-01T00:00:00Z"}}), "culvert.io/Captured alone"),
         (here, label.clone(), "labels"),
+        (here, annotation.clone(), "annotations"),
         (one, label, "labels"),
+        (one, annotation, "annotations"),
+        (one, owned, "owners"),
+        (one, json!({"spec": {"unschedulable": true}}), "culvert.io/not-ready alone"),
         (one, taint("another"), "culvert.io/not-ready alone"),
         (two, taint("culvert.io/not-ready"), "that Node alone"),
     ];

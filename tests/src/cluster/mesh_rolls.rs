@@ -18,6 +18,8 @@ use crate::support::figure;
 /// The issue's own figures.
 const ROLLINGS: usize = 10;
 const RATE: u32 = 300;
+/// Of it this much is asked for at least: who is late catches up, but for the last attempts.
+const SHARE: f64 = 0.9;
 /// Connections that stay open until they are cut, of each pod to each address.
 const KEPT: usize = 5;
 
@@ -121,6 +123,7 @@ fn no_connection_is_refused_or_ends_before_its_first_byte_while_node_proxy_is_re
     let met = met.into_inner().expect("no panic while held");
     let failed: u64 = met.failed.values().map(|(count, _)| count).sum();
     let tried = met.answered + failed;
+    let rate = tried as f64 / took / callers.len() as f64;
     figure(
         "failed while node-proxy was replaced",
         failed,
@@ -129,12 +132,13 @@ fn no_connection_is_refused_or_ends_before_its_first_byte_while_node_proxy_is_re
     );
     figure(
         "connections",
-        format!("{:.0}", tried as f64 / took / callers.len() as f64),
+        format!("{rate:.0}"),
         "per second and pod",
         &format!("aim {RATE}; slowest answer {:?}", met.slowest),
     );
     figure("long-lived connections cut", met.cut, "connections", "at the end of their worker's drain");
     ensure!(failed == 0, "{:#?}", met.failed);
-    ensure!(met.answered > 1000 && met.cut > 0, "{} answered, {} cut", met.answered, met.cut);
+    ensure!(rate >= SHARE * f64::from(RATE), "{rate:.0} a second and pod, asked for were {RATE}");
+    ensure!(met.cut > 0, "no long-lived connection was there to be cut");
     Ok(())
 }

@@ -169,10 +169,10 @@ fn each_bad_policy_says_what_happens_and_where_others_are_undisturbed_and_nobody
         ),
         (
             AUTHORIZATION,
-            "target",
-            selecting("bad", json!({"targetRefs": [{"king": "Service"}]})),
+            "port-name",
+            selecting("bad", json!({"rules": [{"to": [{"operation": {"ports": ["http"]}}]}]})),
             "NotUnderstood",
-            "spec.targetRefs[0].king: ",
+            "spec.rules[0].to[0].operation.ports: ",
         ),
         (
             AUTHORIZATION,

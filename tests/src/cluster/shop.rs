@@ -2,6 +2,7 @@
 
 use std::io::{self, Read as _, Write as _};
 use std::net::{IpAddr, Ipv6Addr, SocketAddr, TcpListener, TcpStream};
+use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
@@ -149,6 +150,12 @@ pub(crate) fn process_of(cluster: &Cluster, pod: &str) -> Result<Pid> {
 }
 
 impl Member {
+    /// Its network, to be looked for when it is gone.
+    pub(crate) fn network(&self) -> Result<Network> {
+        let is = std::fs::metadata(&self.netns).with_context(|| self.netns.display().to_string())?;
+        Ok(Network { device: is.dev(), inode: is.ino() })
+    }
+
     /// Its addresses with the echo server's port.
     pub(crate) fn echo(&self) -> Vec<SocketAddr> {
         self.ips.iter().map(|ip| SocketAddr::new(*ip, ECHO)).collect()
@@ -190,6 +197,34 @@ impl Member {
         cluster
             .kubectl(&["get", "pod", &self.name, "-n", &self.namespace, "-o", &output])
             .is_ok_and(|text| text == "True")
+    }
+}
+
+/// A network namespace.
+pub(crate) struct Network {
+    device: u64,
+    pub(crate) inode: u64,
+}
+
+impl Network {
+    /// Who holds it: processes of the machine that are in it, have it open, or have a mount of it.
+    pub(crate) fn holders(&self) -> Vec<String> {
+        let mount = format!(" net:[{}] ", self.inode);
+        let is_it = |path: &Path| {
+            std::fs::metadata(path).is_ok_and(|found| (found.dev(), found.ino()) == (self.device, self.inode))
+        };
+        let holds = |process: &Path| {
+            let open = std::fs::read_dir(process.join("fd")).into_iter().flatten().flatten();
+            is_it(&process.join("ns/net"))
+                || std::fs::read_to_string(process.join("mountinfo")).is_ok_and(|text| text.contains(&mount))
+                || open.into_iter().any(|file| is_it(&file.path()))
+        };
+        let processes = std::fs::read_dir("/proc").into_iter().flatten().flatten().map(|entry| entry.path());
+        let processes = processes.filter(|path| path.join("ns").exists() && holds(path));
+        let name = |path: std::path::PathBuf| {
+            format!("{} {}", path.display(), std::fs::read_to_string(path.join("comm")).unwrap_or_default().trim())
+        };
+        processes.map(name).collect()
     }
 }
 

@@ -87,6 +87,10 @@ impl Ledger {
         let Seen { node, direction, from, to, security } = seen;
         let reporter = if direction == "outbound" { "source" } else { "destination" };
         self.add(node, format!("failed {reporter} {from}>{to} {security} {flags}"), 1);
+        // A tunnel that never came to be: the peer has proven nothing.
+        if direction == "inbound-tunnel" && from == "unknown" {
+            self.add(node, format!("handshake {reason}"), 1);
+        }
         self.add(node, format!("refused {direction} {reason}"), 1);
         self.add(node, format!("line {direction} {from}>{to} {security} refused {reason}"), 1);
     }
@@ -134,6 +138,11 @@ fn of_series(one: &Series) -> Option<String> {
         "istio_tcp_received_bytes_total" => traffic("received"),
         "culvert_connections_refused_total" => format!("refused {} {}", label("direction"), label("reason")),
         "culvert_connections_ended_total" => format!("ended {} {}", label("direction"), label("reason")),
+        // None of the load's is left in the end.
+        "culvert_connections_open" => format!("still open {}", label("direction")),
+        "culvert_handshakes_total" if label("result") != "ok" && label("side") == "server" => {
+            format!("handshake {}", label("result"))
+        }
         "culvert_pod_bytes_total" => format!("pod {} {} {}", label("pod"), label("direction"), label("scope")),
         _ => return None,
     })
@@ -149,7 +158,8 @@ fn account(identity: &str) -> &str {
 
 /// What has come since.
 pub(crate) fn since(now: &Book, before: &Book) -> Book {
-    let grown = now.iter().map(|(entry, count)| (entry.clone(), count - before.get(entry).copied().unwrap_or(0)));
+    let grown =
+        now.iter().map(|(entry, count)| (entry.clone(), count.saturating_sub(before.get(entry).copied().unwrap_or(0))));
     grown.filter(|(_, count)| *count > 0).collect()
 }
 

@@ -4,12 +4,14 @@
 
 mod ledger;
 mod load;
+mod odd;
+mod odd_peer;
 mod reasons;
 mod restarted;
 
 use std::collections::BTreeSet;
 use std::net::SocketAddr;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 use lab::pod::ECHO;
@@ -26,6 +28,8 @@ const WORLD: u16 = 7777;
 const NOBODY: u16 = 1;
 /// Deadlines of the worker are 10 s.
 const LONG: Duration = Duration::from_secs(14);
+/// For how long nothing may be counted any more once everything is. Lines are written within 100 ms.
+const STILL: Duration = Duration::from_millis(500);
 
 /// The pods, each with a service account of its own name. `near` and the callers are of node 1, `far` and `hole` of node 2.
 struct Pods {
@@ -93,6 +97,7 @@ fn metrics_and_log_of_both_ends_equal_what_the_client_counted_with_difference_0(
     for ip in &empty {
         talk::knows(&lab, 1, "the empty service", |config, _| config.to_string().contains(&ip.to_string()))?;
     }
+    let uncaptured = odd::uncaptured(&lab)?;
     let before = [told(&lab, 1)?, told(&lab, 2)?];
     let mut ledger = Ledger::default();
 
@@ -108,6 +113,7 @@ fn metrics_and_log_of_both_ends_equal_what_the_client_counted_with_difference_0(
         moved(&lab, &pods, &mut ledger)?;
         refused(&pods, &late, &empty, &mut ledger)?;
         aborted(&pods, &mut ledger)?;
+        odd::peers(&lab, &pods, &uncaptured, &mut ledger)?;
         slow.join().map_err(|_| anyhow::anyhow!("the slow refusals panicked"))??;
         anyhow::Ok(())
     })?;
@@ -131,6 +137,7 @@ fn metrics_and_log_of_both_ends_equal_what_the_client_counted_with_difference_0(
         let note = format!("{opened} ends opened, {failed} refused, {bytes} bytes, {} entries compared", book.len());
         figure(&format!("difference between client and node {node}"), 0, "counts", &note);
     }
+    seen.extend(odd::no_socket(&lab, &pods)?);
     seen.extend(restarted::tunnel_closed(&lab, &pods)?);
     seen.extend(restarted::overloaded(&lab, &pods)?);
 
@@ -156,6 +163,12 @@ fn equal(lab: &Lab, node: usize, before: &Book, ledger: &Ledger) -> Result<Book>
             last.iter().map(|(entry, client, node)| format!("{entry}: client {client}, node {node}")).collect();
         lines.join("\n")
     })?;
+    // What is counted or written twice comes a moment later.
+    let still = Instant::now();
+    while still.elapsed() < STILL {
+        let more = differences(&client, &since(&told(lab, node)?, before));
+        ensure!(more.is_empty(), "node {node} went on counting: {more:?}");
+    }
     Ok(client)
 }
 

@@ -23,16 +23,14 @@ pub(crate) fn caused(reason: Reason) -> Result<(), &'static str> {
         | R::Reset
         | R::TunnelClosed
         | R::Overloaded
-        | R::Draining => Ok(()),
+        | R::Draining
+        | R::CertificateExpired
+        | R::BadRequest
+        | R::WrongDestination
+        | R::TunnelRefused
+        | R::NoSocket => Ok(()),
         R::NotReady => {
             Err("lasts from a restarted worker's first configuration to the keeper's last pod: milliseconds")
-        }
-        R::CertificateExpired => Err("certificates live a day: the worker's own tests turn its clock"),
-        R::BadRequest | R::WrongDestination | R::TunnelRefused => {
-            Err("needs a peer with a certificate of the mesh that is not ours: node-proxy's tests have one")
-        }
-        R::NoSocket => {
-            Err("needs a keeper that does not mint, and a stock that is used up: node-proxy's tests have both")
         }
         R::NoOriginalDestination => {
             Err("the rules redirect all that reaches the listeners, so the kernel always knows")

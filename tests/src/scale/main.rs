@@ -1,6 +1,6 @@
 //! `cargo xtask scale`: ten thousand pods on two hundred nodes that are objects in a real API server and nothing else, and what they cost
-//! the control plane and a proxy. Prints figures; what is asserted is that all of it becomes known. Root, and the parts that
-//! `cargo xtask` makes.
+//! the control plane and a proxy. Prints figures; what is asserted is that all of it becomes known, and every change of it. Root, and the
+//! parts that `cargo xtask` makes.
 
 #[path = "../as_admin.rs"]
 mod as_admin;
@@ -20,6 +20,7 @@ use cluster::{Cluster, Config};
 use lab::wait;
 use objects::{Counts, Writer};
 use processes::{CONTROL_PLANE, Group, WORKER};
+use subscribers::Seen;
 
 use crate::figure::figure;
 
@@ -99,6 +100,9 @@ fn totals(when: &str, used: &Use) {
     figure(&format!("proxy{when}"), mib(used.proxy.memory), "MiB", "one worker with its supervisor");
 }
 
+/// A kind of object, how many there will be, and how all of them are written.
+type Kind<'a> = (&'a str, usize, &'a dyn Fn() -> Result<Duration>);
+
 fn grown(cluster: &Cluster, what: &str, count: usize, before: &Use) -> Result<Use> {
     let now = settled(cluster)?;
     let replicas = now.control_plane.processes;
@@ -113,16 +117,18 @@ fn grown(cluster: &Cluster, what: &str, count: usize, before: &Use) -> Result<Us
     Ok(now)
 }
 
-/// What a change costs: pods become ready and unready at a steady pace.
-fn churn(cluster: &Cluster, writer: &Writer<'_>, streams: usize) -> Result<()> {
+/// What a change costs: pods become unready and ready again at a steady pace, and every stream is told each time.
+fn churn(cluster: &Cluster, writer: &Writer<'_>, seen: &Seen, streams: usize) -> Result<()> {
     let (before, begun) = (used(cluster)?, Instant::now());
     let idle = Duration::from_secs(10);
     while begun.elapsed() < idle {
         std::thread::park_timeout(idle.saturating_sub(begun.elapsed()));
     }
     let quiet = used(cluster)?;
+    seen.listen();
     let took = writer.flip(CHANGES, PACE)?;
-    // The last of them has arrived when what is sent comes to rest.
+    wait::until_true("every stream to be told of every change", KNOWN, || seen.fewest_changes() == CHANGES)
+        .with_context(|| format!("one was told of {} of {CHANGES}", seen.fewest_changes()))?;
     let after = settled(cluster)?;
     let seconds = idle.as_secs_f64();
     let per_change = |after: u64, quiet: u64, before: u64| {
@@ -138,6 +144,8 @@ fn churn(cluster: &Cluster, writer: &Writer<'_>, streams: usize) -> Result<()> {
     figure("proxy CPU per change", format!("{micros:.0}"), "µs", "one node");
     let bytes = per_change(after.proxy.received, quiet.proxy.received, before.proxy.received);
     figure("bytes per change", format!("{bytes:.0}"), "B", "received by one proxy, TCP and TLS included");
+    let each = format!("{:.2}", seen.resources() / CHANGES as f64);
+    figure("records told per change", each, "records", "to one stream; each was told of every change");
     Ok(())
 }
 
@@ -164,7 +172,7 @@ fn a_stream_for_each_node(cluster: &Cluster, writer: &Writer<'_>, before: &Use, 
         let now = settled(cluster)?;
         let each = kib(now.control_plane.memory, before.control_plane.memory, SUBSCRIBERS);
         figure("control plane per stream", each, "KiB", &format!("{SUBSCRIBERS} more, that have everything"));
-        churn(cluster, writer, SUBSCRIBERS + 2)
+        churn(cluster, writer, seen, SUBSCRIBERS + 2)
     })
 }
 
@@ -227,17 +235,22 @@ fn ten_thousand_pods_on_two_hundred_nodes_cost_what_is_printed() -> Result<()> {
     let writer = Writer(&cluster);
     let start = settled(&cluster)?;
     let own = processes::records(&cluster, 1)?;
+    let whole = own + WHOLE.services + WHOLE.pods;
     totals(", empty", &start);
 
-    let wrote = writer.world(WHOLE)?;
-    figure(
-        "nodes, services and policies written",
-        format!("{:.1}", wrote.as_secs_f64()),
-        "s",
-        &format!("{} objects", WHOLE.nodes + 2 * WHOLE.services + WHOLE.policies),
-    );
+    writer.namespaces()?;
+    let mut last = settled(&cluster)?;
+    let kinds: [Kind<'_>; 3] = [
+        ("node", WHOLE.nodes, &|| writer.nodes(WHOLE.nodes)),
+        ("service with its slice", WHOLE.services, &|| writer.services(WHOLE)),
+        ("policy", WHOLE.policies, &|| writer.policies(WHOLE)),
+    ];
+    for (what, count, write) in kinds {
+        let rate = format!("{:.0}", count as f64 / write()?.as_secs_f64());
+        figure(&format!("written: {what}"), rate, "per second", &format!("{count} of them"));
+        last = grown(&cluster, what, count, &last)?;
+    }
     known(&cluster, own + WHOLE.services)?;
-    let mut last = grown(&cluster, "service, policy and node", WHOLE.services + WHOLE.policies + WHOLE.nodes, &start)?;
     for step in 0..STEPS {
         let each = WHOLE.pods / STEPS;
         let wrote = writer.pods(step * each..(step + 1) * each)?;
@@ -247,8 +260,11 @@ fn ten_thousand_pods_on_two_hundred_nodes_cost_what_is_printed() -> Result<()> {
         last = grown(&cluster, "pod", each, &last)?;
     }
     totals(", everything known", &last);
-    churn(&cluster, &writer, 2)?;
-    a_stream_for_each_node(&cluster, &writer, &last, own + WHOLE.services + WHOLE.pods)?;
+    subscribers::with(&cluster, 1, |seen| {
+        wait::until_true("a stream to have been told everything", KNOWN, || seen.complete(whole) == 1)?;
+        churn(&cluster, &writer, seen, 3)
+    })?;
+    a_stream_for_each_node(&cluster, &writer, &last, whole)?;
     restarts(&cluster)?;
-    fresh_proxy(&cluster, own + WHOLE.services + WHOLE.pods)
+    fresh_proxy(&cluster, whole)
 }

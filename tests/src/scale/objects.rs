@@ -32,11 +32,24 @@ pub(crate) struct Counts {
 /// One request.
 struct Write(Method, String, Value);
 
+fn post(path: &str, body: Value) -> Write {
+    Write(Method::Post, path.to_owned(), body)
+}
+
 /// Writes objects, as the cluster's administrator.
 pub(crate) struct Writer<'a>(pub(crate) &'a Cluster);
 
 fn namespace(n: usize) -> String {
     format!("scale-{}", n % NAMESPACES)
+}
+
+fn far(n: usize) -> String {
+    format!("far-{n}")
+}
+
+/// Whether a node is one of these.
+pub(crate) fn is_far(node: &str) -> bool {
+    node.starts_with("far-")
 }
 
 /// Of the part of the pods' ranges that no node of this machine has.
@@ -77,10 +90,9 @@ impl Writer<'_> {
         })
     }
 
-    /// Everything but pods.
-    pub(crate) fn world(&self, counts: Counts) -> Result<Duration> {
-        let post = |path: &str, body: Value| Write(Method::Post, path.to_owned(), body);
-        let namespaces = self.all(NAMESPACES, move |n| {
+    /// The namespaces with their accounts.
+    pub(crate) fn namespaces(&self) -> Result<Duration> {
+        self.all(NAMESPACES, move |n| {
             let labels = json!({"culvert.io/mesh": "enabled"});
             let mut writes =
                 vec![post("/api/v1/namespaces", json!({"metadata": {"name": namespace(n), "labels": labels}}))];
@@ -88,13 +100,21 @@ impl Writer<'_> {
             let path = format!("/api/v1/namespaces/{}/serviceaccounts", namespace(n));
             writes.extend(accounts.map(|name| post(&path, json!({"metadata": {"name": name}}))));
             writes
-        })?;
-        let nodes = self.all(counts.nodes, move |n| {
+        })
+    }
+
+    /// Nodes that are not there.
+    pub(crate) fn nodes(&self, count: usize) -> Result<Duration> {
+        self.all(count, move |n| {
             let labels =
                 json!({"topology.kubernetes.io/region": "r", "topology.kubernetes.io/zone": format!("r-{}", n % 3)});
-            vec![post("/api/v1/nodes", json!({"metadata": {"name": format!("far-{n}"), "labels": labels}}))]
-        })?;
-        let services = self.all(counts.services, move |n| {
+            vec![post("/api/v1/nodes", json!({"metadata": {"name": far(n), "labels": labels}}))]
+        })
+    }
+
+    /// Services, each with its EndpointSlice.
+    pub(crate) fn services(&self, counts: Counts) -> Result<Duration> {
+        self.all(counts.services, move |n| {
             let (space, name) = (namespace(n), format!("app-{n}"));
             let ports = json!([{"name": "http", "port": 80, "targetPort": 8080, "protocol": "TCP"}]);
             let service = json!({
@@ -118,8 +138,12 @@ impl Writer<'_> {
                 post(&format!("/api/v1/namespaces/{space}/services"), service),
                 post(&format!("/apis/discovery.k8s.io/v1/namespaces/{space}/endpointslices"), slice),
             ]
-        })?;
-        let policies = self.all(counts.policies, move |n| {
+        })
+    }
+
+    /// Policies for the pods behind them.
+    pub(crate) fn policies(&self, counts: Counts) -> Result<Duration> {
+        self.all(counts.policies, move |n| {
             let principals: Vec<String> = (0..3)
                 .map(|k| format!("cluster.local/ns/{}/sa/account-{}", namespace(n + k), (n + k) % ACCOUNTS))
                 .collect();
@@ -135,8 +159,7 @@ impl Writer<'_> {
             });
             let space = namespace(n % counts.services);
             vec![post(&format!("/apis/security.istio.io/v1/namespaces/{space}/authorizationpolicies"), policy)]
-        })?;
-        Ok(namespaces + nodes + services + policies)
+        })
     }
 
     /// Running, ready pods of far nodes.
@@ -150,7 +173,7 @@ impl Writer<'_> {
             let pod = json!({
                 "metadata": {"name": name, "labels": {"app": format!("app-{app}"), "version": "v1", "pod-template-hash": "5d4f8c7b9"}},
                 "spec": {
-                    "nodeName": format!("far-{}", n % counts.nodes), "serviceAccountName": format!("account-{}", n % ACCOUNTS),
+                    "nodeName": far(n % counts.nodes), "serviceAccountName": format!("account-{}", n % ACCOUNTS),
                     "automountServiceAccountToken": false, "enableServiceLinks": false,
                     "containers": [{"name": "app", "image": "localhost/app", "ports": [{"containerPort": 8080}]}],
                 },
@@ -160,13 +183,15 @@ impl Writer<'_> {
         })
     }
 
-    /// Changes whether pods are ready, one after the other at a steady pace.
+    /// Changes whether pods are ready, one after the other at a steady pace: half as many pods as changes, each unready first and ready
+    /// again when all of them were. A pod that came back at once might be as before when it is looked at, and be no change.
     pub(crate) fn flip(&self, changes: usize, pace: Duration) -> Result<Duration> {
         with_api(self.0, async |api| {
             let begun = tokio::time::Instant::now();
+            let pods = changes / 2;
             for n in 0..changes {
                 tokio::time::sleep_until(begun + pace * u32::try_from(n)?).await;
-                let (pod, ready) = (n / 2, n % 2 == 1);
+                let (pod, ready) = (n % pods, n >= pods);
                 let path =
                     format!("/api/v1/namespaces/{}/pods/pod-{pod}/status", namespace(app(pod, crate::WHOLE.services)));
                 api.write(Method::Merge, &path, &status(pod, ready)).await.with_context(|| path.clone())?;

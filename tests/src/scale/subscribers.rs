@@ -1,8 +1,9 @@
-//! Proxies of nodes that are objects only: streams that ask for everything, acknowledge it and keep nothing of it but its number. All of
-//! them show the token of node 1's proxy, and take part from the fabric.
+//! Proxies of nodes that are objects only: streams that ask for everything, acknowledge it and keep nothing of it but its number, and
+//! which pods they heard of while they are asked to listen. All of them show the token of node 1's proxy, and take part from the fabric.
 
-use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::collections::BTreeSet;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use anyhow::{Context as _, Result};
@@ -10,25 +11,78 @@ use cluster::Cluster;
 use cluster::mesh::NAMESPACE;
 use mesh_api::xds::discovery::aggregated_discovery_service_client::AggregatedDiscoveryServiceClient;
 use mesh_api::xds::discovery::{DeltaDiscoveryRequest, DeltaDiscoveryResponse};
-use mesh_api::xds::{ADDRESS_TYPE, AUTHORIZATION_TYPE};
+use mesh_api::xds::{ADDRESS_TYPE, AUTHORIZATION_TYPE, Resource, decode};
+use mesh_model::Health;
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
 use tonic::{Request, Streaming};
 
-use crate::control_plane;
+use crate::{control_plane, objects};
 
 /// Connecting, with all others at once.
 const PATIENCE: Duration = Duration::from_secs(60);
 /// Of the largest answer: everything.
 const LARGEST: usize = 256 * 1024 * 1024;
 
-/// How many workloads and services each of them has.
-pub(crate) struct Seen(Vec<AtomicUsize>);
+/// What each of them was told.
+pub(crate) struct Seen {
+    streams: Vec<Told>,
+    /// Whether what they are told is looked at.
+    listening: AtomicBool,
+}
+
+#[derive(Default)]
+struct Told {
+    /// Workloads and services that it has.
+    records: AtomicUsize,
+    /// Workloads and services in the answers since it listens, the same one again counted again.
+    since: AtomicUsize,
+    /// Pods of far nodes that it heard of since then, each with whether it was ready.
+    pods: Mutex<BTreeSet<(String, bool)>>,
+}
 
 impl Seen {
     /// Those that have at least so many.
     pub(crate) fn complete(&self, records: usize) -> usize {
-        self.0.iter().filter(|seen| seen.load(Ordering::Relaxed) >= records).count()
+        self.streams.iter().filter(|told| told.records.load(Ordering::Relaxed) >= records).count()
+    }
+
+    /// From now on what is told is looked at.
+    pub(crate) fn listen(&self) {
+        self.listening.store(true, Ordering::Relaxed);
+    }
+
+    /// How many changes of pods' readiness the stream knows of that knows the fewest.
+    pub(crate) fn fewest_changes(&self) -> usize {
+        let known = self.streams.iter().map(|told| told.pods.lock().expect("no panic while held").len());
+        known.min().unwrap_or(0)
+    }
+
+    /// Resources that one stream was sent for them, on average.
+    pub(crate) fn resources(&self) -> f64 {
+        let sent: usize = self.streams.iter().map(|told| told.since.load(Ordering::Relaxed)).sum();
+        sent as f64 / self.streams.len() as f64
+    }
+}
+
+impl Told {
+    fn note(&self, answer: &DeltaDiscoveryResponse, listening: bool) {
+        // Changes of what is there already do not add to it; none are told before everything is.
+        self.records.fetch_max(answer.resources.len(), Ordering::Relaxed);
+        if !listening {
+            return;
+        }
+        self.since.fetch_add(answer.resources.len(), Ordering::Relaxed);
+        let ready = answer.resources.iter().filter_map(|resource| {
+            let body = &resource.resource.as_ref()?.value;
+            match decode(ADDRESS_TYPE, &resource.name, body) {
+                Ok(Resource::Workload(workload)) if objects::is_far(&workload.node) => {
+                    Some((resource.name.clone(), workload.health == Health::Healthy))
+                }
+                _ => None,
+            }
+        });
+        self.pods.lock().expect("no panic while held").extend(ready);
     }
 }
 
@@ -36,7 +90,8 @@ impl Seen {
 pub(crate) fn with(cluster: &Cluster, count: usize, work: impl FnOnce(&Seen) -> Result<()>) -> Result<()> {
     let root = control_plane::root(cluster)?;
     let token = control_plane::bound_token(cluster, NAMESPACE, "node-proxy", &control_plane::proxy(cluster, 1)?)?;
-    let seen = Arc::new(Seen((0..count).map(|_| AtomicUsize::new(0)).collect()));
+    let streams = (0..count).map(|_| Told::default()).collect();
+    let seen = Arc::new(Seen { streams, listening: AtomicBool::new(false) });
     let (over, ends) = watch::channel(());
     std::thread::scope(|scope| {
         let all = scope.spawn(|| {
@@ -58,11 +113,11 @@ pub(crate) fn with(cluster: &Cluster, count: usize, work: impl FnOnce(&Seen) -> 
 
 async fn subscribe(root: String, token: String, seen: Arc<Seen>, ends: watch::Receiver<()>) -> Result<()> {
     let mut streams = JoinSet::new();
-    for number in 0..seen.0.len() {
+    for number in 0..seen.streams.len() {
         let (root, token, seen, mut ends) = (root.clone(), token.clone(), seen.clone(), ends.clone());
         streams.spawn(async move {
             tokio::select! {
-                ended = follow(&root, &token, &seen.0[number]) => ended.with_context(|| format!("stream {number}")),
+                ended = follow(&root, &token, &seen, number) => ended.with_context(|| format!("stream {number}")),
                 _ = ends.changed() => Ok(()),
             }
         });
@@ -73,7 +128,7 @@ async fn subscribe(root: String, token: String, seen: Arc<Seen>, ends: watch::Re
     Ok(())
 }
 
-async fn follow(root: &str, token: &str, seen: &AtomicUsize) -> Result<()> {
+async fn follow(root: &str, token: &str, seen: &Seen, number: usize) -> Result<()> {
     // A round is three answers at most.
     let (say, said) = mpsc::channel(8);
     for type_url in [ADDRESS_TYPE, AUTHORIZATION_TYPE] {
@@ -82,8 +137,7 @@ async fn follow(root: &str, token: &str, seen: &AtomicUsize) -> Result<()> {
     let mut answers = tokio::time::timeout(PATIENCE, open(root, token, said)).await.context("not open in time")??;
     while let Some(answer) = answers.message().await? {
         if answer.type_url == ADDRESS_TYPE {
-            // Changes of what is there already do not add to it; none are told before everything is.
-            seen.fetch_max(answer.resources.len(), Ordering::Relaxed);
+            seen.streams[number].note(&answer, seen.listening.load(Ordering::Relaxed));
         }
         let acknowledged =
             DeltaDiscoveryRequest { type_url: answer.type_url, response_nonce: answer.nonce, ..Default::default() };

@@ -171,33 +171,71 @@ fn a_policy_for_a_service_is_listed_at_the_pods_behind_it_ready_or_not() {
     assert!(all.policies.is_empty() && all.problems.len() == 1, "{all:?}");
 }
 
+/// The pod cart of shop behind Service web of another namespace: by its address alone, or as the pod that it is.
+fn lent_to(lender: &str, by_name: bool) -> String {
+    let service = object("Service", lender, "web", "{ports: [{port: 80}]}");
+    let slice =
+        "---\napiVersion: discovery.k8s.io/v1\nkind: EndpointSlice\nmetadata: {name: web-x, namespace: LENDER, \
+                 labels: {kubernetes.io/service-name: web}}\naddressType: IPv4\nports: [{port: 8080}]\n\
+                 endpoints: [{addresses: [198.18.1.2]TARGET}]\n"
+            .replace("LENDER", lender)
+            .replace("TARGET", if by_name { ", targetRef: {kind: Pod, name: cart, namespace: shop}" } else { "" });
+    [pod("cart", "198.18.1.2"), service, slice].concat()
+}
+
+fn cart(all: &Compiled) -> &Workload {
+    all.workloads.iter().find(|workload| workload.pod.name == "cart").expect("the pod")
+}
+
+fn listed_at(workload: &Workload) -> Vec<String> {
+    workload.policies.iter().map(ToString::to_string).collect()
+}
+
 #[test]
-fn a_policy_for_a_service_follows_it_to_pods_of_other_namespaces_and_one_for_pods_does_not() {
-    // Of the root namespace, one for pods is for those of all namespaces.
-    for (near, policies) in [("near", vec!["near/s"]), ("culvert-system", vec!["culvert-system/p", "culvert-system/s"])]
+fn a_policy_of_another_namespace_neither_opens_nor_shuts_a_pod_that_a_slice_there_names() {
+    let own = object("AuthorizationPolicy", "shop", "only-web", "{selector: {matchLabels: {app: cart}}, rules: []}");
+    for (action, by_name) in [("ALLOW", false), ("ALLOW", true), ("DENY", false), ("CUSTOM, provider: {name: x}", true)]
     {
-        follows(near, &policies);
+        let spec = format!("{{targetRefs: [{{kind: Service, name: web}}], action: {action}, rules: [{{}}]}}");
+        let all = compiled(
+            &[lent_to("near", by_name), own.clone(), object("AuthorizationPolicy", "near", "s", &spec)].concat(),
+        );
+        assert_eq!(listed_at(cart(&all)), ["shop/only-web"], "{action}");
+        assert_eq!(
+            cart(&all).services.values().collect::<Vec<_>>(),
+            [&[(80, 8080)]],
+            "it is behind the service all the same"
+        );
+        let told = all.told.iter().find(|told| told.object.namespace == "near").expect("what becomes of it");
+        assert!(!told.outcome.is_as_written(), "{told:?}");
+        assert!(told.message.contains("no effect on pods of other namespaces behind Service web"), "{told:?}");
+        assert!(told.message.contains("(none now)"), "{told:?}");
     }
 }
 
-fn follows(near: &str, policies: &[&str]) {
-    let service = object("Service", near, "web", "{clusterIP: None, ports: [{port: 80}]}");
-    let slice = "---\napiVersion: discovery.k8s.io/v1\nkind: EndpointSlice\nmetadata: {name: web-x, namespace: NEAR, \
-                 labels: {kubernetes.io/service-name: web}}\naddressType: IPv4\nports: [{port: 8080}]\n\
-                 endpoints: [{addresses: [198.18.1.2]}]\n"
-        .replace("NEAR", near);
+#[test]
+fn a_policy_for_a_service_with_pods_of_its_own_and_of_another_namespace_applies_to_its_own() {
+    let own = pod("web", "198.18.1.3").replace("namespace: shop", "namespace: near");
+    let slice = lent_to("near", false).replace("[198.18.1.2]}", "[198.18.1.2]}, {addresses: [198.18.1.3]}");
+    let spec = "{targetRefs: [{kind: Service, name: web}], action: DENY, rules: [{}]}";
+    let all = compiled(&[slice, own, object("AuthorizationPolicy", "near", "s", spec)].concat());
+    let web = all.workloads.iter().find(|workload| workload.pod.name == "web").expect("the pod");
+    assert_eq!((listed_at(web), listed_at(cart(&all))), (vec!["near/s".to_owned()], vec![]));
+    assert_eq!(all.told[0].outcome.as_str(), "OwnPodsOnly");
+    assert!(all.told[0].message.contains("in force at the pod that it selects"), "{:?}", all.told);
+}
+
+#[test]
+fn a_policy_of_the_root_namespace_follows_its_service_to_pods_of_all_namespaces() {
+    let root = "culvert-system";
     let for_service =
-        object("AuthorizationPolicy", near, "s", "{targetRefs: [{kind: Service, name: web}], rules: [{}]}");
-    let for_pods = object("AuthorizationPolicy", near, "p", "{selector: {matchLabels: {app: cart}}, rules: [{}]}");
-    let yaml =
-        [&pod("cart", "198.18.1.2"), &service, &slice, &for_service, &for_pods].map(ToString::to_string).concat();
-    let all = compiled(&yaml);
-    let cart = all.workloads.iter().find(|workload| workload.pod.name == "cart").expect("the pod");
-    assert_eq!(cart.policies.iter().map(ToString::to_string).collect::<Vec<_>>(), policies);
-    assert_eq!(cart.services.values().collect::<Vec<_>>(), [&[(80, 8080)]]);
-    let told: Vec<_> = all.told.iter().map(|told| (told.object.name.as_str(), told.message.as_str())).collect();
-    assert_eq!(told[0].1.contains("(none now)"), near == "near", "{told:?}");
-    assert!(told[1].1.contains("the pod that it selects"), "{told:?}");
+        object("AuthorizationPolicy", root, "s", "{targetRefs: [{kind: Service, name: web}], rules: [{}]}");
+    let for_pods = object("AuthorizationPolicy", root, "p", "{selector: {matchLabels: {app: cart}}, rules: [{}]}");
+    let all = compiled(&[lent_to(root, false), for_service, for_pods].concat());
+    assert_eq!(listed_at(cart(&all)), ["culvert-system/p", "culvert-system/s"]);
+    for told in &all.told {
+        assert!(told.outcome.is_as_written() && told.message.contains("the pod that it selects"), "{told:?}");
+    }
 }
 
 #[test]

@@ -11,7 +11,7 @@ use std::fmt::Write as _;
 use ipnetwork::IpNetwork;
 use mesh_api::manifests::{Objects, Rejected, load_dir};
 use mesh_model::policy::{Action, Match, Scope, StringMatch};
-use mesh_model::{Health, NetworkPolicy, Tunnel};
+use mesh_model::{Health, Near, NetworkPolicy, Tunnel};
 
 use super::*;
 
@@ -181,7 +181,12 @@ fn render(compiled: &Compiled) -> String {
         let flags = format!(
             "{}{}",
             if s.publish_not_ready { " unready-too" } else { "" },
-            if s.local_only { " local-only" } else { "" }
+            match s.near {
+                Near::Any => "",
+                Near::PreferZone => " prefers-zone",
+                Near::PreferNode => " prefers-node",
+                Near::OnlyNode => " local-only",
+            }
         );
         let _ = writeln!(out, "{} {:?} {}{flags}", s.key, s.vips, ports.join(","));
     }

@@ -121,3 +121,25 @@ fn a_workload_is_named_by_what_made_it_and_placed_by_its_node() {
     let of_pod = "name: p, labels: {topology.kubernetes.io/zone: south-b}";
     assert_eq!(named(of_pod, ""), "p p latest  south-b", "as Kubernetes since 1.35 writes it");
 }
+
+#[test]
+fn an_endpoint_that_is_no_pod_is_where_its_node_is_and_in_the_zone_that_its_slice_says() {
+    let node = "---\napiVersion: v1\nkind: Node\nmetadata: {name: n1, labels: {topology.kubernetes.io/region: north, \
+                topology.kubernetes.io/zone: a}}\n";
+    let place = |endpoint: &str| {
+        let service = object("Service", "shop", "db", "{ports: [{port: 80}]}");
+        let slice = format!(
+            "---\napiVersion: discovery.k8s.io/v1\nkind: EndpointSlice\nmetadata: {{name: db-x, namespace: shop, \
+             labels: {{kubernetes.io/service-name: db}}}}\naddressType: IPv4\nports: [{{port: 80}}]\n\
+             endpoints: [{{addresses: [198.18.0.9], {endpoint}}}]\n"
+        );
+        let telemetry = compiled(&[node, &service, &slice].concat()).workloads.remove(0).telemetry;
+        (telemetry.region.clone(), telemetry.zone.clone())
+    };
+    let at = |region: &str, zone: &str| (region.to_owned(), zone.to_owned());
+    assert_eq!(place("nodeName: n1, zone: a"), at("north", "a"));
+    assert_eq!(place("nodeName: n1"), at("north", "a"));
+    assert_eq!(place("nodeName: n1, zone: b"), at("north", "b"));
+    assert_eq!(place("nodeName: nobody, zone: a"), at("", "a"));
+    assert_eq!(place("zone: a"), at("", "a"), "nobody knows the region");
+}

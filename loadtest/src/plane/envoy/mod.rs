@@ -19,8 +19,8 @@ use std::time::Duration;
 use anyhow::{Context, Result, ensure};
 use lab::{Config, Lab, Pid, PodHandle, Process, User};
 
-use super::{ECHO, Plane, Pods, Room, pods};
-use crate::path::{Family, Place, Side};
+use super::{ECHO, Plane, Pods, Room, Server, pods};
+use crate::path::{Family, Place};
 use trust::Authority;
 
 /// Where the binary is, when not in PATH; set by `cargo xtask bench`.
@@ -172,9 +172,8 @@ impl Plane for Envoy {
         &self.pods
     }
 
-    fn proxies(&self, place: Place, side: Side) -> Result<Vec<Pid>> {
-        let pod = if side == Side::Client { &self.pods.client } else { self.pods.server(place) };
-        Ok(vec![self.sidecar(pod)?.process.id()])
+    fn proxy(&self, pod: &PodHandle) -> Result<Option<Pid>> {
+        Ok(Some(self.sidecar(pod)?.process.id()))
     }
 
     fn processes(&self, node: usize) -> Result<Vec<(String, Pid)>> {
@@ -189,7 +188,13 @@ impl Plane for Envoy {
         Ok(pod)
     }
 
-    fn remove_client(&self, pod: &PodHandle) -> Result<()> {
+    fn add_server(&self, name: &str, node: usize) -> Result<Server> {
+        let server = Server::make(&self.lab, name, node)?;
+        self.attach(&server.pod)?;
+        Ok(server)
+    }
+
+    fn remove(&self, pod: &PodHandle) -> Result<()> {
         let sidecar = self.sidecar(pod)?;
         self.sidecars.lock().unwrap_or_else(PoisonError::into_inner).remove(&pod.record().pod.name);
         sidecar.process.kill()?;
@@ -205,9 +210,9 @@ impl Plane for Envoy {
         all.iter().try_for_each(|sidecar| sidecar.process.wait_log("starting workers", SERVES))
     }
 
-    /// Two descriptors for each in every sidecar, of the 20,000 this machine may grant it.
+    /// Two descriptors for each in every sidecar, of the 20,000 this machine may grant it. Every pod has its own.
     fn room(&self) -> Result<Room> {
-        Ok(Room { all: 9_000, each: 9_000 })
+        Ok(Room { all: usize::MAX, each: 9_000 })
     }
 
     fn down(self: Box<Self>) -> Result<()> {

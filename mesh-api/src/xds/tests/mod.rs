@@ -9,8 +9,8 @@ use mesh_model::policy::{
     Action, Clause, Match, Policy, PolicyKey, Rule, Scope, ServiceAccountMatch, StringMatch, address_block,
 };
 use mesh_model::{
-    Health, Identity, NetworkPolicy, PodName, PodUid, Service, ServiceKey, ServicePort, Telemetry, TrustDomain, Tunnel,
-    Workload, WorkloadUid,
+    Health, Identity, Near, NetworkPolicy, PodName, PodUid, Service, ServiceKey, ServicePort, Telemetry, TrustDomain,
+    Tunnel, Workload, WorkloadUid,
 };
 use proptest::prelude::*;
 use prost::Message;

@@ -66,15 +66,16 @@ fn service() -> impl Strategy<Value = Service> {
     });
     let lists =
         (prop::collection::vec(ip(), 0..3), prop::collection::vec(ports, 0..3), prop::collection::vec(identity, 0..2));
-    (service_key(), name(), lists, any::<bool>(), any::<bool>()).prop_map(
-        |(key, name, (vips, ports, subject_alt_names), publish_not_ready, local_only)| Service {
+    let near = prop::sample::select(vec![Near::Any, Near::PreferZone, Near::PreferNode, Near::OnlyNode]);
+    (service_key(), name(), lists, any::<bool>(), near).prop_map(
+        |(key, name, (vips, ports, subject_alt_names), publish_not_ready, near)| Service {
             key,
             name,
             vips,
             ports,
             subject_alt_names,
             publish_not_ready,
-            local_only,
+            near,
         },
     )
 }

@@ -1,8 +1,8 @@
 //! Route choice as tables over a small mesh.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
-use mesh_model::{NetworkPolicy, PodUid, ServicePort, TrustDomain, WorkloadUid};
+use mesh_model::{NetworkPolicy, PodUid, ServicePort, Telemetry, TrustDomain, WorkloadUid};
 
 use super::*;
 use crate::worker::pods::Pods;
@@ -40,7 +40,7 @@ fn service(name: &str, vips: &[&str]) -> Service {
         ports: vec![ServicePort { service_port: 80, target_port: Some(8080) }],
         subject_alt_names: Vec::new(),
         publish_not_ready: false,
-        local_only: false,
+        near: Near::Any,
     }
 }
 
@@ -209,13 +209,129 @@ fn a_named_target_port_is_each_workloads_own() {
 
 #[test]
 fn a_local_service_uses_this_nodes_endpoints_alone() {
-    let local = || Service { local_only: true, ..service("cart", &["198.18.128.9"]) };
+    let local = || Service { near: Near::OnlyNode, ..service("cart", &["198.18.128.9"]) };
     let far = || behind(workload("c1", "node-2", "198.18.2.7"), "cart");
     let near = behind(workload("c2", "node-1", "198.18.1.6"), "cart");
     assert_eq!(World::new().service(local()).with(far()).way("198.18.128.9:80"), "NoEndpoint");
     let world = World::new().service(local()).with(far()).with(near);
     for _ in 0..20 {
         assert_eq!(world.way("198.18.128.9:80"), "tunnel 198.18.1.6:8080");
+    }
+}
+
+#[test]
+fn the_endpoints_of_a_service_share_it_and_of_two_that_are_drawn_the_less_loaded_comes_first() {
+    const ENDPOINTS: usize = 10;
+    const DRAWS: usize = 5_000;
+    let address = |n: usize| format!("198.18.2.{}", 10 + n);
+    for near in [Near::Any, Near::PreferZone] {
+        let cart = Service { near, ..service("cart", &["198.18.128.9"]) };
+        let world = World::new().service(cart).with(placed(workload("web", "node-1", "198.18.1.5"), "a"));
+        let world = (0..ENDPOINTS).fold(world, |world, n| {
+            world.with(placed(behind(workload(&format!("c{n}"), "node-2", &address(n)), "cart"), "a"))
+        });
+        // How often each is (first, second) of the two.
+        let drawn = |world: &World| {
+            let mut times = BTreeMap::<SocketAddr, [usize; 2]>::new();
+            for _ in 0..DRAWS {
+                let Ok(Routed::Inside { targets, .. }) = world.resolve("198.18.128.9:80") else { panic!("no route") };
+                let [first, second] = &targets[..] else { panic!("{} targets", targets.len()) };
+                assert_ne!(first.address(), second.address());
+                times.entry(first.address()).or_default()[0] += 1;
+                times.entry(second.address()).or_default()[1] += 1;
+            }
+            times
+        };
+        let even = drawn(&world);
+        assert_eq!(even.len(), ENDPOINTS, "{near:?}: {even:?}");
+        // 500 each; what lies outside of this does so by chance once in 10^12 times.
+        assert!(even.values().flatten().all(|times| (350..650).contains(times)), "{near:?}: {even:?}");
+        let busy: SocketAddr = format!("{}:8080", address(3)).parse().expect("an address");
+        let _open = world.loads.enter(busy);
+        let one_busy = drawn(&world);
+        assert_eq!(one_busy[&busy][0], 0, "{near:?}: {one_busy:?}");
+        assert!((850..1_150).contains(&one_busy[&busy][1]), "{near:?}: {one_busy:?}");
+    }
+}
+
+/// A workload with a place.
+fn placed(workload: Workload, zone: &str) -> Workload {
+    let telemetry = Telemetry { zone: zone.into(), region: "north".into(), ..Telemetry::default() };
+    Workload { telemetry: telemetry.into(), ..workload }
+}
+
+#[test]
+fn a_service_that_prefers_what_is_close_uses_it_while_there_is_any_and_keeps_one_of_the_next_place_by() {
+    let cart = |name: &str, node: &str, ip: &str, zone: &str| placed(behind(workload(name, node, ip), "cart"), zone);
+    let world = |near: Near, own_zone: &str, endpoints: &[Workload]| {
+        let cart = Service { near, ..service("cart", &["198.18.128.9"]) };
+        let world = World::new().service(cart).with(placed(workload("web", "node-1", "198.18.1.5"), own_zone));
+        endpoints.iter().cloned().fold(world, World::with)
+    };
+    // Those that are tried first, and those that stand by.
+    let chosen = |near: Near, own_zone: &str, endpoints: &[Workload]| {
+        let world = world(near, own_zone, endpoints);
+        let mut names = [BTreeSet::new(), BTreeSet::new()];
+        for _ in 0..60 {
+            let Ok(Routed::Inside { targets, .. }) = world.resolve("198.18.128.9:80") else { panic!("no route") };
+            assert_eq!(targets.len(), TRIES.min(endpoints.len()), "{near:?}");
+            assert!(targets.windows(2).all(|pair| pair[0].address() != pair[1].address()), "{near:?}");
+            for (names, target) in names.iter_mut().zip(&targets) {
+                names.insert(target.pod_name().expect("a pod").name.clone());
+            }
+        }
+        names.map(|names| names.into_iter().collect::<Vec<_>>().join(" ")).join(", ")
+    };
+    let here = cart("here", "node-1", "198.18.1.6", "a");
+    let beside = cart("beside", "node-1", "198.18.1.7", "a");
+    let zone = cart("zone", "node-2", "198.18.2.7", "a");
+    let zoned = cart("zoned", "node-2", "198.18.2.8", "a");
+    let far = cart("far", "node-3", "198.18.3.7", "b");
+    let all = [here.clone(), zone.clone(), far.clone()];
+    assert_eq!(chosen(Near::Any, "a", &all), "far here zone, far here zone");
+    assert_eq!(chosen(Near::PreferZone, "a", &all), "here zone, far");
+    assert_eq!(chosen(Near::PreferZone, "a", &all[..2]), "here zone, here zone", "there is nothing further away");
+    assert_eq!(chosen(Near::PreferZone, "b", &all), "far, here zone");
+    assert_eq!(chosen(Near::PreferZone, "c", &all), "far here zone, far here zone", "there is none close");
+    assert_eq!(chosen(Near::PreferZone, "", &all), "far here zone, far here zone", "nobody knows where the client is");
+    assert_eq!(chosen(Near::PreferNode, "a", &all), "here, zone");
+    assert_eq!(chosen(Near::PreferNode, "a", &[here.clone(), far.clone()]), "here, far");
+    assert_eq!(chosen(Near::PreferNode, "", &all), "here, far zone", "nobody knows what is in its zone");
+    let node_and_zone = [here.clone(), beside, zone.clone(), zoned.clone(), far.clone()];
+    assert_eq!(chosen(Near::PreferNode, "a", &node_and_zone), "beside here, zone zoned");
+    assert_eq!(chosen(Near::PreferNode, "a", &[zone.clone(), zoned, far.clone()]), "zone zoned, far");
+    assert_eq!(chosen(Near::PreferNode, "a", std::slice::from_ref(&far)), "far, ");
+    // Of two that are close the less loaded one, also where one of further away stands by.
+    let world = world(Near::PreferZone, "a", &all);
+    let _open = world.loads.enter("198.18.1.6:8080".parse().expect("an address"));
+    for _ in 0..20 {
+        assert_eq!(world.way("198.18.128.9:80"), "tunnel 198.18.2.7:8080");
+    }
+    // Of the same name in another region: another place.
+    let elsewhere = Workload {
+        telemetry: Telemetry { zone: "a".into(), region: "south".into(), ..Telemetry::default() }.into(),
+        ..far
+    };
+    assert_eq!(chosen(Near::PreferZone, "a", &[zone, elsewhere]), "zone, far");
+}
+
+#[test]
+fn where_nobody_knows_the_region_of_the_client_or_of_an_endpoint_the_zone_decides() {
+    for (own, there) in [("north", ""), ("", "north"), ("", "")] {
+        let at = |region: &str, zone: &str, workload: Workload| {
+            let telemetry = Telemetry { zone: zone.into(), region: region.into(), ..Telemetry::default() };
+            Workload { telemetry: telemetry.into(), ..workload }
+        };
+        let cart = |name: &str, ip: &str, zone: &str| at(there, zone, behind(workload(name, "node-2", ip), "cart"));
+        let world = World::new()
+            .service(Service { near: Near::PreferZone, ..service("cart", &["198.18.128.9"]) })
+            .with(at(own, "a", workload("web", "node-1", "198.18.1.5")))
+            .with(cart("c1", "198.18.2.7", "a"))
+            .with(cart("c2", "198.18.2.8", "b"))
+            .with(cart("c3", "198.18.2.9", ""));
+        for _ in 0..20 {
+            assert_eq!(world.way("198.18.128.9:80"), "tunnel 198.18.2.7:8080", "{own:?} {there:?}");
+        }
     }
 }
 

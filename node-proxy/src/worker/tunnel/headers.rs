@@ -16,10 +16,16 @@ const TRACEPARENT: HeaderName = HeaderName::from_static("traceparent");
 /// Longest header value that is passed on to logs.
 const LONGEST: usize = 4 << 10;
 
-/// The authority of a CONNECT is not an address with a port.
+/// A request that is no CONNECT to an address with a port. What it said instead, its first characters.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("authority {0:?} is not an address and port")]
-pub struct BadAuthority(pub String);
+pub enum BadConnect {
+    /// Another method.
+    #[error("method {0:?} is not CONNECT")]
+    Method(String),
+    /// A name, or no port.
+    #[error("authority {0:?} is not an address and port")]
+    Authority(String),
+}
 
 /// The CONNECT of RFC 9113, 8.5: `:method` and `:authority` only.
 pub(super) fn connect(request: &ConnectRequest) -> Result<Request<()>, OpenError> {
@@ -93,10 +99,14 @@ pub(super) fn status_of(reason: Reason) -> StatusCode {
     }
 }
 
-/// The authority as an address. A name, or a port left out, is an error.
-pub(super) fn authority(uri: &Uri) -> Result<SocketAddr, BadAuthority> {
+/// Where a CONNECT wants to go, by its authority.
+pub(super) fn authority(method: &Method, uri: &Uri) -> Result<SocketAddr, BadConnect> {
+    let first = |text: &str| text.chars().take(120).collect();
+    if method != Method::CONNECT {
+        return Err(BadConnect::Method(first(method.as_str())));
+    }
     let text = uri.authority().map(http::uri::Authority::as_str).unwrap_or_default();
-    text.parse::<SocketAddr>().map_err(|_| BadAuthority(text.chars().take(120).collect()))
+    text.parse::<SocketAddr>().map_err(|_| BadConnect::Authority(first(text)))
 }
 
 /// `traceparent` if it has the form of W3C Trace Context, 3.2.2; anything else is as if it were not there.
@@ -185,7 +195,7 @@ mod tests {
             ("198.18.1.2:0x50", false),
             ("198.18.1.2:99999", false),
         ] {
-            let parsed = Uri::builder().authority(text).build().map(|uri| authority(&uri).is_ok());
+            let parsed = Uri::builder().authority(text).build().map(|uri| authority(&Method::CONNECT, &uri).is_ok());
             assert_eq!(parsed.unwrap_or(false), want, "{text}");
         }
     }

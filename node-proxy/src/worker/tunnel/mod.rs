@@ -26,7 +26,7 @@ use std::net::SocketAddr;
 
 use mesh_model::{Identity, Reason};
 
-pub use headers::BadAuthority;
+pub use headers::BadConnect;
 pub use pool::{Pool, TunnelState};
 pub use server::{Handler, Incoming, serve};
 pub use stream::{Stream, reason_of};

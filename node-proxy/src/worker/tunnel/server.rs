@@ -14,7 +14,7 @@ use bytes::Bytes;
 use futures_util::future::BoxFuture;
 use h2::RecvStream;
 use h2::server::{Connection, SendResponse};
-use http::{Method, Request};
+use http::Request;
 use mesh_daemon::{drain, tasks};
 use mesh_model::policy::PolicyKey;
 use mesh_model::{Identity, Reason};
@@ -24,7 +24,7 @@ use tokio::time::{MissedTickBehavior, timeout};
 use tokio_rustls::TlsAcceptor;
 
 use super::ahead::Ahead;
-use super::headers::{self, BadAuthority};
+use super::headers::{self, BadConnect};
 use super::io::{Watched, tls_reason};
 use super::settings::*;
 use super::shared::{Open, Shared};
@@ -264,26 +264,22 @@ fn admit(
     let incoming = Incoming {
         peer_identity: from.identity.clone(),
         peer: from.peer,
-        authority: headers::authority(&parts.uri),
+        authority: headers::authority(&parts.method, &parts.uri),
         traceparent: headers::traceparent(&parts.headers),
         forwarded: headers::forwarded(&parts.headers),
         answer: Some(Answer { respond, body, open, from: from.clone() }),
     };
-    if parts.method != Method::CONNECT {
-        incoming.refuse(Reason::BadRequest, None);
-        return;
-    }
     streams.spawn("stream", handler.connect(incoming));
 }
 
-/// One CONNECT that waits for its answer. Dropped without one it is refused with `Internal`.
+/// One request that waits for its answer. Dropped without one it is refused with `Internal`.
 pub struct Incoming {
     /// Who asks, from the certificate.
     pub peer_identity: Identity,
     /// From which address.
     pub peer: SocketAddr,
-    /// What is asked for.
-    pub authority: Result<SocketAddr, BadAuthority>,
+    /// What is asked for, if it is a CONNECT.
+    pub authority: Result<SocketAddr, BadConnect>,
     /// The connection id of the caller, where it sent a well-formed one.
     pub traceparent: Option<String>,
     /// `forwarded`, for the log only: nothing may be decided by it.
