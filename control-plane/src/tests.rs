@@ -130,7 +130,7 @@ fn settings(dir: &Path) -> Settings {
         names: vec!["control-plane.test".into()],
         longest: Duration::from_secs(24 * 3600),
         compile: crate::compile::tests::config(),
-        drain_for: Duration::from_secs(2),
+        drain_for: Duration::from_secs(20),
     }
 }
 

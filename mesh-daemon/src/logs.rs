@@ -36,7 +36,8 @@ pub const FILTER_VARIABLE: &str = "CULVERT_LOG";
 
 static FILTER: OnceLock<reload::Handle<EnvFilter, Registry>> = OnceLock::new();
 
-/// Starts logging for this process. A second call does nothing. A filter that cannot be parsed is reported and `info` used.
+/// Starts logging for this process, panics included. A second call does nothing. A filter that cannot be parsed is reported and `info`
+/// used.
 pub fn init(component: &'static str, format: Format) {
     let wanted = std::env::var(FILTER_VARIABLE).unwrap_or_else(|_| "info".to_owned());
     let (filter, problem) = match EnvFilter::try_new(&wanted) {
@@ -51,9 +52,20 @@ pub fn init(component: &'static str, format: Format) {
     };
     if started.is_ok() {
         let _ = FILTER.set(handle);
+        stderr::looks_like(format);
+        // The default hook writes to standard error itself, and waits for a reader that has stopped.
+        std::panic::set_hook(Box::new(move |panic| tracing::error!(component, "{panic}")));
     }
     if let Some(error) = problem {
         tracing::warn!(component, filter = wanted, %error, "{FILTER_VARIABLE} cannot be parsed; using info");
+    }
+}
+
+/// The last word of a process that fails: a line of its log, which nobody can hold up; on standard error as it is where there is no log.
+pub fn failed(component: &str, error: &dyn std::fmt::Display) {
+    match FILTER.get() {
+        Some(_) => tracing::error!("{error:#}"),
+        None => eprintln!("{component}: {error:#}"),
     }
 }
 

@@ -147,12 +147,17 @@ mod tests {
 
     #[test]
     fn what_the_process_uses_is_seen() {
-        let before = Usage::now();
-        let held: Vec<File> = (0..50).map(|_| File::open("/proc/self/statm").expect("own file")).collect();
-        let filled = std::hint::black_box(vec![1_u8; 64 << 20]);
-        let after = Usage::now();
-        assert!(after.open_fds >= before.open_fds + 40, "{before:?} {after:?}");
-        assert!(after.resident_bytes >= before.resident_bytes + (48 << 20), "{before:?} {after:?}");
+        // Other tests of this process open and close as well: what they give up meanwhile may hide it once, not every time.
+        let looks = || {
+            let before = Usage::now();
+            let held: Vec<File> = (0..50).map(|_| File::open("/proc/self/statm").expect("own file")).collect();
+            let filled = std::hint::black_box(vec![1_u8; 64 << 20]);
+            let after = Usage::now();
+            drop((held, filled));
+            let more = (after.open_fds, after.resident_bytes);
+            (more.0 >= before.open_fds + 40 && more.1 >= before.resident_bytes + (48 << 20)).then_some((before, after))
+        };
+        let (before, after) = (0..20).find_map(|_| looks()).expect("what is held is seen");
         let spent = std::time::Instant::now();
         while Usage::now().cpu <= before.cpu {
             assert!(spent.elapsed() < Duration::from_secs(10), "CPU time stands still");
@@ -160,7 +165,6 @@ mod tests {
         assert!(after.max_fds >= after.open_fds && after.threads >= 1, "{after:?}");
         let now = SystemTime::now().duration_since(UNIX_EPOCH).expect("after 1970").as_secs_f64();
         assert!((now - after.start_seconds).abs() < 3600.0, "{now} {after:?}");
-        drop((held, filled));
     }
 
     #[test]

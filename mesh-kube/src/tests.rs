@@ -384,8 +384,11 @@ async fn what_is_so_of_the_node_is_written_when_the_api_server_is_back_and_what_
     assert!(events().is_empty());
     lab.fake.forgive();
     eventually("it is written", || !events().is_empty()).await;
-    tokio::time::sleep(Duration::from_millis(300)).await;
-    let reasons: Vec<_> =
-        events().iter().map(|event| event["reason"].as_str().unwrap_or_default().to_owned()).collect();
-    assert_eq!(reasons, ["ChainJoined"], "once, and what is so now");
+    // States are written one after another: once a later one is there, whatever was still to come has come.
+    reporter.node_state(EventType::Warning, "ChainRepairFailed", "the disk is full");
+    let reasons = || -> Vec<String> {
+        events().iter().map(|event| event["reason"].as_str().unwrap_or_default().to_owned()).collect()
+    };
+    eventually("the next is written", || reasons().last().is_some_and(|last| last == "ChainRepairFailed")).await;
+    assert_eq!(reasons(), ["ChainJoined", "ChainRepairFailed"], "each once, and what is so now");
 }

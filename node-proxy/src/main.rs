@@ -63,7 +63,7 @@ fn main() -> ExitCode {
 }
 
 fn failed(error: &anyhow::Error) -> ExitCode {
-    eprintln!("node-proxy: {error:#}");
+    mesh_daemon::logs::failed("node-proxy", error);
     ExitCode::FAILURE
 }
 

@@ -7,6 +7,7 @@ use std::io::{Read as _, Write as _};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener, TcpStream};
 use std::os::fd::{AsFd as _, OwnedFd};
 use std::os::unix::fs::MetadataExt as _;
+use std::time::{Duration, Instant};
 
 use common::{Watcher, Worker, eventually, keeper, listening, pod_netns, shared_dir, watcher_socket};
 use mesh_api::link::handover::Handed;
@@ -174,7 +175,8 @@ fn a_predecessor_that_stands_still_or_hands_over_something_else_costs_nothing_bu
     let (_, _, listeners) = worker.pod();
     watcher.all_done([add, end]);
     drop((out, inbound, tunnel));
-    assert_eq!((listening(&pod).as_slice(), listening(&other).len()), (OURS, 0));
+    eventually("the other's are closed", || listening(&other).is_empty());
+    assert_eq!(listening(&pod).as_slice(), OURS);
     for (listener, port) in listeners.iter().zip(LISTENERS) {
         let _near = connect(&pod, loopback(Family::V4, port));
         listener.accept().expect("accept");
@@ -245,13 +247,15 @@ fn minted_sockets_are_of_the_pod_and_reach_its_app_from_a_foreign_source() {
     let (sockets, short) = worker.mint(slot + 1, Family::V4, Purpose::TowardsApp, 1);
     assert_eq!((sockets.len(), short.as_deref()), (0, Some("NotReady")), "unknown slots get nothing");
     // Rate: 4,096 at once and 20,000 a second; a greedy worker is told so and the keeper lives.
-    let (mut got, mut refused) = (0, 0);
+    let (mut got, mut refused, begun) = (0, 0, Instant::now());
     for _ in 0..2_000 {
         let (sockets, short) = worker.mint(slot, Family::V4, Purpose::TowardsPeer, 64);
         got += sockets.len();
         refused += usize::from(short.as_deref() == Some("Overloaded"));
     }
-    assert!(got >= 3_900 && refused > 0, "{got} minted, {refused} times told off");
+    // All 128,000 are within the rate only where they took longer than 6 s.
+    let within_the_rate = begun.elapsed() >= Duration::from_secs(6);
+    assert!(got >= 3_900 && (refused > 0 || within_the_rate), "{got} minted, {refused} times told off");
 }
 
 #[test]
@@ -324,6 +328,8 @@ fn an_app_on_one_of_our_ports_is_a_conflict_that_names_the_port_and_leaves_the_p
         assert_eq!(listening(&pod), [port], "only the app listens");
         // The app goes, and the pod can be served.
         drop(app);
+        // A process that another test starts has it open until it has become that.
+        eventually("the app is gone", || listening(&pod).is_empty());
         let add = watcher.add(&format!("p-{n}"), &pod);
         let (_, _, _listeners) = worker.pod();
         watcher.done(add);
@@ -388,7 +394,12 @@ fn what_the_keeper_counts_reaches_a_pod_watcher_that_takes_it_and_no_other() {
     assert!(matches!(answer, ToWorker::Minted { short: Some(_), .. }), "{answer:?}");
     drop(worker);
 
-    let stats = watcher.next_stats();
+    let stats = loop {
+        let stats = watcher.next_stats();
+        if !stats.worker_up {
+            break stats;
+        }
+    };
     assert_eq!((stats.mint_requests, stats.minted, stats.mint_short.values().sum::<u64>()), (3, 67, 1));
     assert_eq!((stats.listeners_opened, stats.listeners_handed, stats.pods), (3, 3, 1));
     assert_eq!((stats.workers, stats.workers_lost, stats.worker_up), (1, 1, false));

@@ -47,7 +47,7 @@ fn main() -> ExitCode {
     match done {
         Ok(code) => code,
         Err(error) => {
-            eprintln!("pod-watcher: {error:#}");
+            mesh_daemon::logs::failed("pod-watcher", &error);
             ExitCode::FAILURE
         }
     }

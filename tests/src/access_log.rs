@@ -262,7 +262,7 @@ fn wait_still(count: impl Fn() -> usize) -> Result<usize> {
         if now != last {
             (last, since) = (now, Instant::now());
         }
-        (since.elapsed() >= 3 * std::time::Duration::from_millis(100)).then_some(now)
+        (since.elapsed() >= 10 * std::time::Duration::from_millis(100)).then_some(now)
     })
 }
 

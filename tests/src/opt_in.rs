@@ -35,8 +35,8 @@ impl Flows {
             busy.push(client(friend, "in", &["live", &inward])?);
             idle.push(client(runner, "idle-out", &["live", &out, "--interval", "0"])?);
             idle.push(client(friend, "idle-in", &["live", &inward, "--interval", "0"])?);
-            // Five seconds: longer than either change takes.
-            let args = ["bulk", &at(to_friend, BULK), "--up", "10000000", "--down", "10000000", "--rate", "2000000"];
+            // Ten seconds: longer than either change takes.
+            let args = ["bulk", &at(to_friend, BULK), "--up", "20000000", "--down", "20000000", "--rate", "2000000"];
             bulk.push(client(runner, "bulk", &args)?);
         }
         busy.iter().chain(&idle).try_for_each(|flow| flow.wait_stdout("ready", CHANGE))?;

@@ -23,6 +23,14 @@ pub fn judge(node: &str, answer: &Result<Value, Failure>) -> Vec<Finding> {
     };
     let text = |value: &Value| value.as_str().unwrap_or("unknown").to_owned();
     let dir = text(&seen["directory"]);
+    if seen["directory"].is_null() && seen["why"].is_string() {
+        let why = text(&seen["why"]);
+        return vec![Finding::warning(
+            object,
+            why,
+            "see that something else has culvert-cni called for each pod (docs/cni-chain.md)",
+        )];
+    }
     if seen["in_chain"] != true {
         return vec![Finding::failed(
             object,
@@ -76,6 +84,13 @@ mod tests {
         let found = said(out);
         assert!(found[0].0 == Level::Failed && found[0].1.ends_with("no network is configured yet"), "{found:?}");
         assert!(found[0].2.contains("--node n1"), "{found:?}");
+    }
+
+    #[test]
+    fn a_chain_that_is_somebody_elses_care_is_a_warning_and_nothing_of_ours_to_mend() {
+        let seen = json!({"directory": null, "in_chain": false, "file": null, "why": "it was not told to", "left": []});
+        let found = said(seen);
+        assert_eq!((found.len(), found[0].0, found[0].1.as_str()), (1, Level::Warning, "it was not told to"));
     }
 
     #[test]

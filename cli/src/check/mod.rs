@@ -143,10 +143,13 @@ async fn of_mesh(mesh: &Mesh) -> Result<Vec<Finding>, Failure> {
     findings.extend(running::pods(&mesh.pods(None, "").await?, &mesh.namespaces().await?, &excluded));
     let warnings = mesh.list("/apis/events.k8s.io/v1/events", "fieldSelector=type%3DWarning").await?;
     findings.extend(running::events(&warnings, print::now()));
-    for (node, answer) in ask::chains(mesh, ask::serving(&own, Component::PodWatcher)).await {
-        findings.extend(chain::judge(&node, &answer));
+    // Together: those that do not answer must not use up the others' time.
+    let chains = ask::chains(mesh, ask::serving(&own, Component::PodWatcher));
+    let proxies = ask::proxies(mesh, ask::serving(&own, Component::NodeProxy), true);
+    let (chains, (proxies, silent)) = tokio::join!(chains, proxies);
+    for (node, answer) in &chains {
+        findings.extend(chain::judge(node, answer));
     }
-    let (proxies, silent) = ask::proxies(mesh, ask::serving(&own, Component::NodeProxy), true).await;
     for (node, proxy) in &proxies {
         findings.extend(running::proxy(node, proxy, print::now()));
     }

@@ -6,7 +6,7 @@ use serde_json::Value;
 
 use super::Finding;
 
-/// From here on a projected token names its node without being asked, by which certificates and pod-watcher's rights are bound to nodes.
+/// From here on a projected token always names its node (KEP-4193; in 1.30 and 1.31 that could be switched off), by which certificates and pod-watcher's rights are bound to nodes.
 const OLDEST: u32 = 32;
 /// What tests run on.
 const TRIED: u32 = 36;
@@ -33,7 +33,7 @@ pub fn version(said: &Value) -> Finding {
     match (number("major"), number("minor")) {
         (Some(1), Some(minor)) if minor < OLDEST => Finding::failed(
             object,
-            format!("{text} is older than 1.{OLDEST}, from which on tokens name their node"),
+            format!("{text} is older than 1.{OLDEST}, from which on tokens always name their node"),
             "upgrade the cluster",
         ),
         (Some(1), Some(minor)) if minor > TRIED => {

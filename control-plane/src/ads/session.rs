@@ -19,6 +19,8 @@ use crate::table::{Difference, Table};
 const MOST_NAMES: usize = 100_000;
 /// Longer than any name of ours: those of Kubernetes have 253 characters at most, and a name here is made of a few of them.
 const LONGEST_NAME: usize = 2_000;
+/// What the names that a client asks for may take, in bytes: several times what as many of ours as there may be do.
+const MOST_BYTES: usize = 32 * 1024 * 1024;
 
 /// What a request meant.
 #[derive(Debug, PartialEq, Eq)]
@@ -50,6 +52,9 @@ pub enum BadRequest {
     /// Too many to be answered at once.
     #[error("{MOST_NAMES} more names are asked for or given up than there are")]
     Asked,
+    /// Too long all together.
+    #[error("the names that are asked for have more than {MOST_BYTES} bytes")]
+    Bytes,
     /// A name that is none.
     #[error("a name is longer than {LONGEST_NAME} bytes")]
     LongName,
@@ -191,7 +196,7 @@ impl Subscription {
         unsubscribe: Vec<String>,
         initial: BTreeMap<String, String>,
     ) -> Result<(), BadRequest> {
-        if subscribe.iter().chain(&unsubscribe).any(|name| name.len() > LONGEST_NAME) {
+        if subscribe.iter().chain(&unsubscribe).chain(initial.keys()).any(|name| name.len() > LONGEST_NAME) {
             return Err(BadRequest::LongName);
         }
         if first {
@@ -238,6 +243,9 @@ impl Subscription {
         };
         if self.asked.len() > MOST_NAMES + has {
             return Err(BadRequest::Asked);
+        }
+        if self.names.iter().chain(&self.asked).map(String::len).sum::<usize>() > MOST_BYTES {
+            return Err(BadRequest::Bytes);
         }
         Ok(())
     }

@@ -237,10 +237,27 @@ fn a_name_that_can_be_nobodys_ends_the_stream() {
     let long = "x".repeat(LONGEST_NAME + 1);
     let given_up =
         DeltaDiscoveryRequest { resource_names_unsubscribe: vec![long.clone()], ..subscribe(ADDRESS_TYPE, &[], &[]) };
+    let brought = subscribe(ADDRESS_TYPE, &[], &[(&long, "1")]);
+    assert_eq!(Session::default().request(brought), Err(BadRequest::LongName));
     for request in [subscribe(ADDRESS_TYPE, &[&long], &[]), given_up] {
         assert_eq!(both(&[], &[]).request(request), Err(BadRequest::LongName));
     }
     assert_eq!(both(&[], &[]).request(subscribe(ADDRESS_TYPE, &[&long[1..]], &[])), Ok(Meaning::Subscribed));
+}
+
+#[test]
+fn long_names_are_bounded_by_what_they_take_together() {
+    let long = "x".repeat(LONGEST_NAME - 10);
+    let names: Vec<_> = (0..MOST_BYTES / LONGEST_NAME).map(|n| format!("{long}{n:010}")).collect();
+    let ask = |names: &[String]| {
+        let names: Vec<&str> = names.iter().map(String::as_str).collect();
+        subscribe(ADDRESS_TYPE, &names, &[])
+    };
+    // Each is remembered twice: as one that it wants, and as one that it has not been answered yet.
+    let (half, rest) = names.split_at(names.len() / 2);
+    let mut session = Session::default();
+    assert_eq!(session.request(ask(half)), Ok(Meaning::Subscribed));
+    assert_eq!(session.request(ask(rest)), Err(BadRequest::Bytes));
 }
 
 #[test]

@@ -142,17 +142,18 @@ fn attach(
         }
     };
     if targets(object).next().is_some() {
-        let mut applies = false;
-        for target in targets(object) {
-            if target.group.is_empty() && target.kind == "Service" {
-                applies = true;
-                behind(place, &(key.0.clone(), target.name.clone()), pods).for_each(|pod| list(pod, fate));
-            } else {
-                let text = format!("no effect on {} {}: only services are targets here", target.kind, target.name);
-                fate.note(Outcome::NoEffect, text);
-            }
+        let (services, others): (Vec<_>, Vec<_>) = targets(object).partition(|target| is_service(target, &key.0));
+        for target in &services {
+            behind(place, &(key.0.clone(), target.name.clone()), pods).for_each(|pod| list(pod, fate));
         }
-        return applies.then_some(Scope::Selector);
+        let outcome = if services.is_empty() { Outcome::NoEffect } else { Outcome::ServicesOnly };
+        for TargetRef { kind, name, namespace, .. } in others {
+            let of = namespace.as_deref().map(|namespace| format!(" of namespace {namespace}")).unwrap_or_default();
+            let text =
+                format!("no effect on {kind} {name}{of}: only Services of the policy's own namespace are targets here");
+            fate.note(outcome, text);
+        }
+        return (!services.is_empty()).then_some(Scope::Selector);
     }
     match object.selector() {
         None => {
@@ -171,8 +172,14 @@ fn attach(
     }
 }
 
-/// The pods here that are behind a service of this namespace or of the root namespace: its endpoints, and those that will be once they
-/// are ready.
+/// Whether a target is a Service of the namespace; an empty namespace means the policy's own.
+fn is_service(target: &TargetRef, namespace: &str) -> bool {
+    let named = target.namespace.as_deref().filter(|named| !named.is_empty());
+    target.group.is_empty() && target.kind == "Service" && named.is_none_or(|named| named == namespace)
+}
+
+/// The pods here that are behind a service of this namespace or of the root namespace: its endpoints, ready or not, and those that it
+/// selects and that are none yet.
 fn behind<'p>(place: &Place<'_>, service: &Key, pods: &'p mut Pods) -> impl Iterator<Item = &'p mut Compiling> {
     let key = service_key(service, place.config);
     let spec = place.objects.services.get(service).and_then(|service| service.spec.as_ref());
@@ -180,7 +187,7 @@ fn behind<'p>(place: &Place<'_>, service: &Key, pods: &'p mut Pods) -> impl Iter
     let selector = selector.filter(|_| service.0 == place.namespace).cloned();
     enforcing(pods).filter(move |pod| {
         let selected = selector.as_ref().is_some_and(|selector| has_all(selector, &pod.labels));
-        selected || pod.workload.services.contains_key(&key)
+        selected || pod.workload.services.contains_key(&key) || pod.unready.contains(&key)
     })
 }
 
@@ -190,9 +197,9 @@ fn note_lent(place: &Place<'_>, object: &AuthorizationPolicy, pods: &Pods, lent:
     if place.is_root() {
         return;
     }
-    for target in targets(object).filter(|target| target.group.is_empty() && target.kind == "Service") {
+    for target in targets(object).filter(|target| is_service(target, place.namespace)) {
         let service = service_key(&(place.namespace.to_owned(), target.name.clone()), place.config);
-        let mut behind = lent.iter().filter(|(_, services)| services.contains_key(&service));
+        let mut behind = lent.iter().filter(|(_, behind)| behind.contains(&service));
         if behind.any(|(pod, _)| workloads::find(place, pods, pod).is_some_and(|pod| is_enforcing(&pod))) {
             let text = format!(
                 "no effect on pods of other namespaces behind Service {}: who reaches a pod is decided by policies of its own \

@@ -1,10 +1,10 @@
 //! Endpoint slices: which workloads stand behind which service, at which ports.
 //!
 //! Only endpoints that are ready are attached (a slice says ready for every endpoint of a service that publishes unready ones), so
-//! the slice decides for its service. An endpoint is a pod by reference, else by address; one that is no pod (the API server, for
+//! the slice decides for its service. Those that are not are remembered for policies, which are in force at a pod ready or not. An endpoint is a pod by reference, else by address; one that is no pod (the API server, for
 //! example) becomes a workload of its own that is reached in clear and is never found by its address.
 
-use std::collections::{BTreeMap, HashSet};
+use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::net::IpAddr;
 
 use k8s_openapi::api::discovery::v1::{Endpoint, EndpointSlice};
@@ -23,8 +23,22 @@ const SERVICE_NAME: &str = "kubernetes.io/service-name";
 /// Ports of a service at one endpoint: (service port, port at the endpoint).
 type Ports = Vec<(u16, u16)>;
 
+/// The services that a pod stands behind.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Behind {
+    pub(super) ready: BTreeMap<ServiceKey, Ports>,
+    /// Nobody is led to the pod as long as it is not ready there, but whoever reaches it is judged by the same policies.
+    pub(super) unready: BTreeSet<ServiceKey>,
+}
+
+impl Behind {
+    pub(super) fn contains(&self, service: &ServiceKey) -> bool {
+        self.ready.contains_key(service) || self.unready.contains(service)
+    }
+}
+
 /// Pods of other namespaces, and the services of this one that they stand behind.
-pub(super) type Lent = BTreeMap<Key, BTreeMap<ServiceKey, Ports>>;
+pub(super) type Lent = BTreeMap<Key, Behind>;
 
 /// What the slices of a namespace have to do with other namespaces.
 #[derive(Debug, Default)]
@@ -50,7 +64,8 @@ pub(super) fn attach(place: &Place<'_>, addresses: &Addresses, pods: &mut Pods, 
             }
         };
         let service_key = service_key(&service_object, place.config);
-        for endpoint in slice.endpoints.iter().flatten().filter(|endpoint| is_ready(endpoint)) {
+        for endpoint in slice.endpoints.iter().flatten() {
+            let ready = is_ready(endpoint);
             for address in &endpoint.addresses {
                 let Ok(ip) = address.parse::<IpAddr>().map(|ip| ip.to_canonical()) else {
                     problems.push(Problem::new(Kind::EndpointSlice, key, format!("{address:?} is not an address")));
@@ -58,15 +73,25 @@ pub(super) fn attach(place: &Place<'_>, addresses: &Addresses, pods: &mut Pods, 
                 };
                 let found = referred(endpoint, ip, place, pods, &mut abroad.wanted)
                     .or_else(|| claiming(ip, place, addresses, &mut abroad.wanted));
-                let services = match found {
-                    Some(pod) if pod.0 != place.namespace => abroad.lent.entry(pod).or_default(),
+                let (services, unready) = match found {
+                    Some(pod) if pod.0 != place.namespace => {
+                        let behind = abroad.lent.entry(pod).or_default();
+                        (&mut behind.ready, &mut behind.unready)
+                    }
                     Some((_, name)) => {
                         let Some(pod) = workloads::find_mut(place, pods, &name) else { continue };
-                        &mut pod.workload.services
+                        (&mut pod.workload.services, &mut pod.unready)
                     }
-                    None => &mut other(endpoint, key, ip, place, pods).workload.services,
+                    None if ready => {
+                        let other = other(endpoint, key, ip, place, pods);
+                        (&mut other.workload.services, &mut other.unready)
+                    }
+                    None => continue,
                 };
-                add(services, &service_key, &ports);
+                match ready {
+                    true => add(services, &service_key, &ports),
+                    false => drop(unready.insert(service_key.clone())),
+                }
             }
         }
     }
@@ -172,5 +197,5 @@ fn other<'p>(endpoint: &Endpoint, slice: &Key, ip: IpAddr, place: &Place<'_>, po
         }
         .into(),
     };
-    pods.entry(uid).or_insert(Compiling { workload, labels: BTreeMap::new(), ends: None })
+    pods.entry(uid).or_insert(Compiling { workload, unready: BTreeSet::new(), labels: BTreeMap::new(), ends: None })
 }

@@ -22,6 +22,8 @@ pub enum Outcome {
     DryRun,
     /// Carried out, and refuses more than was written.
     StricterThanWritten,
+    /// Carried out at those of its targets that are services of its namespace, and not at the others.
+    ServicesOnly,
     /// Carried out at pods of its own namespace, and not at those of others that stand behind its services.
     OwnPodsOnly,
     /// Decides nothing.
@@ -47,6 +49,7 @@ impl Outcome {
             Self::SelectsNoPod => "SelectsNoPod",
             Self::DryRun => "DryRun",
             Self::StricterThanWritten => "StricterThanWritten",
+            Self::ServicesOnly => "ServicesOnly",
             Self::OwnPodsOnly => "OwnPodsOnly",
             Self::NoEffect => "NoEffect",
             Self::NotSupported => "NotSupported",
@@ -153,7 +156,11 @@ impl Fate {
             };
         }
         let ends = |at: &str| match outcome {
-            Outcome::Enforced | Outcome::SelectsNoPod | Outcome::StricterThanWritten | Outcome::OwnPodsOnly
+            Outcome::Enforced
+            | Outcome::SelectsNoPod
+            | Outcome::StricterThanWritten
+            | Outcome::ServicesOnly
+            | Outcome::OwnPodsOnly
                 if !dry_run =>
             {
                 format!("{means}; in force at {at}")
@@ -162,6 +169,7 @@ impl Fate {
             | Outcome::SelectsNoPod
             | Outcome::DryRun
             | Outcome::StricterThanWritten
+            | Outcome::ServicesOnly
             | Outcome::OwnPodsOnly => {
                 format!("{means}; a dry run: it is judged at {at} and reported, and decides nothing")
             }

@@ -107,9 +107,11 @@ impl Compiler {
         let unchanged = self.parts.iter().filter(|(namespace, _)| !drafts.contains_key(*namespace));
         let abroad = drafts.values().map(|draft| &draft.abroad).chain(unchanged.map(|(_, part)| &part.abroad));
         let mut lent = Lent::new();
-        for (pod, services) in abroad.flat_map(|abroad| &abroad.lent) {
+        for (pod, behind) in abroad.flat_map(|abroad| &abroad.lent) {
             // Of several lenders each names services of its own.
-            lent.entry(pod.clone()).or_default().extend(services.clone());
+            let all = lent.entry(pod.clone()).or_default();
+            all.ready.extend(behind.ready.clone());
+            all.unready.extend(behind.unready.iter().cloned());
         }
 
         let mut namespaces = BTreeMap::new();
@@ -190,9 +192,10 @@ impl Draft {
     /// `lent` is what all namespaces lend.
     fn finish(&mut self, place: &Place<'_>, addresses: &Addresses, lent: &Lent, doubts: &Doubts) -> Records {
         let Self { pods, abroad, findings } = self;
-        for ((_, name), services) in place.own(lent) {
+        for ((_, name), behind) in place.own(lent) {
             let Some(pod) = workloads::find_mut(place, pods, name) else { continue };
-            services.iter().for_each(|(service, ports)| endpoints::add(&mut pod.workload.services, service, ports));
+            behind.ready.iter().for_each(|(service, ports)| endpoints::add(&mut pod.workload.services, service, ports));
+            pod.unready.extend(behind.unready.iter().cloned());
         }
         addresses.shared(pods, &mut findings.problems);
         network_policy::mark(place, doubts, pods);

@@ -64,7 +64,10 @@ async fn each_policy_is_told_once_and_a_strangers_word_is_put_right() {
         eventually("mended", || reason(&fake, "typo") == "SelectsNoPod").await;
         assert_eq!(condition(&fake, "typo").map(|one| one["observedGeneration"].clone()), Some(json!(2)));
         assert_eq!(writes(&fake), 4, "one for each change: {:?}", fake.requests());
-        assert_eq!(lab.told("source_writes_total", r#"result="written",what="condition""#), 4.0);
+        // Counted when the answer is there, which is after the API server has it.
+        let counted = || lab.told("source_writes_total", r#"result="written",what="condition""#);
+        eventually("all are counted", || counted() >= 4.0).await;
+        assert_eq!(counted(), 4.0);
         lab.running.stop().await;
     }
 }
@@ -140,8 +143,8 @@ async fn what_has_no_condition_is_told_by_one_event_whoever_leads() {
     let events = || fake.posted(EVENTS);
     eventually("told", || events().iter().any(|event| event["regarding"]["name"] == "late")).await;
     let of = |result: &str| second.told("source_writes_total", &format!(r#"result="{result}",what="event""#));
-    eventually("tried", || of("dropped") == 2.0).await;
-    assert_eq!(of("written"), 1.0, "{:?}", events());
+    eventually("all three tried", || of("dropped") + of("written") >= 3.0).await;
+    assert_eq!((of("dropped"), of("written")), (2.0, 1.0), "{:?}", events());
     second.running.stop().await;
 }
 

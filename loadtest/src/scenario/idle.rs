@@ -56,7 +56,9 @@ fn hold(cx: &Context<'_>, holders: &Holders<'_>) -> Result<Vec<Figure>> {
         .filter(|side| !side.as_ref().is_ok_and(|(_, pids)| pids.is_empty()))
         .collect::<Result<_>>()?;
     let used = || sides.iter().map(|(_, pids)| memory::pss(pids)).collect::<Result<Vec<u64>>>();
-    let (before, kernel_before) = (used()?, sockets_at_rest(cx)?);
+    // The wait for the kernel's first: what the proxies give back meanwhile is not what connections cost.
+    let kernel_before = sockets_at_rest(cx)?;
+    let before = used()?;
     let held = holders.open()?;
     let (open, kernel_open) = (used()?, memory::sockets()?);
     held.end()?;

@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
 
+use super::context::Client;
 use super::{Context, Figure, Paths, Planes, Scenario, Sized, traffic};
 use crate::path::Place;
 use crate::plane::ECHO;
@@ -27,41 +28,51 @@ fn beside_a_neighbour() -> Scenario {
     let lasts = Sized { whole: Duration::from_secs(60), quick: Duration::from_secs(6) };
     Scenario {
         name: "short-40000".into(),
-        about: "40,000 short connections from one pod in 60 s (quick: that rate for 6 s), a neighbour's exchanges beside them".into(),
+        about: "40,000 short connections from one pod in 60 s (quick: that rate for 6 s), a neighbour's exchanges alone and beside them, in \
+                windows"
+            .into(),
         paths: Paths::One(Place::CrossNode),
         planes: Planes::Kinds,
         rounds: Sized { whole: 1, quick: 1 },
-        takes: Sized { whole: Duration::from_secs(66), quick: Duration::from_secs(9) },
+        takes: Sized { whole: Duration::from_secs(88), quick: Duration::from_secs(10) },
         sample: Box::new(move |cx| {
             let lasts = lasts.of(cx.quick);
-            let alone = neighbour(cx, cx.sized(Duration::from_secs(4), Duration::from_secs(2)))?;
+            // Half of what it is alone is measured before and half after: what the machine does meanwhile is in both.
+            let (half, window) = cx.sized((3, Duration::from_secs(4)), (1, Duration::from_secs(1)));
+            cx.pin()?;
+            let mut alone = windows(neighbours(cx, half, window)?, cx)?;
+            let count = 2 * half;
+            // A little less than all of the time, so that the last one ends while there is something to be beside of.
+            let beside = neighbours(cx, count, lasts * 19 / 20 / count)?;
             let work = Work::Connect { size: SIZE, at_once: AT_ONCE, lasts, rate: Some(RATE), limit: None, block: None };
-            let pods = cx.plane.pods();
-            let beside = cx.client(&pods.neighbour, ECHO, exchanges(lasts))?;
-            beside.begin()?;
-            let measured = traffic::run(cx, ECHO, work)?;
-            let beside = times(&beside.report(cx.left()?)?)?;
+            let (measured, beside) = traffic::beside(cx, ECHO, work, || windows(beside, cx))?;
+            alone.extend(windows(neighbours(cx, half, window)?, cx)?);
             let mut figures = measured.operations();
             figures.push(Figure::new("connections", "count", measured.report.done as f64));
-            for (name, latency) in [("alone", alone), ("beside", beside)] {
-                let suffix = if name == "alone" { "_alone" } else { "" };
-                figures.push(Figure::new(format!("neighbour_p50{suffix}"), "us", latency.p50));
-                figures.push(Figure::new(format!("neighbour_p99{suffix}"), "us", latency.p99));
+            for (latencies, suffix) in [(alone, "_alone"), (beside, "")] {
+                for latency in latencies {
+                    figures.push(Figure::new(format!("neighbour_p50{suffix}"), "us", latency.p50));
+                    figures.push(Figure::new(format!("neighbour_p99{suffix}"), "us", latency.p99));
+                }
             }
             Ok(figures)
         }),
     }
 }
 
-fn exchanges(lasts: Duration) -> Work {
-    Work::Exchange { size: 64, connections: 2, lasts, rate: Some(NEIGHBOUR) }
+/// So many neighbours that each exchange for so long once they are told to begin. Their connections stand.
+fn neighbours(cx: &Context<'_>, count: u32, lasts: Duration) -> Result<Vec<Client>> {
+    let work = || Work::Exchange { size: 64, connections: 2, lasts, rate: Some(NEIGHBOUR) };
+    (0..count).map(|_| cx.client(&cx.plane.pods().neighbour, ECHO, work())).collect()
 }
 
-fn neighbour(cx: &Context<'_>, lasts: Duration) -> Result<Latency> {
-    cx.pin()?;
-    let client = cx.client(&cx.plane.pods().neighbour, ECHO, exchanges(lasts))?;
-    client.begin()?;
-    times(&client.report(cx.left()?)?)
+/// One after another. One's failure is that of the sample.
+fn windows(neighbours: Vec<Client>, cx: &Context<'_>) -> Result<Vec<Latency>> {
+    let one = |client: Client| {
+        client.begin()?;
+        times(&client.report(cx.left()?)?)
+    };
+    neighbours.into_iter().map(one).collect()
 }
 
 fn times(report: &Report) -> Result<Latency> {

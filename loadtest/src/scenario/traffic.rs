@@ -18,21 +18,31 @@ pub(super) struct Measured {
 
 /// Runs `work` from the plane's client to `port` of the path.
 pub(super) fn run(cx: &Context<'_>, port: u16, work: Work) -> Result<Measured> {
+    beside(cx, port, work, || Ok(())).map(|(measured, ())| measured)
+}
+
+/// The same, with what is done while it runs.
+pub(super) fn beside<T>(
+    cx: &Context<'_>,
+    port: u16,
+    work: Work,
+    meanwhile: impl FnOnce() -> Result<T>,
+) -> Result<(Measured, T)> {
     cx.pin()?;
     let place = cx.path.place;
     let mut pids = cx.plane.proxies(place, Side::Client)?;
     pids.extend(cx.plane.proxies(place, Side::Server)?);
     let client = cx.client(&cx.plane.pods().client, port, work)?;
-    let left = cx.left()?;
-    let (report, spent) = cx.watched(|| {
+    let (report, done, spent) = cx.watched(|| {
         let before = cpu::used(&pids)?;
         client.begin()?;
-        let report = client.report(left)?;
-        Ok((report, cpu::used(&pids)?.saturating_sub(before)))
+        let done = meanwhile()?;
+        let report = client.report(cx.left()?)?;
+        Ok((report, done, cpu::used(&pids)?.saturating_sub(before)))
     })?;
     let why = report.error.as_deref().unwrap_or_default();
     ensure!(report.done > 0, "nothing succeeded, {} failed: {why}", report.failed);
-    Ok(Measured { report, proxies: (!pids.is_empty()).then_some(spent) })
+    Ok((Measured { report, proxies: (!pids.is_empty()).then_some(spent) }, done))
 }
 
 impl Measured {

@@ -148,6 +148,7 @@ impl Run<'_> {
             self.report.fail(format!("{unbegun} connections never begun, {unanswered} never answered"));
             self.report.failed += (unbegun + unanswered) as u64 - 1;
         }
+        self.close_block();
         self.report.seconds = self.start.elapsed().as_secs_f64();
         self.report.bytes = self.report.done * self.plan.size as u64;
         self.report.latency = self.times.latency();
@@ -216,6 +217,16 @@ impl Run<'_> {
             self.block_since = Instant::now();
         }
     }
+
+    /// The rate of a block that did not come to its end, which is the one that tells of a collapse.
+    fn close_block(&mut self) {
+        if let (Some(block), Some(limit)) = (self.plan.block, self.plan.limit)
+            && self.report.done < limit
+        {
+            let done = self.report.done % block;
+            self.report.blocks.push(done as f64 / self.block_since.elapsed().as_secs_f64());
+        }
+    }
 }
 
 fn begin(to: SocketAddr) -> std::io::Result<Socket> {
@@ -256,5 +267,45 @@ impl Open {
             Err(error) if error.kind() == ErrorKind::WouldBlock => Ok(Step::More),
             Err(error) => Err(error).context("receive"),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::net::TcpListener;
+
+    use super::*;
+
+    /// Echoes on so many connections; later ones end without an answer.
+    fn server(answered: usize) -> SocketAddr {
+        let listener = TcpListener::bind("[::1]:0").expect("a listener");
+        let at = listener.local_addr().expect("its address");
+        std::thread::spawn(move || {
+            for (number, stream) in listener.incoming().enumerate() {
+                let (mut stream, mut buffer) = (stream.expect("a connection"), [0; 8]);
+                // Whoever is not answered may be gone.
+                let _ = stream.read_exact(&mut buffer);
+                if number < answered {
+                    stream.write_all(&buffer).expect("the client waits");
+                }
+            }
+        });
+        at
+    }
+
+    fn blocks(answered: usize) -> Report {
+        let plan =
+            Plan { size: 8, at_once: 2, lasts: Duration::from_secs(20), rate: None, limit: Some(100), block: Some(10) };
+        Run::new(server(answered), &plan).expect("a run").finish().expect("its report")
+    }
+
+    #[test]
+    fn a_part_that_does_not_come_to_its_end_has_a_rate_too() {
+        let whole = blocks(100);
+        assert_eq!((whole.done, whole.failed, whole.blocks.len()), (100, 0, 10));
+        let collapsed = blocks(25);
+        assert_eq!((collapsed.done, collapsed.failed, collapsed.blocks.len()), (25, 75, 3));
+        let stopped = blocks(30);
+        assert_eq!((stopped.done, stopped.blocks.len(), stopped.blocks[3]), (30, 4, 0.0));
     }
 }

@@ -105,7 +105,7 @@ pub struct Report {
     pub seconds: f64,
     /// Times of each.
     pub latency: Option<Latency>,
-    /// Rate of each full block, 1/s.
+    /// Rate of each block, 1/s; of the last one too if it did not come to its end.
     pub blocks: Vec<f64>,
     /// The moments (`CLOCK_MONOTONIC`, ns) at which a first connection was begun and answered.
     pub span: Option<(u64, u64)>,

@@ -13,24 +13,31 @@ const LINES: u64 = 20_000;
 /// Far more than that takes, and far less than for ever.
 const DEADLINE: Duration = Duration::from_secs(20);
 
-/// Not a test but the process that the tests look at: logs, then says on standard output how many lines were lost.
-#[test]
-#[ignore = "started by the other tests"]
-fn child() {
-    let Ok(what) = std::env::var(CHILD) else { return };
-    logs::init("test", logs::Format::Text);
-    (0..LINES).for_each(|n| tracing::info!(n, "a line that somebody may want to read one day"));
+/// Whether this process is the one a test has started: it then logs, and says on standard output how many lines were lost.
+fn is_child() -> bool {
+    let Ok(what) = std::env::var(CHILD) else { return false };
+    logs::init("test", logs::Format::Json);
+    if what == "long line" {
+        tracing::info!("{}", "x".repeat(1 << 20));
+    } else {
+        (1..LINES).for_each(|n| tracing::info!(n, "a line that somebody may want to read one day"));
+        // Its line is one like the others: a thread that panics does not wait for a reader either.
+        let panicked = std::thread::spawn(|| panic!("as asked")).join();
+        panicked.expect_err("it panics");
+    }
     std::io::stdout().write_all(format!("lost={}.\n", super::LOST.get()).as_bytes()).expect("a reader");
-    if what == "read late" {
+    if what != "to a file" {
         // Until the parent has read everything and says so.
         let _ = std::io::stdin().read(&mut [0]);
         tracing::info!("the last line");
     }
+    true
 }
 
-fn start(what: &str, stderr: Stdio) -> Child {
+/// Starts this test again, in a process of its own that logs.
+fn start(test: &str, what: &str, stderr: Stdio) -> Child {
     Command::new(std::env::current_exe().expect("this program"))
-        .args(["--exact", "stderr::tests::child", "--ignored", "--nocapture"])
+        .args(["--exact", &format!("stderr::tests::{test}"), "--nocapture"])
         .env(CHILD, what)
         .env_remove(logs::FILTER_VARIABLE)
         .stdin(Stdio::piped())
@@ -38,6 +45,11 @@ fn start(what: &str, stderr: Stdio) -> Child {
         .stderr(stderr)
         .spawn()
         .expect("this program again")
+}
+
+/// What a log line says, each of which is one JSON object.
+fn parsed(line: &str) -> serde_json::Value {
+    serde_json::from_str(line).unwrap_or_else(|error| panic!("{error}: {line:.200}"))
 }
 
 /// What the child says it has lost, within the deadline; else it is ended and the test fails.
@@ -64,8 +76,12 @@ fn lost(child: &mut Child) -> u64 {
 
 #[test]
 fn a_reader_that_has_stopped_costs_lines_and_no_time_and_is_told_how_many_when_it_reads_again() {
+    if is_child() {
+        return;
+    }
     let begun = Instant::now();
-    let mut child = start("read late", Stdio::piped());
+    let name = "a_reader_that_has_stopped_costs_lines_and_no_time_and_is_told_how_many_when_it_reads_again";
+    let mut child = start(name, "read late", Stdio::piped());
     let lost = lost(&mut child);
     assert!(begun.elapsed() < DEADLINE && lost > LINES / 2 && lost < LINES, "{lost} of {LINES} lost");
     // Now it reads. All that is there, before the child may write again.
@@ -77,17 +93,47 @@ fn a_reader_that_has_stopped_costs_lines_and_no_time_and_is_told_how_many_when_i
     drop(child.stdin.take());
     let mut rest = String::new();
     stderr.read_to_string(&mut rest).expect("the rest");
-    let told = format!("{lost} log lines were lost here");
-    assert!(rest.contains(&told) && rest.contains("the last line"), "{rest}");
+    let rest: Vec<_> = rest.lines().map(parsed).collect();
+    assert_eq!((&rest[0]["lost"], &rest[1]["message"]), (&lost.into(), &"the last line".into()), "{rest:?}");
+    held.lines().for_each(|line| drop(parsed(line)));
     assert!(child.wait().expect("its end").success());
 }
 
 #[test]
-fn what_is_read_or_a_file_loses_nothing() {
+fn a_line_that_is_cut_ends_before_the_next_one_begins() {
+    if is_child() {
+        return;
+    }
+    let mut child = start("a_line_that_is_cut_ends_before_the_next_one_begins", "long line", Stdio::piped());
+    assert_eq!(lost(&mut child), 1);
+    let mut stderr = child.stderr.take().expect("piped");
+    let mut there = vec![0; 1 << 20];
+    let held = stderr.read(&mut there).expect("what the pipe held");
+    assert!(held > super::PIECE && !there[..held].contains(&b'\n'), "{held} bytes, the beginning of the line");
+    drop(child.stdin.take());
+    let mut rest = String::new();
+    stderr.read_to_string(&mut rest).expect("the rest");
+    let lines: Vec<&str> = rest.lines().collect();
+    assert_eq!(lines[0], "", "the line that was cut is over");
+    assert_eq!((&parsed(lines[1])["lost"], &parsed(lines[2])["message"]), (&1.into(), &"the last line".into()));
+    assert!(child.wait().expect("its end").success());
+}
+
+#[test]
+fn a_file_loses_nothing_not_even_a_panic() {
+    if is_child() {
+        return;
+    }
     let file = tempfile::NamedTempFile::new().expect("a file");
-    let mut child = start("to a file", file.reopen().expect("the same file").into());
+    let mut child =
+        start("a_file_loses_nothing_not_even_a_panic", "to a file", file.reopen().expect("the same file").into());
     assert_eq!(lost(&mut child), 0);
     assert!(child.wait().expect("its end").success());
     let text = std::fs::read_to_string(file.path()).expect("read");
     assert_eq!(text.lines().count() as u64, LINES);
+    let last = text.lines().last().map(parsed).expect("a line");
+    assert!(
+        last["level"] == "ERROR" && last["message"].as_str().is_some_and(|text| text.contains("as asked")),
+        "{last}"
+    );
 }

@@ -192,6 +192,7 @@ fn endpoints(
         let target_port = listed.map(|pair| pair.1).or(service_port.target_port);
         if let (true, true, Some(target_port)) = (healthy, near, target_port)
             && let Some(ip) = address_for(&workload, vip)
+            && !is_reserved(target_port)
         {
             usable.push((SocketAddr::new(ip, target_port), workload));
         }
@@ -217,7 +218,7 @@ fn endpoints(
     }
     let mut none = NoRoute::NoEndpoint(service.key.clone());
     let mut targets = Vec::with_capacity(TRIES);
-    for (address, workload) in chosen.iter().filter(|(address, _)| !is_reserved(address.port())) {
+    for (address, workload) in &chosen {
         match target(view, source, Some(workload.clone()), *address, &service.subject_alt_names) {
             Ok(target) => targets.push(target),
             Err(error) if error.may_change() => none = error,

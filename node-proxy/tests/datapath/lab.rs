@@ -199,7 +199,9 @@ impl Lab {
     /// Access lines so far.
     pub fn lines(&self) -> Vec<serde_json::Value> {
         let text = std::fs::read_to_string(self.dir.path().join("access.log")).expect("log");
-        text.lines().map(|line| serde_json::from_str(line).expect("one JSON object a line")).collect()
+        // The last one may be on its way.
+        let whole = text.rsplit_once('\n').map_or("", |(whole, _)| whole);
+        whole.lines().map(|line| serde_json::from_str(line).expect("one JSON object a line")).collect()
     }
 
     /// The worker's pid: the supervisor's only child.
@@ -217,7 +219,7 @@ fn worker(dir: &tempfile::TempDir) -> Process {
     let child = Command::new("setpriv")
         .args(["--reuid=65532", "--regid=65532", "--clear-groups", "--bounding-set=-all", "--inh-caps=-all", "--"])
         .arg(crate::common::reachable_binary(dir.path()))
-        .args(["worker", "--node-name", "node-1", "--threads", "2", "--access-log", "json", "--drain-seconds", "2"])
+        .args(["worker", "--node-name", "node-1", "--threads", "2", "--access-log", "json", "--drain-seconds", "20"])
         .args(["--cluster-range", "198.18.0.0/15,fd77::/16"])
         .args(["--metrics-address", "127.0.0.1:0", "--ready-address", "127.0.0.1:0"])
         .arg("--keeper-socket")

@@ -93,6 +93,7 @@ impl Node {
         let answer = match (request.verb.as_str(), request.args.as_slice()) {
             ("pods", []) => Ok(self.view()),
             ("rules", [pod]) => return self.show_rules(pod, reply),
+            ("chain", _) => Err("chain takes nothing".to_owned()),
             ("rules", _) => Err("rules takes one NAMESPACE/POD".to_owned()),
             (verb, _) => Err(format!("unknown verb {verb:?}; there are pods, rules and chain")),
         };

@@ -186,7 +186,9 @@ impl Node {
     /// Reasons of all events, oldest first.
     pub fn events(&self) -> Vec<Value> {
         let text = std::fs::read_to_string(self.path("status/events.jsonl")).unwrap_or_default();
-        text.lines().map(|line| serde_json::from_str(line).expect("JSON")).collect()
+        // The last one may be on its way.
+        let whole = text.rsplit_once('\n').map_or("", |(whole, _)| whole);
+        whole.lines().map(|line| serde_json::from_str(line).expect("JSON")).collect()
     }
 
     pub fn event(&self, reason: &str) -> Option<Value> {

@@ -195,6 +195,9 @@ fn forged_callers_get_no_certificate_and_each_is_in_the_audit_log() -> Result<()
     wait::until_true("the completed pod to be known as such", CHANGE, || {
         matches!(caller.ask(Some(&good), &task), Ok(Err(_)))
     })?;
+    // The log is read through the node: what was asked just now is in it before the next lines are counted.
+    let asked = || caller.audited("certificate refused", &not_there(&task)).is_ok_and(|lines| lines >= 1);
+    wait::until_true("its audit line", CHANGE, asked)?;
     caller.is_refused("a completed pod", Some(&good), &task, &not_there(&task))?;
     // Nothing of this was held against who asks for its own.
     caller.is_given(&good, &cart)

@@ -62,11 +62,12 @@ impl OddPeer {
                 let stream = tokio::net::TcpStream::from_std(stream)?;
                 let tls = TlsConnector::from(config).connect(to.ip().into(), stream).await.context("TLS")?;
                 let (send, connection) = client::handshake(tls).await.context("HTTP/2")?;
-                let driver = tokio::spawn(connection);
-                let (answer, _) = send.ready().await?.send_request(request, true)?;
-                let status = answer.await?.status();
-                // Every handle is gone, so it ends as a peer should: with a GOAWAY.
-                driver.await??;
+                let asking = async {
+                    let (answer, _) = send.ready().await?.send_request(request, true)?;
+                    Ok(answer.await?.status())
+                };
+                // With the answer every handle is gone, so the connection ends as a peer's should: with a GOAWAY.
+                let (status, ()) = tokio::try_join!(asking, connection)?;
                 anyhow::Ok(status)
             };
             timeout(CHANGE, asked).await.with_context(|| format!("{to} does not answer"))?

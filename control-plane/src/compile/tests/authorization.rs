@@ -166,9 +166,46 @@ fn a_policy_for_a_service_is_listed_at_the_pods_behind_it_ready_or_not() {
     let target = "{targetRefs: [{kind: Service, name: cart}], action: DENY, rules: [{}]}";
     let policy = object("AuthorizationPolicy", "shop", "p", target);
     assert_eq!(listed(&[service, policy]), (vec!["shop/p".into()], vec![]));
-    let gateway = "{targetRefs: [{group: gateway.networking.k8s.io, kind: Gateway, name: g}]}";
-    let all = compiled(&object("AuthorizationPolicy", "shop", "p", gateway));
-    assert!(all.policies.is_empty() && all.problems.len() == 1, "{all:?}");
+}
+
+#[test]
+fn a_target_that_is_no_service_of_the_namespace_is_told_and_left_out() {
+    let service =
+        object("Service", "shop", "cart", "{clusterIP: 198.18.128.1, selector: {app: cart}, ports: [{port: 80}]}");
+    let gateway = "{group: gateway.networking.k8s.io, kind: Gateway, name: g}";
+    let foreign = "{kind: Service, name: cart, namespace: near}";
+    let own = "{kind: Service, name: cart, namespace: shop}";
+    let table = [
+        (gateway.to_owned(), "NoEffect", vec![]),
+        (foreign.to_owned(), "NoEffect", vec![]),
+        (own.to_owned(), "Enforced", vec!["shop/p".to_owned()]),
+        (format!("{own}, {gateway}"), "ServicesOnly", vec!["shop/p".to_owned()]),
+        (format!("{own}, {foreign}"), "ServicesOnly", vec!["shop/p".to_owned()]),
+    ];
+    for (targets, outcome, wanted) in table {
+        let policy = object("AuthorizationPolicy", "shop", "p", &format!("{{targetRefs: [{targets}], rules: [{{}}]}}"));
+        let all = compiled(&[pod("cart", "198.18.1.2"), service.clone(), policy].concat());
+        assert_eq!((listed_at(cart(&all)), all.told[0].outcome.as_str()), (wanted.clone(), outcome), "{targets}");
+        let ends = if wanted.is_empty() { "it decides nothing" } else { "in force at the pod that it selects" };
+        assert!(all.told[0].message.contains(ends), "{:?}", all.told);
+    }
+}
+
+#[test]
+fn a_policy_for_a_service_stays_in_force_at_an_endpoint_that_is_not_ready() {
+    let spec = "{targetRefs: [{kind: Service, name: web}], action: DENY, rules: [{}]}";
+    for (lender, by_name) in [("culvert-system", false), ("culvert-system", true), ("shop", false), ("shop", true)] {
+        let policy = object("AuthorizationPolicy", lender, "s", spec);
+        let ready = lent_to(lender, by_name);
+        let unready = ready.replace("[198.18.1.2]", "[198.18.1.2], conditions: {ready: false}");
+        assert_ne!(ready, unready);
+        for (slice, services) in [(ready, 1), (unready, 0)] {
+            let all = compiled(&[slice, policy.clone()].concat());
+            assert_eq!(cart(&all).services.len(), services, "whom callers of the service are led to");
+            assert_eq!(listed_at(cart(&all)), [format!("{lender}/s")], "{services} ready");
+            assert_eq!(all.told[0].outcome.as_str(), "Enforced", "{:?}", all.told);
+        }
+    }
 }
 
 /// The pod cart of shop behind Service web of another namespace: by its address alone, or as the pod that it is.
