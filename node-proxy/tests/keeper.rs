@@ -99,7 +99,7 @@ fn a_successor_has_the_same_listeners_and_certificates_and_the_older_keepers_end
     let hello = || mesh_api::link::Hello::of("pod-watcher").with(HANDOVER);
     let mut old = keeper(old_dir.path(), common::WORKER);
     let mut watcher = Watcher::greet(&sockets[0], hello());
-    let first = Worker::connect(old_dir.path());
+    let mut first = Worker::connect(old_dir.path());
     first.greeted();
     let (pod, gone) = (pod_netns(), pod_netns());
     let slots = [("a", &pod), ("b", &gone)].map(|(uid, netns)| {
