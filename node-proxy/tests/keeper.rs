@@ -94,6 +94,15 @@ fn a_pod_is_served_by_one_worker_after_another_and_no_connection_is_lost_between
 
 #[test]
 fn a_successor_has_the_same_listeners_and_certificates_and_the_older_keepers_end_costs_no_connection() {
+    hand_over(false);
+}
+
+#[test]
+fn a_worker_that_is_there_before_the_handover_gets_listeners_and_certificates_all_the_same() {
+    hand_over(true);
+}
+
+fn hand_over(worker_first: bool) {
     let (old_dir, new_dir) = (shared_dir(), shared_dir());
     let sockets = [&old_dir, &new_dir].map(|dir| watcher_socket(dir.path()));
     let hello = || mesh_api::link::Hello::of("pod-watcher").with(HANDOVER);
@@ -120,10 +129,15 @@ fn a_successor_has_the_same_listeners_and_certificates_and_the_older_keepers_end
     heir.send(&ToKeeper::Predecessor, &[taker.as_fd()]);
     let add = heir.add("a", &pod);
     let end = heir.snapshot_end();
+    let arrive = || {
+        let worker = Worker::connect(new_dir.path());
+        worker.greeted();
+        worker
+    };
+    let early = worker_first.then(arrive);
     watcher.send(&ToKeeper::Successor, &[giver.as_fd()]);
     drop((giver, taker));
-    let second = Worker::connect(new_dir.path());
-    second.greeted();
+    let second = early.unwrap_or_else(arrive);
     assert!(matches!(second.next_of_pods().0, ToWorker::Certificates));
     let (_, facts, listeners) = second.pod();
     assert_eq!(facts, common::facts("a"));

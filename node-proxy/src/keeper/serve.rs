@@ -198,8 +198,12 @@ impl Keeper {
             }
             Ok((Handed::Certificates, fds)) => {
                 // What our own worker has left is newer.
-                if self.hands.certificates().is_none() && !one(fds).is_ok_and(|memfd| self.hands.keep(memfd)) {
-                    tracing::warn!("certificates were handed over that are no memfd; not kept");
+                if self.hands.certificates().is_some() {
+                    return;
+                }
+                match one(fds).is_ok_and(|memfd| self.hands.keep(memfd)) {
+                    true => self.step(Event::Inherited),
+                    false => tracing::warn!("certificates were handed over that are no memfd; not kept"),
                 }
             }
             Ok((Handed::End, _)) => {

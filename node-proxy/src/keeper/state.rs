@@ -45,6 +45,8 @@ pub enum Event {
     WorkerUp { threads: u8 },
     /// It is gone.
     WorkerDown,
+    /// A predecessor has handed over certificates.
+    Inherited,
     /// It did what the message said.
     Acked { id: u64 },
     /// It did not.
@@ -192,6 +194,7 @@ impl State {
             Event::Del { id, uid, drain } => self.del(now, id, &uid, drain, &mut out),
             Event::SnapshotEnd { id } => self.snapshot_end(id, &mut out),
             Event::WorkerUp { threads } => self.worker_up(threads, &mut out),
+            Event::Inherited => self.inherited(&mut out),
             Event::WorkerDown => self.worker_down(&mut out),
             Event::Acked { id } => self.acked(id, &mut out),
             Event::Nacked { id, reason } => self.nacked(id, reason, &mut out),

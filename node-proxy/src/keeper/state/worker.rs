@@ -44,6 +44,13 @@ impl State {
         self.end_worker_snapshot(out);
     }
 
+    /// A worker that was quicker than the predecessor has not been given its certificates.
+    pub(super) fn inherited(&self, out: &mut Vec<Action>) {
+        if self.worker.as_ref().is_some_and(|worker| worker.introduced) {
+            out.push(Action::Certificates);
+        }
+    }
+
     pub(super) fn send_node(&mut self, out: &mut Vec<Action>) {
         let (Some(worker), Some(node)) = (&mut self.worker, &self.node) else { return };
         let count = worker.diag_owed.min(self.diag.spare);
