@@ -82,14 +82,15 @@ fn times(report: &Report) -> Result<Latency> {
 
 fn in_a_row() -> Scenario {
     let count = Sized { whole: 90_000_u64, quick: 9_000 };
-    let longest = Sized { whole: Duration::from_secs(75), quick: Duration::from_secs(8) };
+    // A sidecar is not done by then: its rate is that of the time it had.
+    let longest = Sized { whole: Duration::from_secs(60), quick: Duration::from_secs(8) };
     Scenario {
         name: "short-90000".into(),
         about: "90,000 short connections in a row, 16 at a time (quick: 9,000): the rates of the first ninth, of the last and of the slowest".into(),
         paths: Paths::Main,
         planes: Planes::Kinds,
         rounds: Sized { whole: 1, quick: 1 },
-        takes: Sized { whole: Duration::from_secs(22), quick: Duration::from_secs(2) },
+        takes: Sized { whole: Duration::from_secs(25), quick: Duration::from_secs(2) },
         sample: Box::new(move |cx| {
             let (count, lasts) = (count.of(cx.quick), longest.of(cx.quick));
             let (limit, block) = (Some(count), Some(count / 9));
