@@ -129,15 +129,15 @@ fn processes_get_exactly_the_user_and_capabilities_asked_and_their_own_memory_li
     boxed.mounts.read_only_root = true;
     boxed.mounts.hide.push("/run/netns".into());
     let boxed = lab.node(1).spawn(boxed)?;
-    assert!(boxed.wait(std::time::Duration::from_secs(30))?.success(), "{}", boxed.log());
+    assert!(boxed.wait(std::time::Duration::from_secs(5))?.success(), "{}", boxed.log());
     assert!(boxed.log().contains("Read-only file system"), "{}", boxed.log());
     assert_eq!(boxed.stdout(), "0\nwrote\n");
     let hungry = lab.node(1).spawn(Program::new("hungry", &["head", "-c", "200M", "/dev/zero"]).memory_limit(8 << 20));
-    assert!(hungry?.wait(std::time::Duration::from_secs(60))?.success(), "reading and writing needs no memory");
+    assert!(hungry?.wait(std::time::Duration::from_secs(10))?.success(), "reading and writing needs no memory");
     let tail = lab.node(1).spawn(
         Program::new("greedy", &["dd", "if=/dev/zero", "of=/dev/null", "bs=200M", "count=1"]).memory_limit(8 << 20),
     )?;
-    assert_eq!(tail.wait(std::time::Duration::from_secs(60))?, lab::Exit::Signal(9));
+    assert_eq!(tail.wait(std::time::Duration::from_secs(20))?, lab::Exit::Signal(9));
     lab.down()
 }
 
@@ -148,18 +148,18 @@ fn a_pod_gets_the_addresses_it_asks_for_and_a_prober_counts_the_phases_of_its_li
     let ips: Vec<std::net::IpAddr> = vec!["198.18.2.77".parse()?, "fd77:0:0:2::77".parse()?];
     let to = format!("{}:{}", ips[0], pod::ECHO);
     let prober = from.client("prober", &["probe", &to, "--rate", "200", "--echo"])?;
-    prober.wait_stdout("ready", std::time::Duration::from_secs(30))?;
+    prober.wait_stdout("ready", std::time::Duration::from_secs(5))?;
     let target = lab.add_pod(Pod::new("shop", "target").node(2).ips(ips.clone()))?;
     assert_eq!(target.ips(), ips);
     prober.write_line("running")?;
     let connections = || target.stats().port(pod::ECHO).connections;
-    lab::wait::until_true("the prober to be served", std::time::Duration::from_secs(30), || connections() > 20)?;
+    lab::wait::until_true("the prober to be served", std::time::Duration::from_secs(5), || connections() > 20)?;
     let counted = target.host_veth();
     assert!(counted.is_some_and(|veth| lab.node(2).exec(&["ip", "link", "show", &veth]).is_ok()));
     lab.remove_pod(&target)?;
     prober.write_line("gone")?;
     prober.close_stdin();
-    assert!(prober.wait(std::time::Duration::from_secs(30))?.success());
+    assert!(prober.wait(std::time::Duration::from_secs(5))?.success());
     let out = prober.stdout();
     let report: serde_json::Value = serde_json::from_str(out.lines().last().unwrap_or_default())?;
     let phases: Vec<&str> =

@@ -11,7 +11,7 @@ use lab::{Pid, Signal, state, wait};
 use loadtest::report::output;
 
 /// A run of seconds; far more when the machine is busy.
-const DEADLINE: Duration = Duration::from_secs(600);
+const DEADLINE: Duration = Duration::from_secs(150);
 const PLANES: [&str; 3] = ["none", "mesh", "mesh-quiet"];
 
 /// A run measures: beside another one it would repeat every sample that the other disturbed.

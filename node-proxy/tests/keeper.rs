@@ -7,7 +7,6 @@ use std::io::{Read as _, Write as _};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener, TcpStream};
 use std::os::fd::{AsFd as _, OwnedFd};
 use std::os::unix::fs::MetadataExt as _;
-use std::time::{Duration, Instant};
 
 use common::{Watcher, Worker, eventually, keeper, listening, pod_netns, shared_dir, watcher_socket};
 use mesh_api::link::handover::Handed;
@@ -151,8 +150,7 @@ fn hand_over(worker_first: bool) {
     watcher.leaving();
     drop(first);
     assert!(old.ended().success());
-    eventually("the other pod's are closed", || listening(&gone).is_empty());
-    assert_eq!(listening(&pod).as_slice(), OURS);
+    assert_eq!((listening(&pod).as_slice(), listening(&gone).len()), (OURS, 0));
     for stream in &mut waiting {
         stream.write_all(b"early").expect("write");
         let (mut far, _) = listeners[1].accept().expect("accept");
@@ -193,8 +191,7 @@ fn a_predecessor_that_stands_still_or_hands_over_something_else_costs_nothing_bu
     let (_, _, listeners) = worker.pod();
     watcher.all_done([add, end]);
     drop((out, inbound, tunnel));
-    eventually("the other's are closed", || listening(&other).is_empty());
-    assert_eq!(listening(&pod).as_slice(), OURS);
+    assert_eq!((listening(&pod).as_slice(), listening(&other).len()), (OURS, 0));
     for (listener, port) in listeners.iter().zip(LISTENERS) {
         let _near = connect(&pod, loopback(Family::V4, port));
         listener.accept().expect("accept");
@@ -265,15 +262,13 @@ fn minted_sockets_are_of_the_pod_and_reach_its_app_from_a_foreign_source() {
     let (sockets, short) = worker.mint(slot + 1, Family::V4, Purpose::TowardsApp, 1);
     assert_eq!((sockets.len(), short.as_deref()), (0, Some("NotReady")), "unknown slots get nothing");
     // Rate: 4,096 at once and 20,000 a second; a greedy worker is told so and the keeper lives.
-    let (mut got, mut refused, begun) = (0, 0, Instant::now());
+    let (mut got, mut refused) = (0, 0);
     for _ in 0..2_000 {
         let (sockets, short) = worker.mint(slot, Family::V4, Purpose::TowardsPeer, 64);
         got += sockets.len();
         refused += usize::from(short.as_deref() == Some("Overloaded"));
     }
-    // All 128,000 are within the rate only where they took longer than 6 s.
-    let within_the_rate = begun.elapsed() >= Duration::from_secs(6);
-    assert!(got >= 3_900 && (refused > 0 || within_the_rate), "{got} minted, {refused} times told off");
+    assert!(got >= 3_900 && refused > 0, "{got} minted, {refused} times told off");
 }
 
 #[test]

@@ -93,8 +93,7 @@ fn a_worker_that_is_killed_is_back_at_once_and_the_supervisor_stays() {
     }
     // The design aims at 50 ms without service; this machine is shared, so only the order of magnitude is asked for here.
     eprintln!("kill to greeting: {waits:?}");
-    waits.sort();
-    assert!(waits[1].as_millis() < 500, "the median: {waits:?}");
+    assert!(waits.iter().all(|wait| wait.as_millis() < 500), "{waits:?}");
     // The fourth waits a little, and knows.
     rustix::process::kill_process(worker, Signal::KILL).expect("alive");
     drop(conn);

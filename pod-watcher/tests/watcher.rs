@@ -129,7 +129,7 @@ fn a_stop_is_quick_and_leaves_rules_in_place() {
     let mut child = node.watcher.take().expect("running");
     let pid = rustix::process::Pid::from_child(&child);
     rustix::process::kill_process(pid, rustix::process::Signal::TERM).expect("asked");
-    let took = within(Duration::from_secs(10), "ended", || child.try_wait().expect("status").is_some());
+    let took = within(Duration::from_secs(2), "ended", || child.try_wait().expect("status").is_some());
     println!("figure: pod-watcher stops in {took:?}");
     assert!(child.wait().expect("status").success());
     assert_eq!(pod.stage(), Some(Stage::Redirect));
@@ -147,7 +147,7 @@ fn a_successor_keeper_serves_as_soon_as_its_predecessor_lets_go() {
     assert_eq!(second.adds(), 1);
     assert!(node.view(&pod).is_some_and(|view| view["served"] == true), "the first goes on serving");
     drop(first);
-    let took = within(Duration::from_secs(10), "served by the second", || {
+    let took = within(Duration::from_secs(2), "served by the second", || {
         second.adds() >= 2 && node.view(&pod).is_some_and(|view| view["served"] == true)
     });
     println!("figure: served by the successor {took:?} after its predecessor went");
@@ -195,7 +195,7 @@ fn an_add_of_an_unknown_pod_waits_for_its_record() {
     });
     let stranger = Pod::new("shop", "stranger");
     let (ok, error, took) = node.add(&stranger);
-    assert!(!ok && took < Duration::from_secs(12));
+    assert!(!ok && took < Duration::from_secs(7));
     assert!(error["msg"].as_str().expect("text").contains("knows no such pod on node n1"), "{error}");
 }
 
@@ -297,15 +297,14 @@ fn with_the_watcher_dead_a_namespace_outside_the_mesh_passes_and_one_inside_wait
         let (ok, answer, took) = node.cni("ADD", &pod, json!({ "excludeNamespaces": [] }));
         assert!(ok, "{answer}");
         println!("figure: ADD in {namespace} with pod-watcher dead: {took:?}");
-        // The promise of 100 ms is judged with nothing else beside it (`watcher_down`); here, that nothing was waited for.
-        assert!(took < Duration::from_secs(1), "{namespace}: {took:?}");
+        assert!(took < Duration::from_millis(100), "{namespace}: {took:?}");
         assert!(node.path(&format!("state/pending/{}@eth0.json", pod.container)).exists());
     }
     for namespace in ["shop", "unknown"] {
         let pod = Pod::new(namespace, "p");
         let (ok, error, took) = node.cni("ADD", &pod, json!({ "timeoutSeconds": 2 }));
         assert!(!ok && error["code"] == 11, "{error}");
-        assert!((Duration::from_millis(1500)..Duration::from_secs(10)).contains(&took), "{took:?}");
+        assert!((Duration::from_millis(1500)..Duration::from_secs(3)).contains(&took), "{took:?}");
         let msg = error["msg"].as_str().expect("text");
         assert!(msg.contains(&format!("{namespace}/p")) && msg.contains("pod-watcher"), "{msg}");
         // Nothing keeps a pod from going away.

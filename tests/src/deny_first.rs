@@ -166,8 +166,7 @@ fn judge(prober: &Prober, targets: u32) -> Result<()> {
     }
     let rate = made as f64 / (end - first).as_secs_f64() / f64::from(targets);
     figure("deny_first_rate", format!("{rate:.0}"), "attempts/s", &format!("{name}, per port and family"));
-    // On a machine that is busy with other things: enough that nothing slips between two of them.
-    ensure!(rate >= f64::from(PROMISED) / 4.0, "{name} made only {rate:.0} attempts a second at each port");
+    ensure!(rate >= f64::from(PROMISED), "{name} made only {rate:.0} attempts a second at each port");
     Ok(())
 }
 

@@ -49,7 +49,7 @@ impl<'l> Prometheus<'l> {
             format!("--web.listen-address={API}"),
         ]);
         let process = lab.fabric().spawn(program).context("Debian's prometheus: cargo xtask test installs it")?;
-        process.wait_log("Server is ready to receive web requests", 6 * CHANGE)?;
+        process.wait_log("Server is ready to receive web requests", CHANGE)?;
         Ok(Self { lab, process, _files: files })
     }
 

@@ -32,8 +32,8 @@ const BUFFER: usize = 3;
 /// A client that takes longer to take or to acknowledge an answer is cut off; it comes back with what it has.
 const PATIENCE: Duration = Duration::from_secs(60);
 /// How long a client that asked for addresses alone is given to ask for policies too, so that they come first. Clients ask for
-/// both at once; this is for the packets in between. In tests a thread may stand still for longer between the two.
-const POLICIES_FIRST: Duration = Duration::from_millis(if cfg!(test) { 20_000 } else { 500 });
+/// both at once; this is for the packets in between.
+const POLICIES_FIRST: Duration = Duration::from_millis(500);
 
 /// The one method of the service that there is.
 const METHOD: &str = "DeltaAggregatedResources";

@@ -145,7 +145,7 @@ async fn on_stop_streams_end_by_themselves_and_nothing_is_cut() {
     let started = Instant::now();
     let (ended, ()) = tokio::join!(node.receive(), lab.running.stop());
     assert_eq!(ended.expect_err("stopping").code(), Code::Unavailable);
-    assert!(started.elapsed() < Duration::from_secs(10), "{:?}", started.elapsed());
+    assert!(started.elapsed() < Duration::from_secs(2), "{:?}", started.elapsed());
 }
 
 /// The acceptance asks for at most a second from the rename of a policy to the reset of a connection; this is our part of it.
@@ -172,7 +172,6 @@ async fn a_renamed_policy_reaches_a_node_in_a_fraction_of_a_second() {
         "rename of a policy to its arrival at a node, 200 pods, 20 tries: p50 {:?}, max {:?}",
         took[10], took[19]
     );
-    // The whole way is asserted with nothing else beside it (`live_policy`).
-    assert!(took[10] < Duration::from_millis(800) && took[19] < Duration::from_secs(5), "{took:?}");
+    assert!(took[19] < Duration::from_millis(800), "{took:?}");
     lab.running.stop().await;
 }

@@ -115,7 +115,7 @@ pub fn accept_within(listener: &TcpListener, wait: Duration) -> Option<(TcpStrea
 }
 
 pub fn accept(listener: &TcpListener) -> (TcpStream, SocketAddr) {
-    accept_within(listener, Duration::from_secs(10)).expect("a connection should have come")
+    accept_within(listener, SOON).expect("a connection should have come")
 }
 
 /// Nothing may have come, also not late.

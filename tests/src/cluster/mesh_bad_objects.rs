@@ -14,16 +14,14 @@ use tokio::task::JoinSet;
 use crate::as_admin::with_api;
 use crate::prober::{Ask, give_next, is_free, while_probed};
 use crate::shop::{self, CHANGE, Member, captured, meshed, only_cart, start};
-use crate::support::{figure, long};
+use crate::support::figure;
 use crate::traffic::{Traffic, lasts};
 
 /// Between two changes of a label: 100 a second.
 const FLAP: Duration = Duration::from_millis(10);
 const FLAPS: u32 = 500;
-/// What it must come to: hands that are late catch up, but for the last changes; far fewer where a busy machine is no reason to fail.
-fn least() -> f64 {
-    if long() { 80.0 } else { 30.0 }
-}
+/// What it must come to: hands that are late catch up, but for the last changes.
+const LEAST: f64 = 80.0;
 /// Odd, so that each writes both words.
 const HANDS: u32 = 31;
 /// How long the new owner of an address tries.
@@ -140,7 +138,7 @@ fn a_pod_with_anothers_address_and_one_whose_label_flaps_are_named_and_nobody_el
             "per second",
             &format!("of one pod, {FLAPS} times; asked for are 100"),
         );
-        ensure!(rate >= least(), "{rate:.0} changes a second");
+        ensure!(rate >= LEAST, "{rate:.0} changes a second");
         warned(&cluster, "culvert.io/pod-watcher", "flappy", "LabelsFlap", &[])?;
         captured(&cluster, &[&flappy], true)
     })?;

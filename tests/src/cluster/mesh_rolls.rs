@@ -13,16 +13,13 @@ use cluster::Cluster;
 use cluster::mesh::NAMESPACE;
 
 use crate::shop::{Member, captured, dial, meshed, start};
-use crate::support::{figure, long};
+use crate::support::figure;
 
 /// The issue's own figures.
 const ROLLINGS: usize = 10;
 const RATE: u32 = 300;
-/// Of it this much is asked for at least: who is late catches up, but for the last attempts; half where a busy machine is no reason to
-/// fail.
-fn share() -> f64 {
-    if long() { 0.9 } else { 0.5 }
-}
+/// Of it this much is asked for at least: who is late catches up, but for the last attempts.
+const SHARE: f64 = 0.9;
 /// Connections that stay open until they are cut, of each pod to each address.
 const KEPT: usize = 5;
 
@@ -141,7 +138,7 @@ fn no_connection_is_refused_or_ends_before_its_first_byte_while_node_proxy_is_re
     );
     figure("long-lived connections cut", met.cut, "connections", "at the end of their worker's drain");
     ensure!(failed == 0, "{:#?}", met.failed);
-    ensure!(rate >= share() * f64::from(RATE), "{rate:.0} a second and pod, asked for were {RATE}");
+    ensure!(rate >= SHARE * f64::from(RATE), "{rate:.0} a second and pod, asked for were {RATE}");
     ensure!(met.cut > 0, "no long-lived connection was there to be cut");
     Ok(())
 }
