@@ -158,21 +158,13 @@ impl Fate {
         let ends = |at: &str| match outcome {
             Outcome::Enforced
             | Outcome::SelectsNoPod
-            | Outcome::StricterThanWritten
-            | Outcome::ServicesOnly
-            | Outcome::OwnPodsOnly
-                if !dry_run =>
-            {
-                format!("{means}; in force at {at}")
-            }
-            Outcome::Enforced
-            | Outcome::SelectsNoPod
             | Outcome::DryRun
             | Outcome::StricterThanWritten
             | Outcome::ServicesOnly
-            | Outcome::OwnPodsOnly => {
-                format!("{means}; a dry run: it is judged at {at} and reported, and decides nothing")
-            }
+            | Outcome::OwnPodsOnly => match dry_run {
+                false => format!("{means}; in force at {at}"),
+                true => format!("{means}; a dry run: it is judged at {at} and reported, and decides nothing"),
+            },
             Outcome::NoEffect => "it decides nothing".to_owned(),
             Outcome::NotSupported | Outcome::NotUnderstood if dry_run => {
                 format!("it would refuse every connection to {at}, but is a dry run and decides nothing")

@@ -1,7 +1,8 @@
 //! keeper ↔ worker, a socket in the emptyDir they share: the keeper listens, the worker dials.
 //!
 //! Order: Hello both ways (the worker's as a fixed-size record); `Node`; `Certificates` if an earlier worker left some, later if a
-//! predecessor of the keeper hands them over later; one `Pod` per pod; `SnapshotEnd`; then deltas. A pod is called by its `slot`, a small number that is never reused within one keeper.
+//! predecessor of the keeper hands them over later; one `Pod` per pod; `SnapshotEnd`; then deltas.
+//! A pod is called by its `slot`, a small number that is never reused within one keeper.
 
 use mesh_model::ports;
 use serde::{Deserialize, Serialize};

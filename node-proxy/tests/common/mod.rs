@@ -2,7 +2,7 @@
 #![allow(dead_code)] // Each test binary uses its part.
 
 use std::io;
-use std::net::{SocketAddr, TcpListener};
+use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener, TcpStream};
 use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
@@ -10,7 +10,7 @@ use std::process::{Child, Command};
 use std::time::{Duration, Instant};
 
 use mesh_api::link::proxy::{FromKeeper, KeeperStats, STATS, ToKeeper};
-use mesh_api::link::worker::{FromWorker, ToWorker};
+use mesh_api::link::worker::{Family, FromWorker, LISTENERS, ToWorker};
 use mesh_api::link::{self, Hello, NodeFacts, PodFacts};
 use mesh_net::Netns;
 use mesh_net::diag::Diag;
@@ -23,6 +23,22 @@ use rustix::thread::{Gid, Uid};
 pub const PATIENCE: Duration = Duration::from_secs(10);
 /// The worker's user, and group.
 pub const WORKER: u32 = 65532;
+
+/// The ports that are listened on in a pod that is served.
+pub const OURS: &[u16] = &LISTENERS;
+
+/// A TCP connection made inside the pod, or to it over `lo`.
+pub fn connect(netns: &Netns, to: SocketAddr) -> TcpStream {
+    netns.run(|| TcpStream::connect(to)).expect("entered").expect("connects")
+}
+
+/// A port of the pod itself.
+pub fn loopback(family: Family, port: u16) -> SocketAddr {
+    match family {
+        Family::V4 => (Ipv4Addr::LOCALHOST, port).into(),
+        Family::V6 => (Ipv6Addr::LOCALHOST, port).into(),
+    }
+}
 
 /// A directory as the emptyDir between keeper and worker: root's, of the worker's group, setgid.
 pub fn shared_dir() -> tempfile::TempDir {
