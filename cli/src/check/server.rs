@@ -6,7 +6,8 @@ use serde_json::Value;
 
 use super::Finding;
 
-/// From here on a projected token always names its node (KEP-4193; in 1.30 and 1.31 that could be switched off), by which certificates and pod-watcher's rights are bound to nodes.
+/// From here on a projected token always names its node (KEP-4193; in 1.30 and 1.31 that could be switched off), by which
+/// certificates and pod-watcher's rights are bound to nodes.
 const OLDEST: u32 = 32;
 /// What tests run on.
 const TRIED: u32 = 36;

@@ -1,8 +1,9 @@
 //! Endpoint slices: which workloads stand behind which service, at which ports.
 //!
 //! Only endpoints that are ready are attached (a slice says ready for every endpoint of a service that publishes unready ones), so
-//! the slice decides for its service. Those that are not are remembered for policies, which are in force at a pod ready or not. An endpoint is a pod by reference, else by address; one that is no pod (the API server, for
-//! example) becomes a workload of its own that is reached in clear and is never found by its address.
+//! the slice decides for its service. Those that are not are remembered for policies, which are in force at a pod ready or not. An
+//! endpoint is a pod by reference, else by address; one that is no pod (the API server, for example) becomes a workload of its own that
+//! is reached in clear and is never found by its address.
 
 use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::net::IpAddr;
