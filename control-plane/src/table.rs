@@ -19,9 +19,9 @@ pub struct Table {
 
 /// What brings somebody from one table to another.
 #[derive(Debug, Default)]
-pub struct Difference<'a> {
-    /// New, or of another version.
-    pub changed: Vec<&'a Arc<SavedResource>>,
+pub struct Difference<'a, 'b> {
+    /// New, or of another version, which is the first of the two.
+    pub changed: Vec<(Option<&'b SavedResource>, &'a Arc<SavedResource>)>,
     /// Names that are no more.
     pub gone: Vec<String>,
 }
@@ -61,7 +61,7 @@ impl Table {
     }
 
     /// From `last` to this one.
-    pub fn since(&self, last: &Self) -> Difference<'_> {
+    pub fn since<'a, 'b>(&'a self, last: &'b Self) -> Difference<'a, 'b> {
         let mut difference = Difference::default();
         for (namespace, shard) in &self.shards {
             match last.shards.get(namespace) {
@@ -86,12 +86,12 @@ impl Table {
     }
 }
 
-impl<'a> Difference<'a> {
-    fn add(&mut self, now: &'a Shard, before: &Shard) {
-        let changed = now.iter().filter(|(name, resource)| {
-            before.get(*name).is_none_or(|last| !Arc::ptr_eq(last, resource) && last.version != resource.version)
+impl<'a, 'b> Difference<'a, 'b> {
+    fn add(&mut self, now: &'a Shard, before: &'b Shard) {
+        let changed = now.iter().map(|(name, resource)| (before.get(name), resource)).filter(|(last, resource)| {
+            last.is_none_or(|last| !Arc::ptr_eq(last, resource) && last.version != resource.version)
         });
-        self.changed.extend(changed.map(|(_, resource)| resource));
+        self.changed.extend(changed.map(|(last, resource)| (last.map(|last| &**last), resource)));
         self.gone.extend(before.keys().filter(|name| !now.contains_key(*name)).cloned());
     }
 }

@@ -1,15 +1,16 @@
 //! One client's side of delta ADS as a pure state machine: requests in, answers out, no IO.
 //!
-//! Order is the point. A workload that lists a policy must find the policy at the client, so one round of answers is: policies that
-//! are new or changed, then addresses, then policies that are gone. While any answer of a round is not acknowledged nothing more is
+//! Order is the point. A workload that lists a policy must find the policy at the client, and one that was in force for all is in force
+//! until those whom it is left to list it. So one round of answers is: policies that are new or changed, then addresses, then policies
+//! that are gone, or have become those of whoever lists them. While any answer of a round is not acknowledged nothing more is
 //! sent: the next round starts from whatever is newest then, so a slow client skips what lies between instead of queueing it.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
-use mesh_api::xds::Answer;
 use mesh_api::xds::discovery::{DeltaDiscoveryRequest, DeltaDiscoveryResponse};
 use mesh_api::xds::saved::SavedResource;
+use mesh_api::xds::{Answer, is_listed_only};
 
 use crate::metrics::labels::ResourceType;
 use crate::snapshot::Snapshot;
@@ -150,8 +151,8 @@ impl Session {
     /// The next round: what brings the client from what it has to the snapshot, in the order in which it must be sent. Empty if
     /// there is nothing to say.
     pub fn round(&mut self, snapshot: &Snapshot) -> Vec<(ResourceType, Answer)> {
-        let (policies, gone) = self.policies.difference(&snapshot.policies);
-        let (addresses, removed) = self.addresses.difference(&snapshot.addresses);
+        let Due { now: policies, narrower, gone } = self.policies.difference(&snapshot.policies, narrows);
+        let Due { now: addresses, gone: removed, .. } = self.addresses.difference(&snapshot.addresses, |_, _| false);
         let mut round = Vec::new();
         if !policies.is_empty() || self.policies.open && !self.policies.answered {
             self.policies.answered = true;
@@ -161,8 +162,8 @@ impl Session {
             self.addresses.answered = true;
             round.push(self.response(ResourceType::Address, addresses, removed, snapshot.generation));
         }
-        if !gone.is_empty() {
-            round.push(self.response(ResourceType::Authorization, Vec::new(), gone, snapshot.generation));
+        if !narrower.is_empty() || !gone.is_empty() {
+            round.push(self.response(ResourceType::Authorization, narrower, gone, snapshot.generation));
         }
         round
     }
@@ -186,6 +187,20 @@ impl Session {
         };
         (of, Answer { head, resources })
     }
+}
+
+/// What a client is to be told of one type.
+#[derive(Debug, Default)]
+struct Due {
+    now: Vec<Arc<SavedResource>>,
+    /// What it has until the addresses have changed, and gets in its new form then.
+    narrower: Vec<Arc<SavedResource>>,
+    gone: Vec<String>,
+}
+
+/// Whether a policy is in force for fewer by its change alone. A version that says nothing of that may be one for all.
+fn narrows(before: &str, now: &str) -> bool {
+    is_listed_only(now) && !is_listed_only(before)
 }
 
 impl Subscription {
@@ -260,18 +275,26 @@ impl Subscription {
         self.wildcard = true;
     }
 
-    /// (resources to send, names to remove); the client is taken to have them from now on.
-    fn difference(&mut self, table: &Table) -> (Vec<Arc<SavedResource>>, Vec<String>) {
+    /// From what the client has to the table; it is taken to have that from now on. `later` says of a resource that it has, by the
+    /// versions before and now, whether it is to keep what it has for a while.
+    fn difference(&mut self, table: &Table, later: fn(&str, &str) -> bool) -> Due {
         if !self.open {
-            return (Vec::new(), Vec::new());
+            return Due::default();
         }
         let mut asked = std::mem::take(&mut self.asked);
         let wanted = |name: &str| self.wildcard || self.names.contains(name);
+        let mut later_on = BTreeSet::new();
         let (send, mut gone): (Vec<&Arc<SavedResource>>, Vec<String>) = match std::mem::take(&mut self.held) {
             Held::Served(last) => {
                 let Difference { changed, gone } = table.since(&last);
+                let changed = changed.into_iter().map(|(before, one)| {
+                    if before.is_some_and(|before| later(&before.version, &one.version)) {
+                        later_on.insert(one.name.clone());
+                    }
+                    one
+                });
                 let mut send: BTreeMap<&str, &Arc<SavedResource>> = BTreeMap::new();
-                send.extend(changed.into_iter().filter(|one| wanted(&one.name)).map(|one| (one.name.as_str(), one)));
+                send.extend(changed.filter(|one| wanted(&one.name)).map(|one| (one.name.as_str(), one)));
                 if !asked.is_empty() {
                     let again = table.iter().filter(|one| asked.contains(&one.name));
                     send.extend(again.map(|one| (one.name.as_str(), one)));
@@ -282,21 +305,27 @@ impl Subscription {
             // All of it once, whatever the client brought: those that are met are not gone.
             Held::Brought(mut held) => {
                 let is_new = |one: &&Arc<SavedResource>| {
-                    let same = held.remove(&one.name).is_some_and(|version| version == one.version);
+                    let before = held.remove(&one.name);
+                    let same = before.as_ref().is_some_and(|version| *version == one.version);
+                    if before.is_some_and(|before| later(&before, &one.version)) {
+                        later_on.insert(one.name.clone());
+                    }
                     wanted(&one.name) && (!same || asked.contains(&one.name))
                 };
                 let send = table.iter().filter(is_new).collect();
                 (send, held.into_keys().collect())
             }
         };
+        // What it asks for it may not have any more.
+        later_on.retain(|name| !asked.contains(name));
         // Asked for and not there.
         let told: BTreeSet<&str> =
             send.iter().map(|one| one.name.as_str()).chain(gone.iter().map(String::as_str)).collect();
         asked.retain(|name| !told.contains(name.as_str()));
         gone.extend(asked);
-        let send = send.into_iter().cloned().collect();
+        let (narrower, now) = send.into_iter().cloned().partition(|one| later_on.contains(&one.name));
         self.held = Held::Served(table.clone());
-        (send, gone)
+        Due { now, narrower, gone }
     }
 }
 

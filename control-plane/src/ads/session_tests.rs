@@ -106,10 +106,42 @@ fn policies_come_before_addresses_and_their_removal_after() {
 }
 
 #[test]
+fn a_policy_for_all_that_becomes_one_of_some_does_so_after_they_list_it() {
+    for reconnects in [false, true] {
+        let mut session = both(&[], &[]);
+        let first = said(&mut session, &snapshot(1, &[("w", "1")], &[("p", "1"), ("q", "s1"), ("r", "1")]));
+        acknowledge(&mut session, &first);
+        if reconnects {
+            session = both(&[("w", "1")], &[("p", "1"), ("q", "s1"), ("r", "1")]);
+        }
+        let second = said(&mut session, &snapshot(2, &[("w", "2")], &[("p", "s2"), ("q", "s2"), ("r", "2")]));
+        assert_eq!(text(&second), ["P+q,r-", "A+w-", "P+p-"]);
+        acknowledge(&mut session, &second);
+        // And back: for all before nobody lists it.
+        let third = said(&mut session, &snapshot(3, &[("w", "3")], &[("p", "3"), ("q", "s2")]));
+        assert_eq!(text(&third), ["P+p-", "A+w-", "P+-r"]);
+    }
+}
+
+#[test]
+fn a_policy_that_is_asked_for_again_comes_first_whatever_it_has_become() {
+    let mut session = both(&[], &[]);
+    let first = said(&mut session, &snapshot(1, &[("w", "1")], &[("p", "1")]));
+    acknowledge(&mut session, &first);
+    let mut again = subscribe(AUTHORIZATION_TYPE, &[], &[]);
+    again.resource_names_unsubscribe = vec!["p".into()];
+    session.request(again).expect("taken");
+    assert_eq!(text(&said(&mut session, &snapshot(2, &[("w", "2")], &[("p", "s2")]))), ["P+p-", "A+w-"]);
+}
+
+#[test]
 fn a_reconnecting_client_gets_what_changed_and_is_told_what_is_gone() {
-    let mut session = both(&[("same", "1"), ("changed", "1"), ("gone", "1")], &[("p", "1"), ("q", "1")]);
-    let round = said(&mut session, &snapshot(9, &[("same", "1"), ("changed", "2"), ("fresh", "1")], &[("p", "1")]));
-    assert_eq!(text(&round), ["P+-", "A+changed,fresh-gone", "P+-q"]);
+    // What it refused it tells without a version.
+    let policies = [("p", "1"), ("q", "1"), ("refused", ""), ("refused and gone", "")];
+    let mut session = both(&[("same", "1"), ("changed", "1"), ("gone", "1")], &policies);
+    let addresses = [("same", "1"), ("changed", "2"), ("fresh", "1")];
+    let round = said(&mut session, &snapshot(9, &addresses, &[("p", "1"), ("refused", "1")]));
+    assert_eq!(text(&round), ["P+refused-", "A+changed,fresh-gone", "P+-q,refused and gone"]);
 }
 
 #[test]
@@ -290,8 +322,11 @@ fn of_world((workloads, policies): &World, generation: u64, last: &Snapshot) -> 
             (format!("w{name}"), listed.iter().map(|p| format!("p{p}")).collect::<Vec<_>>().join(","))
         })
         .collect();
-    let policies: Vec<(String, String)> =
-        policies.iter().map(|(name, version)| (format!("p{name}"), version.to_string())).collect();
+    // One of three is in force for all.
+    let policies: Vec<(String, String)> = policies
+        .iter()
+        .map(|(name, version)| (format!("p{name}"), format!("{}{version}", if *version == 1 { "" } else { "s" })))
+        .collect();
     let view =
         |all: &[(String, String)], of, last| table(of, all.iter().map(|(name, version)| (&**name, &**version)), last);
     let mut snapshot = snapshot(generation, &[], &[]);
@@ -300,11 +335,29 @@ fn of_world((workloads, policies): &World, generation: u64, last: &Snapshot) -> 
     snapshot
 }
 
+/// (workload, policy) of each policy that is in force for a workload.
+fn in_force(addresses: &BTreeMap<String, String>, policies: &BTreeMap<String, String>) -> BTreeSet<(String, String)> {
+    let is = |listed: &str, policy: &str, version: &str| {
+        !is_listed_only(version) || listed.split(',').any(|listed| listed == policy)
+    };
+    let of = |(workload, listed): (&String, &String)| {
+        let policies = policies.iter().filter(|(policy, version)| is(listed, policy, version));
+        policies.map(|(policy, _)| (workload.clone(), policy.clone())).collect::<Vec<_>>()
+    };
+    addresses.iter().flat_map(of).collect()
+}
+
+fn take(held: &mut BTreeMap<String, String>, response: &DeltaDiscoveryResponse) {
+    response.removed_resources.iter().for_each(|name| drop(held.remove(name)));
+    held.extend(response.resources.iter().map(|one| (one.name.clone(), one.version.clone())));
+}
+
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(200))]
 
     /// Whatever the configurations, whoever is slow and whenever the stream breaks: a client never has a workload that lists a policy
-    /// which it lacks, and in the end it has exactly what is there.
+    /// which it lacks, a policy that is in force for a workload before and after a round is so all the time, and in the end it has
+    /// exactly what is there.
     #[test]
     fn a_client_never_holds_a_workload_without_its_policies_and_ends_up_with_the_truth(
         worlds in prop::collection::vec((world(), 0_u8..4), 1..12)
@@ -341,13 +394,22 @@ proptest! {
             if session.waits() {
                 continue;
             }
-            for response in said(&mut session, &now) {
+            let round = said(&mut session, &now);
+            let (mut then_addresses, mut then_policies) = (addresses.clone(), policies.clone());
+            for response in &round {
+                take(if response.type_url == ADDRESS_TYPE { &mut then_addresses } else { &mut then_policies }, response);
+            }
+            let then = in_force(&then_addresses, &then_policies);
+            let always: Vec<_> = in_force(&addresses, &policies).intersection(&then).cloned().collect();
+            for response in round {
                 let held = if response.type_url == ADDRESS_TYPE { &mut addresses } else { &mut policies };
                 for name in &response.removed_resources {
-                    prop_assert!(held.remove(name).is_some(), "{} was not there", name);
+                    prop_assert!(held.contains_key(name), "{} was not there", name);
                 }
-                for resource in &response.resources {
-                    held.insert(resource.name.clone(), resource.version.clone());
+                take(held, &response);
+                let meanwhile = in_force(&addresses, &policies);
+                for lasting in &always {
+                    prop_assert!(meanwhile.contains(lasting), "{:?} was not in force for a moment", lasting);
                 }
                 for listed in addresses.values().flat_map(|list| list.split(',')).filter(|name| !name.is_empty()) {
                     prop_assert!(policies.contains_key(listed), "{} is listed and not there", listed);

@@ -1,12 +1,12 @@
-//! Which pods have which addresses, in all namespaces: a slice may name a pod of another one by its address alone, and two pods may
-//! claim the same.
+//! Which pods and Services have which addresses, in all namespaces: a slice may name a pod of another one by its address alone, two pods
+//! may claim the same, and a Service may name any as external.
 
 use std::cmp::Ordering;
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::net::IpAddr;
 use std::sync::Arc;
 
-use mesh_api::manifests::{Key, Kind};
+use mesh_api::manifests::{Key, Kind, ObjectRef};
 use mesh_model::Workload;
 
 use super::Problem;
@@ -25,6 +25,9 @@ pub(super) struct Addresses {
     /// Who has an address comes first among those who claim it.
     by_address: HashMap<IpAddr, Vec<Arc<Claimant>>>,
     by_namespace: BTreeMap<String, Vec<Claim>>,
+    /// Who has a cluster IP; two where one was just deleted and the other has it already.
+    cluster_ips: BTreeMap<IpAddr, BTreeSet<Key>>,
+    services: BTreeMap<String, Vec<(Key, IpAddr)>>,
 }
 
 /// A pod and what it claims.
@@ -80,6 +83,32 @@ impl Addresses {
         if !now.is_empty() {
             self.by_namespace.insert(namespace.to_owned(), now);
         }
+    }
+
+    /// The same for a namespace's Services and their cluster IPs.
+    pub(super) fn replace_services(&mut self, namespace: &str, now: Vec<(Key, IpAddr)>, moved: &mut HashSet<Wanted>) {
+        let before = self.services.remove(namespace).unwrap_or_default();
+        moved.extend(before.iter().chain(&now).map(|(_, ip)| Wanted::Address(*ip)));
+        for (service, ip) in before {
+            let Some(claims) = self.cluster_ips.get_mut(&ip) else { continue };
+            claims.remove(&service);
+            if claims.is_empty() {
+                self.cluster_ips.remove(&ip);
+            }
+        }
+        for (service, ip) in &now {
+            self.cluster_ips.entry(*ip).or_default().insert(service.clone());
+        }
+        if !now.is_empty() {
+            self.services.insert(namespace.to_owned(), now);
+        }
+    }
+
+    /// Whose own an address is.
+    pub(super) fn owner(&self, ip: IpAddr) -> Option<ObjectRef> {
+        let service = self.cluster_ips.get(&ip).and_then(BTreeSet::first).map(|key| (Kind::Service, key));
+        let (kind, (namespace, name)) = service.or_else(|| Some((Kind::Pod, self.at(ip)?)))?;
+        Some(ObjectRef { kind, namespace: namespace.clone(), name: name.clone() })
     }
 
     /// The pod that has an address; of several the one that proxies find there.

@@ -2,7 +2,7 @@
 //!
 //! The unit is the namespace, since that is what Kubernetes' own references stay within. A namespace is compiled again when something in
 //! it changed ([`Stamps`]), and when what it has to do with others did: a pod of theirs that a slice of its own names or may name, an
-//! address that pods of both claim, a service of theirs that a pod of its own stands behind. A change of what all look at (policies of
+//! address that pods of both claim or a Service of one names as external, a service of theirs that a pod of its own stands behind. A change of what all look at (policies of
 //! the root namespace, nodes, a document that may be a NetworkPolicy) compiles everything. What comes out is what compiling from
 //! nothing gives: `tests::incremental` compares the two after every step.
 //!
@@ -12,7 +12,7 @@ use std::collections::{BTreeMap, BTreeSet, HashSet};
 
 use mesh_api::manifests::{Kind, Objects, Rejected};
 
-use super::addresses::Addresses;
+use super::addresses::{Addresses, Wanted};
 use super::endpoints::{self, Abroad, Lent};
 use super::fate::{Findings, Told, Totals};
 use super::network_policy::{self, Doubts};
@@ -79,8 +79,10 @@ impl Compiler {
         // Pods first: who has which address has to be known before a slice is read.
         let (mut drafts, mut moved, mut near) = (BTreeMap::new(), HashSet::new(), BTreeSet::new());
         for namespace in stale {
-            let draft = Draft::new(&place(objects, config, &namespace));
+            let place = place(objects, config, &namespace);
+            let draft = Draft::new(&place);
             self.addresses.replace(&namespace, &draft.pods, &mut moved, &mut near);
+            self.addresses.replace_services(&namespace, services::claims(&place), &mut moved);
             drafts.insert(namespace, draft);
         }
         let looking = self.parts.iter().filter(|(_, part)| part.abroad.wanted.iter().any(|one| moved.contains(one)));
@@ -187,6 +189,7 @@ impl Draft {
 
     fn attach(&mut self, place: &Place<'_>, addresses: &Addresses) {
         self.abroad = endpoints::attach(place, addresses, &mut self.pods, &mut self.findings.problems);
+        self.abroad.wanted.extend(services::external(place).into_iter().map(Wanted::Address));
     }
 
     /// `lent` is what all namespaces lend.
@@ -199,7 +202,7 @@ impl Draft {
         }
         addresses.shared(pods, &mut findings.problems);
         network_policy::mark(place, doubts, pods);
-        let services = services::services(place, &mut findings.problems);
+        let services = services::services(place, addresses, &mut findings.problems);
         let mut policies = authorization::policies(place, pods, &abroad.lent, findings);
         policies.extend(peer_authentication::policies(place, pods, findings));
         policies.sort_by(|a, b| a.key.cmp(&b.key));

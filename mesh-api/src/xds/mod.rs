@@ -15,7 +15,9 @@ mod resource;
 pub use address::{BadAddress, BadField, Record};
 pub use answer::{Answer, requests};
 pub use policy::{BadPolicy, refusing_policy};
-pub use resource::{BadResource, Resource, decode, policy_resource, service_resource, workload_resource};
+pub use resource::{
+    BadResource, Resource, decode, is_listed_only, policy_resource, service_resource, workload_resource,
+};
 
 /// Type of workloads and services: `istio.workload.Address`.
 pub const ADDRESS_TYPE: &str = "type.googleapis.com/istio.workload.Address";

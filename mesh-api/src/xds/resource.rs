@@ -1,6 +1,6 @@
 //! One xDS resource: bytes with a type, a name and a version, to and from the model.
 
-use mesh_model::policy::Policy;
+use mesh_model::policy::{Policy, Scope};
 use mesh_model::{Service, Workload};
 use prost::Message;
 
@@ -129,7 +129,19 @@ pub fn service_resource(service: &Service) -> SavedResource {
 
 /// A policy in wire form; its version comes from its content.
 pub fn policy_resource(policy: &Policy) -> SavedResource {
-    encoded(AUTHORIZATION_TYPE, policy.key.to_string(), &security::Authorization::from(policy))
+    let mut resource = encoded(AUTHORIZATION_TYPE, policy.key.to_string(), &security::Authorization::from(policy));
+    if policy.scope == Scope::Selector {
+        resource.version.insert(0, LISTED);
+    }
+    resource
+}
+
+/// What the version of a policy begins with that is in force for those who list it, and for nobody else; no hexadecimal digit.
+const LISTED: char = 's';
+
+/// Whether a policy of this version is in force only for those who list it.
+pub fn is_listed_only(version: &str) -> bool {
+    version.starts_with(LISTED)
 }
 
 fn encoded(type_url: &str, name: String, message: &impl Message) -> SavedResource {

@@ -1,5 +1,6 @@
 //! Who speaks. On the way out that is the listener's pod; on the way in, the peer's certificate, or nobody.
 
+use std::net::SocketAddr;
 use std::sync::Arc;
 
 use mesh_model::ports::is_reserved;
@@ -24,6 +25,9 @@ pub enum Unidentified {
     /// It wants to go to one of our own ports.
     #[error("port {0} is the proxy's own")]
     ReservedPort(u16),
+    /// It comes from a pod that has no address.
+    #[error("pod {0} has no address to come from")]
+    NoSourceAddress(mesh_model::PodName),
 }
 
 impl Unidentified {
@@ -33,6 +37,7 @@ impl Unidentified {
             Unidentified::NoOriginalDestination => Reason::NoOriginalDestination,
             Unidentified::WrongDestination { .. } => Reason::WrongDestination,
             Unidentified::ReservedPort(_) => Reason::ReservedPort,
+            Unidentified::NoSourceAddress(_) => Reason::ConnectFailed,
         }
     }
 }
@@ -71,7 +76,21 @@ impl Identified {
 /// From the pod's own application: who speaks is known from the listener.
 pub fn outbound(pod: &Arc<Pod>, client: ClientAddr, destination: Option<OrigDst>) -> Result<Identified, Unidentified> {
     let destination = destination.ok_or(Unidentified::NoOriginalDestination)?;
+    let client = from_its_own(pod, client)?;
     Ok(Identified { pod: pod.clone(), source: Some(pod.identity().clone()), client, destination })
+}
+
+/// An application may bind what its network has, `127.0.0.1` by `SO_BINDTODEVICE` or whatever it put on `lo`, and policy and the called
+/// application would be told that: such a connection comes from the pod's own address, and from no port that anyone chose.
+fn from_its_own(pod: &Pod, client: ClientAddr) -> Result<ClientAddr, Unidentified> {
+    let claimed = client.addr();
+    if pod.has_address(claimed.ip()) {
+        return Ok(client);
+    }
+    let own = &pod.facts().addresses;
+    let of_family = own.iter().find(|ip| ip.is_ipv4() == claimed.ip().to_canonical().is_ipv4());
+    let ip = of_family.or(own.first()).ok_or_else(|| Unidentified::NoSourceAddress(pod.name().clone()))?;
+    Ok(ClientAddr::new(SocketAddr::new(*ip, 0)))
 }
 
 /// To the pod without a tunnel: nobody has proven anything, also when the source address is a mesh pod's.
@@ -126,6 +145,20 @@ mod tests {
             assert_eq!(reason(to(&format!("198.18.1.5:{port}"))), Some(Reason::ReservedPort));
         }
         assert_eq!(reason(None), Some(Reason::NoOriginalDestination));
+    }
+
+    #[test]
+    fn outbound_comes_from_the_pods_own_address_whatever_it_bound() {
+        let pod = pod(1, &facts("shop", "web", "198.18.1.5"));
+        let from = |text: &str| {
+            let claimed = ClientAddr::new(text.parse().expect("address"));
+            outbound(&pod, claimed, to("198.18.1.9:80")).expect("identified").client().addr().to_string()
+        };
+        assert_eq!(from("198.18.1.5:40000"), "198.18.1.5:40000");
+        assert_eq!(from("[::ffff:198.18.1.5]:40000"), "198.18.1.5:40000");
+        for claimed in ["127.0.0.1:40000", "198.18.1.9:40000", "[::1]:40000", "[::ffff:127.0.0.1]:40000"] {
+            assert_eq!(from(claimed), "198.18.1.5:0", "{claimed}");
+        }
     }
 
     #[test]

@@ -19,6 +19,7 @@ use mesh_net::Netns;
 use mesh_net::capture::{Mode, Session, Spec, Stage};
 use mesh_net::seqpacket::Listener;
 use prost::Message as _;
+use socket2::{Domain, Socket, Type};
 
 use crate::common::{self, PATIENCE, Process, Watcher, eventually};
 
@@ -59,6 +60,29 @@ impl Host {
         stream.set_read_timeout(Some(PATIENCE))?;
         stream.set_write_timeout(Some(PATIENCE))?;
         Ok(stream)
+    }
+    /// A caller that chooses where it comes from, past its routes.
+    pub fn connects_from(&self, source: IpAddr, to: SocketAddr) -> std::io::Result<TcpStream> {
+        let dial = || {
+            let socket = Socket::new(Domain::for_address(to), Type::STREAM, None)?;
+            socket.bind_device(Some(b"lo"))?;
+            socket.bind(&SocketAddr::new(source, 0).into())?;
+            socket.connect_timeout(&to.into(), PATIENCE)?;
+            socket.set_read_timeout(Some(PATIENCE))?;
+            socket.set_write_timeout(Some(PATIENCE))?;
+            Ok(socket.into())
+        };
+        self.netns.run(dial).expect("entered")
+    }
+
+    /// An address that is nobody's, on its loopback device.
+    pub fn claims(&self, v6: bool) -> IpAddr {
+        let (address, add) = match v6 {
+            true => ("fd77:0:0:1::77", "addr add fd77:0:0:1::77/128 dev lo nodad"),
+            false => ("198.18.1.77", "addr add 198.18.1.77/32 dev lo"),
+        };
+        ip(&self.netns, &[add]);
+        address.parse().expect("address")
     }
 }
 

@@ -7,10 +7,11 @@ mod common;
 mod lab;
 
 use std::io::{self, Read as _, Write as _};
-use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, Shutdown, SocketAddr, TcpListener, TcpStream};
 use std::time::{Duration, Instant};
 
 use common::{PATIENCE, eventually};
+use ipnetwork::IpNetwork;
 use lab::{Host, Lab, workload};
 use mesh_model::policy::{Action, Clause, Match, Policy, PolicyKey, Rule, Scope, StringMatch};
 use mesh_model::{Service, ServiceKey, ServicePort};
@@ -174,6 +175,29 @@ fn plaintext_from_outside_passes_without_policy_and_is_refused_by_one_that_wants
         is_reset(&mut client);
         is_refused(plain.connects(address));
         lab.publish(|mesh| mesh.remove_policy(&policy("only-web", Action::Allow, "sa-web").key));
+    }
+}
+
+#[test]
+fn a_caller_that_binds_what_is_not_its_own_is_seen_and_judged_by_its_own_address() {
+    let (mut lab, web, cart) = two_pods();
+    for v6 in FAMILIES {
+        let (app, address) = cart.listens(v6);
+        let own = web.address(v6);
+        let loopback: IpAddr = if v6 { Ipv6Addr::LOCALHOST.into() } else { Ipv4Addr::LOCALHOST.into() };
+        let claimed = [loopback, web.claims(v6)];
+        for source in claimed {
+            let mut client = web.connects_from(source, address).expect("connect");
+            assert_eq!(client.local_addr().expect("address").ip(), source);
+            let (mut server, seen) = accept(&app);
+            assert_eq!(seen.ip(), own, "{source}");
+            converse(&mut client, &mut server);
+        }
+        let mut no_web = policy("no-web", Action::Deny, "sa-web");
+        no_web.rules[0].clauses[0].matches[0] = Match { source_ips: vec![IpNetwork::from(own)], ..Match::default() };
+        lab.publish(|mesh| mesh.apply_policy(no_web.clone()));
+        claimed.into_iter().for_each(|source| is_refused(web.connects_from(source, address)));
+        lab.publish(|mesh| mesh.remove_policy(&no_web.key));
     }
 }
 

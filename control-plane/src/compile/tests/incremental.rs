@@ -80,13 +80,18 @@ fn slice() -> impl Strategy<Value = Step> {
 }
 
 fn service() -> impl Strategy<Value = Step> {
-    (namespace(), app(), prop::option::of(app()), 1..3_u16).prop_map(|(namespace, name, selects, port)| {
-        let mut spec = json!({"clusterIP": "None", "ports": [{"port": port}]});
-        if let Some(app) = selects {
-            spec["selector"] = json!({"app": app});
-        }
-        Step::Said(Kind::Service, json!({"metadata": meta(namespace, name), "spec": spec}))
-    })
+    let own = prop_oneof![2 => Just("None".to_owned()), 1 => address()];
+    let external = prop::option::weighted(0.3, address());
+    (namespace(), app(), prop::option::of(app()), 1..3_u16, own, external).prop_map(
+        |(namespace, name, selects, port, own, external)| {
+            let mut spec = json!({"clusterIP": own, "ports": [{"port": port}]});
+            spec["externalIPs"] = external.into_iter().collect();
+            if let Some(app) = selects {
+                spec["selector"] = json!({"app": app});
+            }
+            Step::Said(Kind::Service, json!({"metadata": meta(namespace, name), "spec": spec}))
+        },
+    )
 }
 
 fn authorization() -> impl Strategy<Value = Step> {
@@ -216,6 +221,16 @@ fn a_change_compiles_the_namespaces_that_it_may_touch_and_no_others() {
     );
     assert_eq!(compiled(&mut store, Step::Gone(Kind::EndpointSlice, slice)), "far near");
     assert_eq!(compiled(&mut store, pod("far", "b", "198.18.0.2", "True")), "far");
+    // A Service that names addresses as external, before anybody has them.
+    let taker = json!({"metadata": meta("other", "x"),
+        "spec": {"clusterIP": "None", "externalIPs": ["198.18.0.8", "198.18.0.9"], "ports": [{"port": 80}]}});
+    assert_eq!(compiled(&mut store, Step::Said(Kind::Service, taker.clone())), "other");
+    assert_eq!(compiled(&mut store, pod("far", "e", "198.18.0.8", "True")), "far other");
+    let owner = json!({"metadata": meta("near", "own"), "spec": {"clusterIP": "198.18.0.9", "ports": [{"port": 80}]}});
+    assert_eq!(compiled(&mut store, Step::Said(Kind::Service, owner.clone())), "near other");
+    assert_eq!(compiled(&mut store, Step::Gone(Kind::Service, owner)), "near other");
+    assert_eq!(compiled(&mut store, Step::Gone(Kind::Service, taker)), "other");
+    assert_eq!(compiled(&mut store, pod("far", "e", "198.18.0.8", "False")), "far");
     // Two that claim one address.
     assert_eq!(compiled(&mut store, pod("other", "d", "198.18.0.2", "True")), "far other");
     assert_eq!(compiled(&mut store, pod("other", "d", "198.18.0.2", "False")), "far other");

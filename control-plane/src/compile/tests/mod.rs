@@ -200,6 +200,29 @@ fn render(compiled: &Compiled) -> String {
 }
 
 #[test]
+fn an_external_address_that_is_a_pods_or_another_services_own_stays_theirs() {
+    let service = |name: &str, spec: &str| {
+        format!(
+            "---\napiVersion: v1\nkind: Service\nmetadata: {{name: {name}, namespace: shop}}\nspec: {{ports: [{{port: 80}}], {spec}}}\n"
+        )
+    };
+    let yaml = pod("pay", "198.18.1.5")
+        + &service(
+            "a-taker",
+            "clusterIP: 198.18.9.1, externalIPs: [198.18.1.5, \"::ffff:198.18.9.2\", 198.18.9.1, 203.0.113.7]",
+        )
+        + &service("web", "clusterIP: 198.18.9.2");
+    let compiled = compiled(&yaml);
+    let vips: Vec<String> =
+        compiled.services.iter().map(|service| format!("{} {:?}", service.name, service.vips)).collect();
+    assert_eq!(vips, ["a-taker [198.18.9.1, 203.0.113.7]", "web [198.18.9.2]"]);
+    let told: Vec<String> = compiled.problems.iter().map(ToString::to_string).collect();
+    assert!(told.iter().any(|text| text.contains("198.18.1.5 is that of Pod shop/pay")), "{told:?}");
+    assert!(told.iter().any(|text| text.contains("198.18.9.2 is that of Service shop/web")), "{told:?}");
+    assert_eq!(told.len(), 2, "{told:?}");
+}
+
+#[test]
 fn the_example_compiles_to_its_golden_output() {
     let dir = concat!(env!("CARGO_MANIFEST_DIR"), "/testdata");
     let yaml = std::fs::read_to_string(format!("{dir}/shop.yaml")).expect("the example");

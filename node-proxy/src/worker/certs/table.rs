@@ -43,6 +43,8 @@ pub(super) struct Entry {
     /// The next attempt by backoff or half-life.
     pub(super) next: Instant,
     pub(super) failed_at: Option<Instant>,
+    /// When `current` was put in place.
+    pub(super) installed_at: Option<Instant>,
     pub(super) failures: u32,
     pub(super) last_error: Option<String>,
     pub(super) waiting: usize,
@@ -88,6 +90,7 @@ impl Entry {
             running: false,
             next: now,
             failed_at: None,
+            installed_at: None,
             failures: 0,
             last_error: None,
             waiting: 0,
@@ -101,7 +104,9 @@ impl Entry {
             return None;
         }
         if self.waiting > 0 && !usable {
-            let soon = self.failed_at.map_or(self.next, |failed| self.next.min(failed + WAITING_RETRY));
+            // One that was put in place and is not usable was overtaken by the wall clock: `next` is of a clock that may have stood still.
+            let last = self.failed_at.max(self.installed_at);
+            let soon = last.map_or(self.next, |at| self.next.min(at + WAITING_RETRY));
             return Some((Priority::Waiting, soon));
         }
         let priority = if self.current.is_some() { Priority::Renewal } else { Priority::Prefetch };
@@ -131,6 +136,7 @@ impl Inner {
         entry.current = Some(credentials);
         entry.next = Instant::now() + renew;
         entry.failed_at = None;
+        entry.installed_at = Some(Instant::now());
         entry.failures = 0;
         entry.last_error = None;
         entry.news.send_modify(|count| *count += 1);

@@ -3,7 +3,7 @@
 
 use std::collections::BTreeSet;
 use std::os::fd::OwnedFd;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, SystemTime};
 
@@ -66,13 +66,15 @@ struct World {
     certificates: Certificates,
     signer: Arc<FakeSigner>,
     kept: Arc<Mutex<Vec<OwnedFd>>>,
+    /// How far the wall clock is ahead of tokio's, in seconds.
+    ahead: Arc<AtomicU64>,
     _group: tasks::Group,
 }
 
-/// A wall clock that moves with tokio's.
-fn clock() -> Clock {
-    let (wall, began) = (SystemTime::now(), Instant::now());
-    Arc::new(move || wall + began.elapsed())
+/// A wall clock that moves with tokio's, and further when it is set ahead.
+fn clock(ahead: &Arc<AtomicU64>) -> Clock {
+    let (wall, began, ahead) = (SystemTime::now(), Instant::now(), ahead.clone());
+    Arc::new(move || wall + began.elapsed() + Duration::from_secs(ahead.load(Ordering::Relaxed)))
 }
 
 fn world(permits: usize) -> World {
@@ -80,7 +82,8 @@ fn world(permits: usize) -> World {
 }
 
 fn world_with(permits: usize, authority: Authority) -> World {
-    let clock = clock();
+    let ahead = Arc::default();
+    let clock = clock(&ahead);
     let signer = Arc::new(FakeSigner {
         authority,
         clock: clock.clone(),
@@ -102,7 +105,7 @@ fn world_with(permits: usize, authority: Authority) -> World {
     let group = tasks::Group::new("test");
     let config = CertConfig { trust_domains: domains(), control_plane: None, validity: HOUR };
     let certificates = start_with(config, Some(Arc::new(Handle(signer.clone()))), Some(keep), clock, &group.handle());
-    World { certificates, signer, kept, _group: group }
+    World { certificates, signer, kept, ahead, _group: group }
 }
 
 impl World {
@@ -199,6 +202,21 @@ async fn while_the_signer_is_down_the_old_certificate_serves_until_it_runs_out()
     let began = Instant::now();
     world.certificates.get(&identity("a"), wait).await.expect("renewed");
     assert!(began.elapsed() <= schedule::WAITING_RETRY, "{:?}", began.elapsed());
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_certificate_that_the_wall_clock_has_overtaken_is_replaced_for_the_next_connection() {
+    let world = world(usize::MAX >> 4);
+    let wait = Duration::from_secs(5);
+    world.certificates.want(&set(&["a"]));
+    world.certificates.get(&identity("a"), wait).await.expect("had");
+    // A machine that was suspended: its wall clock went on, the one that timers are of did not.
+    tokio::time::sleep(HOUR / 10).await;
+    world.ahead.store(24 * 3600, Ordering::Relaxed);
+    let began = Instant::now();
+    world.certificates.get(&identity("a"), wait).await.expect("renewed");
+    assert!(began.elapsed() <= schedule::WAITING_RETRY, "{:?}", began.elapsed());
+    assert_eq!(world.asked().len(), 2);
 }
 
 #[tokio::test(start_paused = true)]

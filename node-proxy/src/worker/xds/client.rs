@@ -10,6 +10,7 @@ use mesh_daemon::{causes, dir, ready};
 use mesh_model::TrustDomains;
 use rand::Rng;
 use tokio::sync::{mpsc, watch};
+use tokio::task::JoinHandle;
 use tokio::time::{Instant, timeout};
 
 use super::last_good::{Found, LastGood};
@@ -28,7 +29,7 @@ const LARGEST_ANSWER: usize = 200 << 20;
 /// Requests that wait to be sent: two to begin with, then one for each answer.
 const REQUESTS: usize = 16;
 /// The file is written this long after the first of a burst of changes. A worker killed before that starts with the one before.
-const SAVE_DEBOUNCE: Duration = Duration::from_secs(1);
+pub(super) const SAVE_DEBOUNCE: Duration = Duration::from_secs(1);
 /// After a write failed.
 const SAVE_RETRY: Duration = Duration::from_secs(10);
 /// After this many starts in a row that ended within ten seconds, the last good configuration is suspected.
@@ -53,6 +54,8 @@ pub(super) struct Client {
     published: watch::Sender<Arc<Published>>,
     latch: Option<ready::Latch>,
     save_at: Option<Instant>,
+    /// The write that is under way.
+    saving: Option<JoinHandle<std::io::Result<()>>>,
     metrics: Metrics,
 }
 
@@ -97,6 +100,7 @@ impl Client {
             published,
             latch,
             save_at: None,
+            saving: None,
             metrics,
         };
         if crashes >= CRASHES {
@@ -121,7 +125,7 @@ impl Client {
             let ended = self.stream(control_plane, &mut answered).await;
             self.metrics.connected(false);
             self.metrics.disconnects.inc();
-            self.save_now().await;
+            self.save();
             if answered {
                 pause = BACKOFF_FIRST;
             }
@@ -140,7 +144,15 @@ impl Client {
                     "no configuration stream; what is held stays in force"
                 );
             }
-            tokio::time::sleep(jittered(pause)).await;
+            let over = tokio::time::sleep(jittered(pause));
+            tokio::pin!(over);
+            loop {
+                // Safe to drop half-way: a write goes on by itself and is waited for again, the other is a clock.
+                tokio::select! {
+                    () = &mut over => break,
+                    result = written(&mut self.saving) => self.saved(result),
+                }
+            }
             pause = (pause * 2).min(BACKOFF_LONGEST);
         }
     }
@@ -170,13 +182,17 @@ impl Client {
         self.metrics.connected(true);
         tracing::info!(control_plane = control_plane.address(), "configuration stream open");
         loop {
-            let save_at = self.save_at;
-            // Safe to drop half-way: a half-read answer stays in the stream, the other branch is a clock. A dead peer ends the
-            // stream by the channel's PING.
+            let save_at = self.save_at.filter(|_| self.saving.is_none());
+            // Safe to drop half-way: a half-read answer stays in the stream, a write goes on by itself and is waited for again, the
+            // third is a clock. A dead peer ends the stream by the channel's PING.
             let answer = tokio::select! {
                 answer = answers.message() => answer.map_err(|status| Ended::Status(status_text(&status)))?,
                 () = tokio::time::sleep_until(save_at.unwrap_or_else(Instant::now)), if save_at.is_some() => {
-                    self.save_now().await;
+                    self.save();
+                    continue;
+                }
+                result = written(&mut self.saving) => {
+                    self.saved(result);
                     continue;
                 }
             };
@@ -242,23 +258,28 @@ impl Client {
         drop(self.latch.take());
     }
 
-    /// Writes the last good configuration if something changed and every type is known.
-    async fn save_now(&mut self) {
-        if self.save_at.is_none() || self.origin != Origin::Live {
-            self.save_at = None;
+    /// Begins to write the last good configuration if something changed and every type is known; not while it is being written.
+    fn save(&mut self) {
+        if self.save_at.is_none() || self.saving.is_some() {
             return;
         }
-        let (file, resources) = (self.file.clone(), self.store.resources());
-        // The disk may be slow; the runtime has other work. A write cannot be cut short, so there is no deadline.
-        let result = tokio::task::spawn_blocking(move || file.save(resources)).await;
-        match result.unwrap_or_else(|error| Err(std::io::Error::other(error))) {
+        self.save_at = None;
+        if self.origin == Origin::Live {
+            let (file, resources) = (self.file.clone(), self.store.resources());
+            // The disk may be slow or hang, and a write cannot be cut short: answers are taken meanwhile.
+            self.saving = Some(tokio::task::spawn_blocking(move || file.save(resources)));
+        }
+    }
+
+    /// What came of it.
+    fn saved(&mut self, result: std::io::Result<()>) {
+        match result {
             Ok(()) => {
-                self.save_at = None;
                 self.metrics.event(Fate::Saved);
                 self.metrics.last_good_time.set(seconds(SystemTime::now()));
             }
             Err(error) => {
-                self.save_at = Some(Instant::now() + SAVE_RETRY);
+                self.save_at.get_or_insert(Instant::now() + SAVE_RETRY);
                 self.metrics.event(Fate::SaveFailed);
                 tracing::warn!(dir = %self.file.dir().display(), %error, "the last good configuration is not saved");
             }
@@ -334,6 +355,14 @@ impl Client {
             }
         }
     }
+}
+
+/// Waits for a write that is under way, if one is, and takes it away.
+async fn written(saving: &mut Option<JoinHandle<std::io::Result<()>>>) -> std::io::Result<()> {
+    let Some(under_way) = saving else { return std::future::pending().await };
+    let result = under_way.await;
+    *saving = None;
+    result.unwrap_or_else(|error| Err(std::io::Error::other(error)))
 }
 
 /// The node as istiod and our control plane know it: the type is told by the id's prefix.

@@ -26,7 +26,7 @@ pub(super) struct Store {
 struct Held {
     version: String,
     body: Vec<u8>,
-    /// A refused record's version is not told on reconnect, so that the control plane sends it again.
+    /// The version of a refused record is not told on reconnect.
     accepted: bool,
 }
 
@@ -59,10 +59,11 @@ impl Store {
         self.held.get(type_url).map_or(0, HashMap::len)
     }
 
-    /// Names and versions to tell on a new stream.
+    /// Names and versions to tell on a new stream. What was refused is told without a version: it is sent again, or said to be gone.
     pub(super) fn versions(&self, type_url: &str) -> BTreeMap<String, String> {
         let held = self.held.get(type_url).into_iter().flatten();
-        held.filter(|(_, held)| held.accepted).map(|(name, held)| (name.clone(), held.version.clone())).collect()
+        let version = |held: &Held| if held.accepted { held.version.clone() } else { String::new() };
+        held.map(|(name, held)| (name.clone(), version(held))).collect()
     }
 
     /// Everything that is held, ordered, for the last good configuration.

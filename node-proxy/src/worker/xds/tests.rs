@@ -5,7 +5,7 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
-use mesh_api::xds::discovery::{DeltaDiscoveryResponse, Resource};
+use mesh_api::xds::discovery::{DeltaDiscoveryRequest, DeltaDiscoveryResponse, Resource};
 use mesh_api::xds::saved::{Saved, SavedResource};
 use mesh_api::xds::{ADDRESS_TYPE, AUTHORIZATION_TYPE, policy_resource, workload_resource};
 use mesh_daemon::{ready, tasks};
@@ -14,6 +14,7 @@ use mesh_model::{Health, NetworkPolicy, PodName, TrustDomain, TrustDomains, Tunn
 use mesh_tls::authority::Authority;
 use tokio::sync::watch;
 
+use super::client::SAVE_DEBOUNCE;
 use super::testing::*;
 use super::{ControlPlane, Metrics, Origin, Published, XdsConfig, start};
 
@@ -207,15 +208,47 @@ async fn a_record_that_cannot_be_used_is_named_and_closes_rather_than_opens() {
     session.answer(answer("type.googleapis.com/x.Y", "y1", vec![])).await;
     assert!(session.request().await.error_detail.expect("refused").message.contains("x.Y"));
 
-    // On a new stream refused records are asked for again, the others are told.
+    // On a new stream refused records are told without a version: they are sent again, or it is said that they are gone.
     drop(session);
     let mut session = fake.session().await;
     let (policies, addresses) = (session.request().await, session.request().await);
-    assert!(policies.initial_resource_versions.is_empty());
-    let told: Vec<&String> = addresses.initial_resource_versions.keys().collect();
-    assert_eq!(told, ["Kubernetes//Pod/test/a", "Kubernetes//Pod/test/c"]);
+    let told = |request: &DeltaDiscoveryRequest, name: &str| {
+        request.initial_resource_versions.get(name).map(|version| !version.is_empty())
+    };
+    assert_eq!(told(&policies, "test/p"), Some(false));
+    let pods = ["a", "b", "c"].map(|name| told(&addresses, &format!("Kubernetes//Pod/test/{name}")));
+    assert_eq!(pods, [Some(true), Some(false), Some(true)]);
     session.answer(answer(AUTHORIZATION_TYPE, "p1", vec![policy_resource(&policy("p"))])).await;
     worker.until("mended", |now| now.mesh.policy(&policy("p").key).is_some_and(|p| !p.invalid)).await;
+}
+
+/// A disk that does nothing for a while: the only thread that may wait for it is taken.
+#[test]
+fn answers_are_taken_while_the_last_good_configuration_is_being_written() {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().max_blocking_threads(1).build();
+    runtime.expect("runtime").block_on(async {
+        let (dir, authority) = (tempfile::tempdir().expect("dir"), Authority::create().expect("authority"));
+        let mut fake = Fake::new(&authority, "127.0.0.1:0").await;
+        let mut worker = worker(dir.path(), Some(reach(&authority, fake.addr, dir.path())), 0);
+        let mut session = fake.session().await;
+        sync(&mut session, vec![], vec![]).await;
+        let (let_go, held) = std::sync::mpsc::channel::<()>();
+        let disk = tokio::task::spawn_blocking(move || held.recv().is_err());
+        let began = tokio::time::Instant::now();
+        for n in 0.. {
+            let name = format!("w{n}");
+            session.answer(answer(ADDRESS_TYPE, &name, vec![workload_resource(&workload(&name, &[]))])).await;
+            assert_eq!(session.request().await.response_nonce, name);
+            worker.until("a change is in force", |published| has(published, &name)).await;
+            if began.elapsed() > 2 * SAVE_DEBOUNCE {
+                break;
+            }
+        }
+        assert_eq!(worker.event("saved"), 0, "the disk stands still");
+        drop(let_go);
+        assert!(disk.await.expect("no panic"));
+        worker.until_event("saved", 1).await;
+    });
 }
 
 #[tokio::test]
