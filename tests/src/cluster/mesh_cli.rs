@@ -7,7 +7,7 @@ use cluster::Cluster;
 use cluster::mesh::Mesh;
 use serde_json::Value;
 
-use crate::mesh_leaves::{as_before, node};
+use crate::mesh_leaves::{as_before, node, nothing_of_ours};
 use crate::shop::{self, captured, namespaces, start};
 use crate::support::up;
 
@@ -97,7 +97,7 @@ fn a_person_installs_looks_enrolls_and_uninstalls_by_culvert_alone() -> Result<(
     let namespace = cluster.get(&["namespace", "shop"])?;
     ensure!(namespace["metadata"]["labels"].get("culvert.io/mesh").is_none(), "{namespace}");
     for member in [&cart, &web] {
-        ensure!(!member.rules()?.contains("culvert"), "{}: {}", member.name, member.rules()?);
+        nothing_of_ours(member)?;
     }
     shop::until(&cart, &web, true)?;
     // It may be repeated.

@@ -8,7 +8,7 @@ use cluster::Cluster;
 use cluster::mesh::{Mesh, NAMESPACE};
 use lab::wait;
 
-use crate::mesh_leaves::{as_before, goes_with_its_network, node, objects};
+use crate::mesh_leaves::{as_before, goes_with_its_network, node, nothing_of_ours, objects};
 use crate::shop::{self, CHANGE, Member, captured, enrol, namespaces, start};
 use crate::support::{figure, up};
 use crate::traffic::Traffic;
@@ -119,7 +119,7 @@ fn helm_installs_upgrades_without_a_failed_request_and_uninstalls_all_but_what_i
     cluster.kubectl(&["get", "authorizationpolicies,peerauthentications", "-A"])?;
     shop::until(&cart, &web, true)?;
     for member in [&cart, &web, &late] {
-        ensure!(!member.rules()?.contains("culvert"), "{}: {}", member.name, member.rules()?);
+        nothing_of_ours(member)?;
         goes_with_its_network(&cluster, member)?;
     }
     Ok(())

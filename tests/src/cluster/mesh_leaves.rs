@@ -11,8 +11,8 @@ use crate::support::up;
 /// What of a node the mesh may touch: names and contents, and its taint.
 pub(crate) fn node(cluster: &Cluster, index: usize) -> Result<String> {
     // Empty directories are the mounts of the pods that are gone; the last good configuration is the worker's own, see docs/uninstall.md.
-    let look = "cd /etc/cni/net.d && sha256sum * ; ls /opt/cni/bin /run/netns | grep -v '^cni-'; \
-                find /var/lib/culvert /run/culvert -mindepth 1 -not -type d -not -path '*/last-good*' 2>/dev/null | sort; true";
+    let look = "find /etc/cni/net.d /opt/cni/bin -not -type d -exec sha256sum {} + | sort -k 2; \
+                ls /run/netns | grep -v '^cni-'; find /var/lib/culvert /run/culvert -mindepth 1 -not -type d -not -path '*/last-good*' 2>/dev/null | sort; true";
     let files = cluster.lab().node(index).exec(&["sh", "-c", look])?.ok()?;
     let taints = cluster.kubectl(&["get", "node", &plan::node_name(index), "-o", "jsonpath={.spec.taints[*].key}"])?;
     // Others are of Kubernetes, and go when the node is Ready.
@@ -52,6 +52,12 @@ pub(crate) fn goes_with_its_network(cluster: &Cluster, pod: &Member) -> Result<(
         !there && holders.is_empty()
     })
     .with_context(|| left.clone())
+}
+
+pub(crate) fn nothing_of_ours(pod: &Member) -> Result<()> {
+    let left = pod.ours()?;
+    ensure!(left.is_empty(), "left in {}: {left:?}", pod.name);
+    Ok(())
 }
 
 pub(crate) fn as_before(cluster: &Cluster, before: &[String; 2]) -> Result<()> {
@@ -108,7 +114,7 @@ fn uninstalling_takes_chain_entry_binary_and_state_away_and_pods_do_not_notice()
     no_objects(&cluster)?;
     // No pod has rules of ours, and nothing holds a pod's network any more: what is deleted goes.
     for member in [&cart, &web] {
-        ensure!(!member.rules()?.contains("culvert"), "{}: {}", member.name, member.rules()?);
+        nothing_of_ours(member)?;
         goes_with_its_network(&cluster, member)?;
     }
     Ok(())
@@ -151,7 +157,10 @@ fn after_an_unclean_end_the_documented_clean_up_leaves_nothing_and_enrolled_pods
         let now = node(&cluster, index + 1)?;
         ensure!(&now != before && now.contains("culvert-cni"), "nothing is left on node {}: {now}", index + 1);
     }
-    ensure!(cart.rules()?.contains("culvert"), "no rules are left: {}", cart.rules()?);
+    let ours = cart.ours()?;
+    let of_each_kind =
+        ["culvert", "lookup 100", "table 100"].iter().all(|kind| ours.iter().any(|one| one.contains(kind)));
+    ensure!(of_each_kind, "rules and routes are not left: {ours:?}");
     ensure!(cart.asks(web.echo()[0])?.is_err(), "a captured pod is served by nobody");
 
     // As docs/uninstall.md says, on each node; it may be repeated.
@@ -163,7 +172,7 @@ fn after_an_unclean_end_the_documented_clean_up_leaves_nothing_and_enrolled_pods
     }
     as_before(&cluster, &before)?;
     for member in [&cart, &web] {
-        ensure!(!member.rules()?.contains("culvert"), "{}: {}", member.name, member.rules()?);
+        nothing_of_ours(member)?;
     }
     shop::until(&cart, &web, true)?;
     // The namespace still has its label, and nobody waits for a mesh that is gone.

@@ -181,13 +181,17 @@ impl Member {
         Ok(self.connect(to)?.and_then(|stream| say(&stream)))
     }
 
-    /// The names of the tables in its network.
-    pub(crate) fn rules(&self) -> Result<String> {
-        let list = || {
-            let output = std::process::Command::new("nft").args(["list", "tables"]).output().context("start nft")?;
+    /// What is in its network of ours: nf_tables' tables, and rules and routes of table 100 of either family.
+    pub(crate) fn ours(&self) -> Result<Vec<String>> {
+        const ALL: &str =
+            "nft list tables && ip rule && ip -6 rule && ip route show table all && ip -6 route show table all";
+        let all = self.inside(|| {
+            let output = std::process::Command::new("sh").args(["-c", ALL]).output().context("start sh")?;
+            ensure!(output.status.success(), "{output:?}");
             Ok(String::from_utf8_lossy(&output.stdout).into_owned())
-        };
-        ns::in_netns(&self.netns, list)
+        })?;
+        let is_ours = |line: &&str| ["culvert", "lookup 100", "table 100"].iter().any(|word| line.contains(word));
+        Ok(all.lines().filter(is_ours).map(str::to_owned).collect())
     }
 
     /// Whether what was observed of this pod is that it is captured.
