@@ -4,6 +4,7 @@
 //! Nothing here decides anything: callers say which pod, which mark, which port.
 #![allow(unsafe_code)] // The one crate that may: every block names the facts it leans on.
 
+pub mod addresses;
 pub mod capture;
 pub mod diag;
 pub mod memory;

@@ -221,6 +221,13 @@ pub(crate) struct Socket {
     seq: u32,
 }
 
+/// Whether what was dumped changed under the dump.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Overtaken {
+    Yes,
+    No,
+}
+
 /// Which netlink family.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Protocol {
@@ -273,21 +280,33 @@ impl Socket {
         mut each: impl FnMut(&Message<'_>, &mut Vec<T>),
     ) -> io::Result<Vec<T>> {
         for _ in 0..DUMP_TRIES {
-            let mut found = Vec::new();
-            let seq = self.send(kind, DUMP, fixed, &body)?;
-            let mut interrupted = false;
-            let end = self.answers(seq, |message| {
-                interrupted |= message.flags & DUMP_INTERRUPTED != 0;
-                each(message, &mut found);
-            });
-            match end {
-                Ok(()) if !interrupted => return Ok(found),
-                Ok(()) => {}
+            match self.dump_once(kind, fixed, &body, &mut each) {
+                Ok((found, Overtaken::No)) => return Ok(found),
+                Ok((_, Overtaken::Yes)) => {}
                 Err(error) if error.raw_os_error() == Some(Errno::INTR.raw_os_error()) => {}
                 Err(error) => return Err(error),
             }
         }
         Err(Errno::INTR.into())
+    }
+
+    /// The same without starting again: for whoever looks again soon, or can do with a part.
+    pub(crate) fn dump_once<T>(
+        &mut self,
+        kind: u16,
+        fixed: &[u8],
+        body: &impl Fn(&mut Writer),
+        each: &mut impl FnMut(&Message<'_>, &mut Vec<T>),
+    ) -> io::Result<(Vec<T>, Overtaken)> {
+        let (mut found, mut overtaken) = (Vec::new(), Overtaken::No);
+        let seq = self.send(kind, DUMP, fixed, body)?;
+        self.answers(seq, |message| {
+            if message.flags & DUMP_INTERRUPTED != 0 {
+                overtaken = Overtaken::Yes;
+            }
+            each(message, &mut found);
+        })?;
+        Ok((found, overtaken))
     }
 
     /// One request, acknowledged; `each` sees what came before the acknowledgement.

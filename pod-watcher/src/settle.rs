@@ -130,6 +130,7 @@ mod tests {
         let enrolment = if says { Enrolment::Enrolled } else { Enrolment::Plain(NotEnrolled::NotAsked) };
         let record = PodRecord {
             uid: uid.clone(),
+            static_uid: None,
             name: name.clone(),
             service_account: "default".to_owned(),
             probe_ports: Vec::new(),

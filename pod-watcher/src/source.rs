@@ -12,6 +12,9 @@ use mesh_model::{Exclusions, PodName, PodUid};
 pub struct PodRecord {
     /// Its uid.
     pub uid: PodUid,
+    /// What kubelet and the runtime call it by, if it says that it is a static pod's mirror. Anybody may say so of anybody: nothing
+    /// follows from it alone.
+    pub static_uid: Option<PodUid>,
     /// Its name.
     pub name: PodName,
     /// Its service account.
@@ -39,6 +42,28 @@ pub struct Records {
     pub namespaces: BTreeMap<String, Standing>,
     /// Pods whose word about the mesh changes too fast to be followed.
     pub unsettled: BTreeSet<PodUid>,
+}
+
+impl Records {
+    /// The pod that the runtime means by a name and, where it says one, by a uid (a name is used again). For a static pod it says the
+    /// one of kubelet's. A claimed uid counts only together with the name, so nobody gets another pod's attachment by it.
+    pub fn meant(&self, name: &PodName, said: &str) -> Option<&PodUid> {
+        let uid = self.by_name.get(name)?;
+        let claimed = self.pods.get(uid)?.static_uid.as_ref();
+        (said.is_empty() || said == uid.as_str() || claimed.is_some_and(|claimed| claimed.as_str() == said))
+            .then_some(uid)
+    }
+
+    /// Who says that a pod of this uid is theirs.
+    pub fn claims(&self, named: &PodUid) -> impl Iterator<Item = &PodRecord> {
+        self.pods.values().filter(move |record| record.static_uid.as_ref() == Some(named))
+    }
+
+    /// The mirror pod that has taken the place of one that is gone: kubelet makes it anew, and the static pod runs on.
+    pub fn successor(&self, gone: &PodRecord) -> Option<&PodUid> {
+        let named = gone.static_uid.as_ref().filter(|_| !self.pods.contains_key(&gone.uid))?;
+        self.meant(&gone.name, named.as_str())
+    }
 }
 
 /// Which pods and namespaces are ours to decide about.
@@ -93,6 +118,7 @@ impl Scope {
             }
             let record = PodRecord {
                 uid: uid.clone(),
+                static_uid: manifests::static_uid(pod),
                 name: name.clone(),
                 service_account: manifests::service_account(pod).to_owned(),
                 probe_ports: manifests::probe_ports(pod),
@@ -159,8 +185,12 @@ spec: {nodeName: n1, containers: [{name: c, image: i}]}
 ";
 
     fn records() -> Records {
+        records_of(MANIFESTS)
+    }
+
+    fn records_of(manifests: &str) -> Records {
         let dir = tempfile::tempdir().expect("temporary directory");
-        std::fs::write(dir.path().join("all.yaml"), MANIFESTS).expect("written");
+        std::fs::write(dir.path().join("all.yaml"), manifests).expect("written");
         let (objects, rejected) = manifests::load_dir(dir.path(), &Objects::default());
         assert_eq!(rejected, []);
         let scope =
@@ -176,6 +206,46 @@ spec: {nodeName: n1, containers: [{name: c, image: i}]}
         let cart = records.pods.values().next().expect("first");
         assert_eq!((cart.service_account.as_str(), cart.probe_ports.as_slice()), ("buyer", [8080].as_slice()));
         assert!(cart.enrolment.is_enrolled());
+    }
+
+    /// A mirror pod of `shop`.
+    fn mirror(name: &str, uid: &str, named: &str) -> String {
+        format!(
+            "---\napiVersion: v1\nkind: Pod\nmetadata: {{name: {name}, namespace: shop, uid: {uid}, annotations: \
+             {{kubernetes.io/config.mirror: {named}}}}}\nspec: {{nodeName: n1, containers: [{{name: c, image: i}}]}}\n"
+        )
+    }
+
+    #[test]
+    fn a_static_pod_is_meant_by_its_name_and_either_of_its_uids() {
+        let records = records_of(&mirror("registry-n1", "u4", "hash"));
+        let name = |name: &str| PodName { namespace: "shop".to_owned(), name: name.to_owned() };
+        for said in ["u4", "hash", ""] {
+            assert_eq!(records.meant(&name("registry-n1"), said).map(PodUid::as_str), Some("u4"), "{said}");
+        }
+        assert_eq!(records.meant(&name("registry-n1"), "other"), None);
+        assert_eq!(records.meant(&name("other"), "hash"), None);
+    }
+
+    #[test]
+    fn a_claim_of_another_pods_uid_brings_no_attachment_of_it() {
+        let records = records_of(&format!("{MANIFESTS}{}", mirror("thief", "u4", "u1")));
+        let name = |name: &str| PodName { namespace: "shop".to_owned(), name: name.to_owned() };
+        assert_eq!(records.meant(&name("cart"), "u1").map(PodUid::as_str), Some("u1"));
+        assert_eq!(records.meant(&name("cart"), "u4"), None);
+    }
+
+    #[test]
+    fn a_mirror_pod_that_was_made_anew_succeeds_the_one_before_and_nobody_else_does() {
+        let uid = |text: &str| PodUid::parse(text).expect("uid");
+        let before = records_of(&mirror("registry-n1", "u4", "hash"));
+        let gone = &before.pods[&uid("u4")];
+        let succeeded = |now: &str| records_of(now).successor(gone).cloned();
+        assert_eq!(succeeded(&mirror("registry-n1", "u5", "hash")), Some(uid("u5")));
+        assert_eq!(succeeded(&mirror("registry-n1", "u5", "another")), None);
+        assert_eq!(succeeded(&mirror("pretender", "u5", "hash")), None);
+        assert_eq!(before.successor(gone), None, "it is there");
+        assert_eq!(records_of(MANIFESTS).successor(&records().pods[&uid("u1")]), None, "no static pod");
     }
 
     #[test]

@@ -41,6 +41,9 @@ struct EventLine<'a> {
 pub struct Condition {
     /// Namespace and name.
     pub pod: String,
+    /// What its processes run under, if that is another uid: see [`crate::source::PodRecord`].
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub static_uid: Option<String>,
     /// Whether redirect was read back and the listeners were seen.
     pub enrolled: bool,
     /// The parts.

@@ -26,7 +26,7 @@ pub use k8s_openapi::api::discovery::v1::EndpointSlice;
 pub use k8s_openapi::api::networking::v1::NetworkPolicy;
 pub use kind::{Kind, ObjectRef};
 pub use load::{MAX_FILE, TOKENS, load_dir};
-pub use pod::{is_ready, is_terminal, node_name, pod_ips, pod_name, pod_uid, probe_ports, service_account};
+pub use pod::{is_ready, is_terminal, node_name, pod_ips, pod_name, pod_uid, probe_ports, service_account, static_uid};
 pub use security::{AuthorizationPolicy, PeerAuthentication};
 pub use stamps::Stamps;
 pub use store::{Change, Store};

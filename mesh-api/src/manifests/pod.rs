@@ -7,6 +7,9 @@ use k8s_openapi::api::core::v1::{Container, HTTPGetAction, LifecycleHandler, Pod
 use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
 use mesh_model::{PodName, PodUid};
 
+/// On the object that kubelet makes in the API for a static pod.
+pub(super) const MIRROR: &str = "kubernetes.io/config.mirror";
+
 /// Namespace and name.
 pub fn pod_name(pod: &Pod) -> PodName {
     PodName {
@@ -18,6 +21,13 @@ pub fn pod_name(pod: &Pod) -> PodName {
 /// Its uid, where it has a usable one.
 pub fn pod_uid(pod: &Pod) -> Option<PodUid> {
     PodUid::parse(pod.metadata.uid.as_deref()?).ok()
+}
+
+/// What a mirror pod says its static pod is called: the hash of its file, by which kubelet names cgroups and calls the runtime, while
+/// the object has a uid of the API server's. kubelet writes it twice, and this is the one that the API server lets nobody add, change
+/// or remove later. Whoever may create pods may still create one that says so: it is a claim, not a proof.
+pub fn static_uid(pod: &Pod) -> Option<PodUid> {
+    PodUid::parse(pod.metadata.annotations.as_ref()?.get(MIRROR)?).ok()
 }
 
 /// The node it is bound to.
@@ -170,6 +180,20 @@ mod tests {
         assert_eq!(account(json!({"containers": [], "serviceAccount": "old"})), "old");
         assert_eq!(account(json!({"containers": [], "serviceAccountName": ""})), "default");
         assert_eq!(service_account(&Pod::default()), "default");
+    }
+
+    #[test]
+    fn only_a_mirror_pod_names_a_static_pod_and_only_by_what_can_be_a_uid() {
+        let named = |annotations: Value| {
+            let pod = pod(json!({"metadata": {"uid": "u1", "annotations": annotations}}));
+            static_uid(&pod).map(|uid| uid.to_string())
+        };
+        let hash = "5b0e2a1c9d3f4e6a8b7c6d5e4f3a2b1c";
+        assert_eq!(named(json!({"kubernetes.io/config.mirror": hash})).as_deref(), Some(hash));
+        // Anybody may write these onto a pod that runs.
+        assert_eq!(named(json!({"kubernetes.io/config.hash": hash, "kubernetes.io/config.source": "file"})), None);
+        assert_eq!(named(json!({"kubernetes.io/config.mirror": "../x"})), None);
+        assert_eq!(named(json!({"kubernetes.io/config.mirror": ""})), None);
     }
 
     #[test]

@@ -6,6 +6,7 @@
 use serde_json::{Map, Value};
 
 use super::kind::Kind;
+use super::pod::MIRROR;
 
 /// Of the metadata of every kind.
 const METADATA: &[&str] = &[
@@ -32,7 +33,8 @@ pub(super) fn trimmed(kind: Kind, mut value: Value) -> Value {
     if let Some(metadata) = value.get_mut("metadata").and_then(Value::as_object_mut) {
         keep(metadata, METADATA);
         if let Some(annotations) = metadata.get_mut("annotations").and_then(Value::as_object_mut) {
-            annotations.retain(|key, _| key.split_once('/').is_some_and(|(domain, _)| is_ours(domain)));
+            annotations
+                .retain(|key, _| key == MIRROR || key.split_once('/').is_some_and(|(domain, _)| is_ours(domain)));
         }
     }
     let Some(object) = value.as_object_mut() else { return value };
@@ -86,7 +88,8 @@ mod tests {
             "metadata": {
                 "name": "cart", "labels": {"app": "cart"}, "managedFields": [{"manager": "kubelet"}],
                 "annotations": {"kubectl.kubernetes.io/last-applied-configuration": "{}", "sidecar.istio.io/status": "{}",
-                    "culvert.io/x": "y", "notculvert.io/x": "y"},
+                    "culvert.io/x": "y", "notculvert.io/x": "y",
+                    "kubernetes.io/config.mirror": "h", "kubernetes.io/config.seen": "2026-01-01T00:00:00Z"},
             },
             "spec": {"nodeName": "n1", "volumes": [1], "containers": [
                 {"name": "c", "env": [{"name": "SECRET", "value": "s"}], "resources": {"limits": {"cpu": 1}}, "ports": []}]},
@@ -95,7 +98,7 @@ mod tests {
         });
         let kept = json!({
             "metadata": {"name": "cart", "labels": {"app": "cart"},
-                "annotations": {"sidecar.istio.io/status": "{}", "culvert.io/x": "y"}},
+                "annotations": {"sidecar.istio.io/status": "{}", "culvert.io/x": "y", "kubernetes.io/config.mirror": "h"}},
             "spec": {"nodeName": "n1", "containers": [{"name": "c", "ports": []}]},
             "status": {"phase": "Running", "conditions": [{"type": "Ready", "status": "True"}]},
         });

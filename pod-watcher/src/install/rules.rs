@@ -10,6 +10,7 @@ use std::path::Path;
 use mesh_net::Netns;
 use mesh_net::capture::{Error, Mode, Session};
 use mesh_net::procfs;
+use serde_json::Value;
 
 /// What was done.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -42,14 +43,26 @@ pub fn take_out(status_dir: &Path) -> io::Result<Cleared> {
     Ok(cleared)
 }
 
-/// The pods that have a status: `pods/UID.json`.
+/// The pods that have a status: `pods/UID.json`, and of static pods what is written there of their processes' uid.
 fn uids(status_dir: &Path) -> io::Result<BTreeSet<String>> {
     let entries = match std::fs::read_dir(status_dir.join("pods")) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(BTreeSet::new()),
         entries => entries?,
     };
-    let name = |entry: std::fs::DirEntry| entry.file_name().to_str()?.strip_suffix(".json").map(str::to_owned);
-    entries.filter_map(|entry| entry.map(name).transpose()).collect()
+    let mut found = BTreeSet::new();
+    for entry in entries {
+        let entry = entry?;
+        let Some(uid) = entry.file_name().to_str().and_then(|name| name.strip_suffix(".json")).map(str::to_owned)
+        else {
+            continue;
+        };
+        found.insert(uid);
+        // One that cannot be read has its name all the same.
+        let status: Option<Value> =
+            std::fs::read(entry.path()).ok().and_then(|text| serde_json::from_slice(&text).ok());
+        found.extend(status.and_then(|status| Some(status["static_uid"].as_str()?.to_owned())));
+    }
+    Ok(found)
 }
 
 fn take_out_of(pid: u32) -> Result<(), String> {
@@ -62,4 +75,25 @@ fn take_out_of(pid: u32) -> Result<(), String> {
         })
         .and_then(|mut session| session.remove());
     removed.map_err(|error| mesh_daemon::causes(&error))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_static_pod_is_looked_for_by_the_uid_that_its_processes_run_under() {
+        let dir = tempfile::tempdir().expect("temporary directory");
+        assert_eq!(uids(dir.path()).expect("no status at all"), BTreeSet::new());
+        std::fs::create_dir(dir.path().join("pods")).expect("directory");
+        for (name, text) in [
+            ("u1.json", r#"{"pod": "shop/cart"}"#),
+            ("u2.json", r#"{"pod": "shop/registry-n1", "static_uid": "hash"}"#),
+            ("u3.json", "cut sho"),
+            ("u4.tmp", "{}"),
+        ] {
+            std::fs::write(dir.path().join("pods").join(name), text).expect("written");
+        }
+        assert_eq!(uids(dir.path()).expect("listed"), ["u1", "u2", "hash", "u3"].map(str::to_owned).into());
+    }
 }

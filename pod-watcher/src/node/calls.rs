@@ -95,7 +95,7 @@ impl Node {
     }
 
     /// The plugin before ours may just have given the node an address (seen: `bridge`, for the first pod of a node), and the new
-    /// pod's probes come from it. Two small files of procfs.
+    /// pod's probes come from it. One answer of the kernel's.
     fn look_at_addresses(&mut self) {
         match facts::read(&self.facts.name) {
             Ok(facts) => self.node_facts(facts),
@@ -103,10 +103,9 @@ impl Node {
         }
     }
 
-    /// The record that an attachment means: by name, and by uid where the runtime says it (a name is used again).
+    /// The record that an attachment means.
     fn record(&self, attachment: &Attachment) -> Option<PodUid> {
-        let uid = self.records.by_name.get(&name(attachment))?;
-        (attachment.pod_uid.is_empty() || attachment.pod_uid == uid.as_str()).then(|| uid.clone())
+        self.records.meant(&name(attachment), &attachment.pod_uid).cloned()
     }
 
     /// A pod with a record.
@@ -247,7 +246,8 @@ impl Node {
         // A pod from before us, whose containers we do not know: runtimes also delete long-dead sandboxes of pods that live, so
         // this counts only once no process is left.
         let unknown = self.pods.iter_mut().find(|(uid, entry)| {
-            let same = if attachment.pod_uid.is_empty() {
+            let named = entry.record.static_uid.as_ref().is_some_and(|named| named.as_str() == attachment.pod_uid);
+            let same = if attachment.pod_uid.is_empty() || named {
                 entry.record.name == pod
             } else {
                 uid.as_str() == attachment.pod_uid

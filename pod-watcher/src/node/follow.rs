@@ -326,23 +326,49 @@ impl Node {
         for process in scan.processes.iter().filter(|process| !self.kernel.is_host(process.netns)) {
             alive.entry(&process.uid).or_default().push(process);
         }
-        self.find_gone(&alive, &scan.mounted);
+        let successors = self.find_gone(&alive, &scan.mounted);
         let first = self.adopting.as_ref().is_some_and(|adopting| !adopting.scanned);
-        for (uid, processes) in alive {
-            let Some(record) = self.records.pods.get(uid) else { continue };
-            // At the first look plain pods are read too: they may have opted out while we were away.
-            if self.pods.contains_key(uid) || (want(Some(record)) == Want::Plain && !first) {
-                continue;
-            }
+        for (named, processes) in alive {
             let Some(oldest) = processes.first() else { continue };
-            if let Err(error) = self.found_running(uid, oldest) {
-                tracing::warn!(pod = %self.records.pods[uid].name, %uid, error, "running pod cannot be looked at; tried again");
+            // At the first look plain pods are read too: they may have opted out while we were away.
+            let is_new = |record: &PodRecord| {
+                let may_have_rules = first || successors.contains(&record.uid);
+                !self.pods.contains_key(&record.uid) && (may_have_rules || want(Some(record)) != Want::Plain)
+            };
+            let Some(PodRecord { uid, name, .. }) = self.owner(named, oldest, is_new).cloned() else { continue };
+            if let Err(error) = self.found_running(&uid, oldest) {
+                tracing::warn!(pod = %name, %uid, error, "running pod cannot be looked at; tried again");
             }
         }
         if first && let Some(adopting) = &mut self.adopting {
             adopting.scanned = true;
         }
         self.adopted();
+    }
+
+    /// The record of a pod whose processes run under this uid, if it is one that is to be looked at. A record's own uid wins: the API
+    /// server gives no other pod the same. A static pod's processes run under kubelet's uid for it, and its mirror's claim to that is
+    /// believed if their netns holds an address of the mirror's status, which kubelet writes and not whoever makes pods.
+    fn owner(&self, named: &PodUid, process: &PodProcess, is_new: impl Fn(&PodRecord) -> bool) -> Option<&PodRecord> {
+        if let Some(record) = self.records.pods.get(named) {
+            return is_new(record).then_some(record);
+        }
+        let is_held = |entry: &Entry| entry.sandbox.as_ref().is_some_and(|sandbox| sandbox.id == process.netns);
+        if !self.records.claims(named).any(&is_new) || self.pods.values().any(is_held) {
+            return None;
+        }
+        let held = match facts::of_process(process.pid) {
+            Ok(held) => held,
+            Err(error) => {
+                tracing::debug!(uid = %named, %error, "addresses of a static pod cannot be read; tried again");
+                return None;
+            }
+        };
+        let mut proven =
+            self.records.claims(named).filter(|record| record.addresses.iter().any(|address| held.contains(address)));
+        // Two would be kubelet's error: neither is believed.
+        let one = proven.next()?;
+        (proven.next().is_none() && is_new(one)).then_some(one)
     }
 
     fn found_running(&mut self, uid: &PodUid, process: &PodProcess) -> Result<(), String> {
@@ -355,8 +381,13 @@ impl Node {
         let held_by_others = |address: &IpAddr| {
             self.records.pods.values().any(|other| other.uid != *uid && other.addresses.contains(address))
         };
-        entry.found = facts::of_process(process.pid).map_err(|error| error.to_string())?;
-        entry.found.retain(|address| !held_by_others(address));
+        let found = facts::of_process(process.pid).map_err(|error| error.to_string())?;
+        let found: BTreeSet<IpAddr> = found.into_iter().filter(|address| !held_by_others(address)).collect();
+        if found.len() > facts::MOST {
+            let (all, told) = (found.len(), facts::MOST);
+            tracing::warn!(pod = %entry.record.name, %uid, all, told, "more addresses in a pod than keepers are told");
+        }
+        entry.found = found.into_iter().take(facts::MOST).collect();
         let mut sandbox = self.open_sandbox(&entry.record, netns).map_err(|error| error.to_string())?;
         sandbox.send(Job::Read);
         entry.sandbox = Some(sandbox);
@@ -371,12 +402,25 @@ impl Node {
 
     /// A pod is gone when no process of it is left and something says so: its record, a DEL, or that it had processes before and
     /// nothing else holds its netns. One scan may miss a process that is just being made, so it takes two.
-    fn find_gone(&mut self, alive: &BTreeMap<&PodUid, Vec<&PodProcess>>, mounted: &BTreeSet<NetnsId>) {
-        let mut gone = Vec::new();
+    ///
+    /// A static pod whose mirror was made anew is let go of too, with its rules left in force: they are the new one's to adopt. The
+    /// uids of such new ones are answered.
+    fn find_gone(
+        &mut self,
+        alive: &BTreeMap<&PodUid, Vec<&PodProcess>>,
+        mounted: &BTreeSet<NetnsId>,
+    ) -> BTreeSet<PodUid> {
+        let (mut gone, mut successors) = (Vec::new(), BTreeSet::new());
         for (uid, entry) in &mut self.pods {
+            if let Some(successor) = self.records.successor(&entry.record) {
+                successors.insert(successor.clone());
+                gone.push(uid.clone());
+                continue;
+            }
             let held = entry.sandbox.as_ref().map(|sandbox| sandbox.id);
-            let lives =
-                alive.get(uid).is_some_and(|processes| processes.iter().any(|process| Some(process.netns) == held));
+            // What a static pod's mirror claims is safe here: it must be the netns that we hold.
+            let uids = [Some(uid), entry.record.static_uid.as_ref()].into_iter().flatten();
+            let lives = uids.filter_map(|uid| alive.get(uid)).flatten().any(|process| Some(process.netns) == held);
             if lives {
                 entry.seen_alive = true;
                 entry.missed = 0;
@@ -393,6 +437,7 @@ impl Node {
         for uid in gone {
             self.step(&uid, Event::NetnsGone);
         }
+        successors
     }
 }
 

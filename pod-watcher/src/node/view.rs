@@ -18,6 +18,7 @@ impl Entry {
     pub(super) fn to_condition(&self) -> Condition {
         Condition {
             pod: self.record.name.to_string(),
+            static_uid: self.record.static_uid.as_ref().map(ToString::to_string),
             enrolled: self.rules == Some(capture::Stage::Redirect) && self.machine.is_served(),
             observed: Seen { rules: rules(self.rules), listeners: self.listeners },
             reason: self.said.0.clone(),

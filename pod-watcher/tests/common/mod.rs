@@ -285,6 +285,13 @@ pub fn run(program: &str, args: &[&str]) {
     assert!(output.status.success(), "{program} {args:?}: {}", String::from_utf8_lossy(&output.stderr));
 }
 
+/// `ip` with many lines, in the netns of the calling thread.
+pub fn ip_batch(lines: &str) {
+    let mut file = tempfile::NamedTempFile::new().expect("temporary file");
+    file.write_all(lines.as_bytes()).expect("written");
+    run("ip", &["-batch", file.path().to_str().expect("text")]);
+}
+
 /// culvert-cni, built as cargo builds this test: another package's binary is not built for it.
 pub fn plugin() -> &'static Path {
     static BUILT: OnceLock<PathBuf> = OnceLock::new();

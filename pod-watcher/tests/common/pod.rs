@@ -39,6 +39,13 @@ impl Pod {
         }
     }
 
+    /// One that kubelet calls by the hash of its file.
+    pub fn new_static(namespace: &str, name: &str) -> Self {
+        let mut pod = Self::new(namespace, name);
+        pod.uid = pod.uid.replace('-', "");
+        pod
+    }
+
     pub fn manifest(&self, mesh: Option<&str>) -> Value {
         let labels = mesh.map(|value| json!({ "culvert.io/mesh": value })).unwrap_or(json!({}));
         json!({
@@ -48,6 +55,17 @@ impl Pod {
                 "name": "app", "image": "i", "livenessProbe": {"httpGet": {"path": "/", "port": 8080}},
             }]},
         })
+    }
+
+    /// The object that kubelet makes in the API for a static pod: with a uid of its own, while the pod is called otherwise on the node.
+    pub fn mirror(&self, uid: &str, addresses: &[&str], mesh: Option<&str>) -> Value {
+        let mut object = self.manifest(mesh);
+        object["metadata"]["uid"] = json!(uid);
+        let hash = self.uid.as_str();
+        object["metadata"]["annotations"] = json!({"kubernetes.io/config.hash": hash, "kubernetes.io/config.mirror": hash, "kubernetes.io/config.source": "file"});
+        let ips: Vec<Value> = addresses.iter().map(|ip| json!({ "ip": ip })).collect();
+        object["status"] = json!({ "podIPs": ips });
+        object
     }
 
     /// What the plugins before ours made.
