@@ -7,18 +7,12 @@ mod common;
 use std::time::{Duration, Instant};
 
 use common::api::{namespace, node};
-use common::keeper::Answers;
-use common::{FakeKeeper, Node, Pod, Seen, eventually, within};
+use common::keeper::{Answers, connected};
+use common::{Pod, Seen, eventually, within};
 use mesh_api::manifests::Kind;
 use mesh_kube::fake::Fake;
 use mesh_net::capture::Stage;
 use serde_json::{Value, json};
-
-fn keeper(node: &Node) -> FakeKeeper {
-    let keeper = FakeKeeper::connect(&node.path("run/proxy.sock"), Answers::Serve);
-    eventually("the keeper has its snapshot", || keeper.seen().contains(&Seen::SnapshotEnd));
-    keeper
-}
 
 fn condition(fake: &Fake, pod: &Pod) -> Option<Value> {
     let object = fake.object(Kind::Pod, &pod.namespace, &pod.name)?;
@@ -30,7 +24,7 @@ fn condition(fake: &Fake, pod: &Pod) -> Option<Value> {
 fn a_running_pod_follows_its_namespace_s_label_in_and_out_and_its_condition_says_what_was_observed() {
     for loopback in ["127.0.0.1", "::1"] {
         let (node, fake) = node(loopback, &["--linger-seconds", "1"]);
-        let _keeper = keeper(&node);
+        let _keeper = connected(&node, Answers::Serve);
         let mut pod = Pod::new("tools", "runner");
         fake.put(Kind::Pod, pod.manifest(None));
         let (ok, answer, _) = node.add(&pod);
@@ -57,7 +51,7 @@ fn a_running_pod_follows_its_namespace_s_label_in_and_out_and_its_condition_says
 #[test]
 fn an_add_that_is_ahead_of_the_watch_is_served_by_one_get() {
     let (node, fake) = node("127.0.0.1", &[]);
-    let _keeper = keeper(&node);
+    let _keeper = connected(&node, Answers::Serve);
     for kind in [Kind::Pod, Kind::Namespace] {
         fake.hold(kind, true);
     }
@@ -83,7 +77,7 @@ fn an_add_that_is_ahead_of_the_watch_is_served_by_one_get() {
 #[test]
 fn a_pod_of_that_name_with_another_uid_is_not_taken_for_it() {
     let (node, fake) = node("127.0.0.1", &[]);
-    let _keeper = keeper(&node);
+    let _keeper = connected(&node, Answers::Serve);
     let (before, now) = (Pod::new("shop", "cart"), Pod::new("shop", "cart"));
     fake.put(Kind::Pod, before.manifest(Some("disabled")));
     fake.hold(Kind::Pod, true);
@@ -97,7 +91,7 @@ fn a_pod_of_that_name_with_another_uid_is_not_taken_for_it() {
 #[test]
 fn with_the_api_server_away_pods_stay_as_they_are_and_what_changed_meanwhile_is_met_when_it_is_back() {
     let (node, fake) = node("127.0.0.1", &[]);
-    let _keeper = keeper(&node);
+    let _keeper = connected(&node, Answers::Serve);
     let (known, unknown) = (Pod::new("shop", "known"), Pod::new("shop", "unknown"));
     fake.put(Kind::Pod, known.manifest(None));
     assert!(node.add(&known).0);
@@ -121,7 +115,7 @@ fn with_the_api_server_away_pods_stay_as_they_are_and_what_changed_meanwhile_is_
 #[test]
 fn labels_that_flap_a_hundred_times_a_second_move_nothing_but_themselves() {
     let (node, fake) = node("127.0.0.1", &["--linger-seconds", "1"]);
-    let keeper = keeper(&node);
+    let keeper = connected(&node, Answers::Serve);
     let (mut flapping, calm) = (Pod::new("tools", "flapping"), Pod::new("shop", "calm"));
     fake.put(Kind::Pod, flapping.manifest(None));
     assert!(node.add(&flapping).0);
@@ -149,7 +143,7 @@ fn labels_that_flap_a_hundred_times_a_second_move_nothing_but_themselves() {
 #[test]
 fn a_bad_object_is_counted_and_the_others_go_on() {
     let (node, fake) = node("::1", &[]);
-    let _keeper = keeper(&node);
+    let _keeper = connected(&node, Answers::Serve);
     let bad = json!({"metadata": {"name": "bad", "namespace": "shop", "labels": {"a": 7}}, "spec": {"nodeName": "n1", "containers": []}});
     fake.put(Kind::Pod, bad);
     let pod = Pod::new("shop", "cart");

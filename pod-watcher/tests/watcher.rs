@@ -6,21 +6,15 @@ mod common;
 
 use std::time::{Duration, Instant};
 
-use common::keeper::Answers;
-use common::{FakeKeeper, Node, Pod, Seen, eventually, ip_batch, run, within};
+use common::keeper::{Answers, connected};
+use common::{Node, Pod, Seen, eventually, ip_batch, run, within};
 use mesh_net::capture::{RULE_PRIORITY, Stage};
 use serde_json::json;
-
-fn keeper(node: &Node, answers: Answers) -> FakeKeeper {
-    let keeper = FakeKeeper::connect(&node.path("run/proxy.sock"), answers);
-    eventually("the keeper has its snapshot", || keeper.seen().contains(&Seen::SnapshotEnd));
-    keeper
-}
 
 #[test]
 fn an_add_is_denied_then_served_then_redirected_then_answered() {
     let node = Node::start(&[]);
-    let keeper = keeper(&node, Answers::Serve);
+    let keeper = connected(&node, Answers::Serve);
     let pod = Pod::new("shop", "cart");
     node.manifest("cart", &pod.manifest(None));
     let (ok, answer, took) = node.add(&pod);
@@ -59,7 +53,7 @@ fn an_add_is_denied_then_served_then_redirected_then_answered() {
 #[test]
 fn an_address_that_the_chain_gives_the_node_is_known_before_the_pod_is_served() {
     let node = Node::start(&[]);
-    let keeper = keeper(&node, Answers::Serve);
+    let keeper = connected(&node, Answers::Serve);
     let pod = Pod::new("shop", "cart");
     node.manifest("cart", &pod.manifest(None));
     // Builds the plugin; what follows is faster than the timer behind it.
@@ -89,7 +83,7 @@ fn a_node_with_the_addresses_of_many_services_keeps_its_keeper() {
         node.netns.run(prepare).expect("entered");
         Vec::new()
     });
-    let keeper = keeper(&node, Answers::Serve);
+    let keeper = connected(&node, Answers::Serve);
     assert_eq!(keeper.seen().first(), Some(&Seen::Node(1)), "Services' addresses are nobody's source");
     let pod = Pod::new("shop", "cart");
     node.manifest("cart", &pod.manifest(None));
@@ -111,88 +105,10 @@ fn a_node_with_the_addresses_of_many_services_keeps_its_keeper() {
 }
 
 #[test]
-fn a_static_pod_is_added_by_the_uid_that_its_mirror_names() {
-    let node = Node::start(&[]);
-    let keeper = keeper(&node, Answers::Serve);
-    for (namespace, is_in) in [("tools", false), ("shop", true)] {
-        let pod = Pod::new_static(namespace, "registry-n1");
-        let uid = format!("{namespace}-mirror");
-        node.manifest(namespace, &pod.mirror(&uid, &[], None));
-        let (ok, answer, took) = node.add(&pod);
-        assert!(ok, "{answer}");
-        println!("figure: ADD of a static pod in {namespace}: {took:?}");
-        assert_eq!(pod.stage(), is_in.then_some(Stage::Redirect));
-        let told = keeper.seen().into_iter().find_map(|seen| match seen {
-            Seen::Add { facts, .. } => Some(facts.uid),
-            _ => None,
-        });
-        assert_eq!(told, is_in.then_some(uid), "the API's uid is what it is called by");
-        assert!(node.cni("CHECK", &pod, json!({})).0);
-        // Another pod's word about its uid brings nobody an attachment.
-        let mut other = Pod::new(namespace, "other");
-        node.manifest("other", &other.mirror("other-mirror", &[], None));
-        other.uid.clone_from(&pod.uid);
-        let (ok, error, _) = node.add(&other);
-        assert!(!ok && error["msg"].as_str().is_some_and(|msg| msg.contains("and not with uid")), "{error}");
-        node.del(&pod);
-    }
-    assert_eq!(node.admin(&["pods"])["pods"], json!([]));
-}
-
-#[test]
-fn a_running_static_pod_is_adopted_by_its_mirror_and_by_no_pretender() {
-    const ADDRESS: &str = "198.18.7.7";
-    let mut node = Node::start(&[]);
-    let with_process = |mut pod: Pod| {
-        pod.netns.run(|| run("ip", &["address", "add", &format!("{ADDRESS}/24"), "dev", "lo"])).expect("entered");
-        pod.start_process();
-        pod
-    };
-    let mut pod = with_process(Pod::new_static("shop", "registry-n1"));
-    node.manifest("registry", &pod.mirror("mirror-1", &[ADDRESS], None));
-    let before = {
-        let _keeper = keeper(&node, Answers::Serve);
-        assert!(node.add(&pod).0);
-        pod.rules().and_then(|found| found.spec).expect("in force")
-    };
-    // One that has no record (any more), and one that has: whoever may make pods in an enrolled namespace says that he is either's mirror.
-    let (unknown, known) = (with_process(Pod::new("shop", "unknown")), with_process(Pod::new("tools", "known")));
-    node.manifest("known", &known.manifest(None));
-    for (name, claimed, addresses) in
-        [("early", &pod, &[][..]), ("thief", &unknown, &[]), ("usurper", &known, &[ADDRESS])]
-    {
-        let mut pretender = Pod::new("shop", name);
-        pretender.uid.clone_from(&claimed.uid);
-        // Sorts before the true one.
-        node.manifest(name, &pretender.mirror(&format!("a-{name}"), addresses, None));
-    }
-    node.kill_watcher();
-    node.start_watcher();
-    let keeper = keeper(&node, Answers::Serve);
-    let uids = || -> Vec<String> {
-        let all = node.admin(&["pods"]);
-        let all = all["pods"].as_array().expect("list");
-        all.iter().filter(|one| one["served"] == true).map(|one| one["uid"].as_str().expect("uid").to_owned()).collect()
-    };
-    eventually("served again, it alone", || uids() == ["mirror-1"]);
-    assert_eq!(pod.rules().and_then(|found| found.spec), Some(before));
-    assert!(unknown.rules().is_none() && known.rules().is_none());
-    // Its mirror is deleted: kubelet makes another one, and the pod runs on.
-    node.manifest("registry", &pod.mirror("mirror-2", &[ADDRESS], None));
-    eventually("served as what it is called by now", || uids() == ["mirror-2"]);
-    assert_eq!(pod.rules().and_then(|found| found.spec), Some(before));
-    assert_eq!(keeper.adds(), 2);
-    // Its DEL is by a container that this pod-watcher does not know, and by kubelet's uid.
-    pod.end_process();
-    node.del(&pod);
-    within(Duration::from_secs(10), "let go of", || node.admin(&["pods"])["pods"] == json!([]));
-}
-
-#[test]
 fn two_hundred_pods_come_and_go_and_leave_nothing() {
     const PODS: usize = 200;
     let node = Node::start(&[]);
-    let _keeper = keeper(&node, Answers::Serve);
+    let _keeper = connected(&node, Answers::Serve);
     let before = node.usage();
     let pods: Vec<Pod> = (0..PODS).map(|number| Pod::new("shop", &format!("p{number}"))).collect();
     for pod in &pods {
@@ -238,7 +154,7 @@ fn two_hundred_pods_come_and_go_and_leave_nothing() {
 #[test]
 fn a_stop_is_quick_and_leaves_rules_in_place() {
     let mut node = Node::start(&[]);
-    let _keeper = keeper(&node, Answers::Serve);
+    let _keeper = connected(&node, Answers::Serve);
     let pod = Pod::new("shop", "cart");
     node.manifest("cart", &pod.manifest(None));
     assert!(node.add(&pod).0);
@@ -255,11 +171,11 @@ fn a_stop_is_quick_and_leaves_rules_in_place() {
 #[test]
 fn a_successor_keeper_serves_as_soon_as_its_predecessor_lets_go() {
     let node = Node::start(&[]);
-    let first = keeper(&node, Answers::Serve);
+    let first = connected(&node, Answers::Serve);
     let pod = Pod::new("shop", "cart");
     node.manifest("cart", &pod.manifest(None));
     assert!(node.add(&pod).0);
-    let second = keeper(&node, Answers::Serve);
+    let second = connected(&node, Answers::Serve);
     assert_eq!(second.adds(), 1);
     assert!(node.view(&pod).is_some_and(|view| view["served"] == true), "the first goes on serving");
     drop(first);
@@ -273,7 +189,7 @@ fn a_successor_keeper_serves_as_soon_as_its_predecessor_lets_go() {
 fn an_add_fails_and_deny_stays_when_the_pod_cannot_be_served() {
     for (answers, text) in [(Answers::Refuse, "15001 is taken"), (Answers::Lie, "not all of its listeners")] {
         let node = Node::start(&[]);
-        let _keeper = keeper(&node, answers);
+        let _keeper = connected(&node, answers);
         let pod = Pod::new("shop", "cart");
         node.manifest("cart", &pod.manifest(None));
         let (ok, error, _) = node.add(&pod);
@@ -300,7 +216,7 @@ fn an_add_without_a_keeper_fails_in_time_and_names_what_is_missing() {
 #[test]
 fn an_add_of_an_unknown_pod_waits_for_its_record() {
     let node = Node::start(&[]);
-    let _keeper = keeper(&node, Answers::Serve);
+    let _keeper = connected(&node, Answers::Serve);
     let pod = Pod::new("shop", "late");
     std::thread::scope(|scope| {
         let add = scope.spawn(|| node.add(&pod));
@@ -322,7 +238,7 @@ fn a_killed_watcher_adopts_what_is_in_force_and_the_mark_stays() {
     node.manifest("cart", &pod.manifest(None));
     pod.netns.run(|| run("ip", &["address", "add", "198.18.7.7/24", "dev", "lo"])).expect("entered");
     let before = {
-        let keeper = keeper(&node, Answers::Serve);
+        let keeper = connected(&node, Answers::Serve);
         assert!(node.add(&pod).0);
         pod.start_process();
         node.kill_watcher();
@@ -331,7 +247,7 @@ fn a_killed_watcher_adopts_what_is_in_force_and_the_mark_stays() {
     };
     assert_eq!(before.stage, Stage::Redirect);
     node.start_watcher();
-    let keeper = keeper(&node, Answers::Serve);
+    let keeper = connected(&node, Answers::Serve);
     let adds: Vec<_> = keeper.seen().into_iter().filter(|seen| matches!(seen, Seen::Add { .. })).collect();
     let [Seen::Add { facts, in_force, .. }] = adds.as_slice() else { panic!("{adds:?}") };
     assert_eq!((facts.mark, *in_force), (before.mark.value(), Some(Stage::Redirect)));
@@ -352,7 +268,7 @@ fn a_killed_watcher_adopts_what_is_in_force_and_the_mark_stays() {
 #[test]
 fn rules_that_others_change_are_repaired_and_their_name_is_told() {
     let node = Node::start(&["--table-mode", "plain"]);
-    let _keeper = keeper(&node, Answers::Serve);
+    let _keeper = connected(&node, Answers::Serve);
     let pod = Pod::new("shop", "cart");
     node.manifest("cart", &pod.manifest(None));
     assert!(node.add(&pod).0);
@@ -392,7 +308,7 @@ fn owned_tables_withstand_others() {
         // The kernel is too old for them; then the plain mode is tried by the test above.
         return println!("no owned tables on this kernel");
     }
-    let _keeper = keeper(&node, Answers::Serve);
+    let _keeper = connected(&node, Answers::Serve);
     let pod = Pod::new("shop", "cart");
     node.manifest("cart", &pod.manifest(None));
     assert!(node.add(&pod).0);
@@ -452,7 +368,7 @@ fn an_add_that_meets_a_restart_of_the_watcher_works() {
         });
         eventually("the plugin runs", common::plugin_runs);
         node.start_watcher();
-        let _keeper = keeper(&node, Answers::Serve);
+        let _keeper = connected(&node, Answers::Serve);
         let (ok, answer, took) = add.join().expect("no panic");
         assert!(ok, "{answer}");
         println!("figure: ADD across a restart of pod-watcher: {took:?}");
@@ -462,7 +378,7 @@ fn an_add_that_meets_a_restart_of_the_watcher_works() {
 #[test]
 fn a_label_enrols_a_running_pod_without_deny_and_takes_it_out_again() {
     let node = Node::start(&["--linger-seconds", "1"]);
-    let keeper = keeper(&node, Answers::Serve);
+    let keeper = connected(&node, Answers::Serve);
     let mut pod = Pod::new("tools", "runner");
     node.manifest("runner", &pod.manifest(None));
     let (ok, answer, _) = node.add(&pod);
@@ -490,7 +406,7 @@ fn a_pod_that_ended_while_the_watcher_was_dead_is_let_go_of() {
     let mut pod = Pod::new("shop", "cart");
     node.manifest("cart", &pod.manifest(None));
     {
-        let _keeper = keeper(&node, Answers::Serve);
+        let _keeper = connected(&node, Answers::Serve);
         assert!(node.add(&pod).0);
     }
     pod.start_process();
@@ -510,12 +426,12 @@ fn a_keeper_that_comes_back_gets_a_snapshot_with_every_pod_and_sock_diag_sockets
     let pod = Pod::new("shop", "cart");
     node.manifest("cart", &pod.manifest(None));
     {
-        let _first = keeper(&node, Answers::Serve);
+        let _first = connected(&node, Answers::Serve);
         assert!(node.add(&pod).0);
     }
     eventually("not served", || node.view(&pod).is_some_and(|view| view["served"] == false));
     assert_eq!(pod.stage(), Some(Stage::Redirect), "closed, not open");
-    let second = keeper(&node, Answers::Serve);
+    let second = connected(&node, Answers::Serve);
     assert_eq!(second.adds(), 1);
     eventually("served", || node.view(&pod).is_some_and(|view| view["served"] == true));
     second.want_diag(4);
@@ -525,7 +441,7 @@ fn a_keeper_that_comes_back_gets_a_snapshot_with_every_pod_and_sock_diag_sockets
 #[test]
 fn gc_lets_go_of_what_is_no_longer_valid_and_a_missing_list_of_nothing() {
     let node = Node::start(&[]);
-    let _keeper = keeper(&node, Answers::Serve);
+    let _keeper = connected(&node, Answers::Serve);
     let pod = Pod::new("shop", "cart");
     node.manifest("cart", &pod.manifest(None));
     assert!(node.add(&pod).0);

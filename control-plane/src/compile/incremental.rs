@@ -2,9 +2,9 @@
 //!
 //! The unit is the namespace, since that is what Kubernetes' own references stay within. A namespace is compiled again when something in
 //! it changed ([`Stamps`]), and when what it has to do with others did: a pod of theirs that a slice of its own names or may name, an
-//! address that pods of both claim or a Service of one names as external, a service of theirs that a pod of its own stands behind. A change of what all look at (policies of
-//! the root namespace, nodes, a document that may be a NetworkPolicy) compiles everything. What comes out is what compiling from
-//! nothing gives: `tests::incremental` compares the two after every step.
+//! address that pods of both claim or a Service of one names as external, a service of theirs that a pod of its own stands behind. A
+//! change of what all look at (policies of the root namespace, nodes, a document that may be a NetworkPolicy) compiles everything. What
+//! comes out is what compiling from nothing gives: `tests::incremental` compares the two after every step.
 //!
 //! [`Stamps`]: mesh_api::manifests::Stamps
 

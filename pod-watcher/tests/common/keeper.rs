@@ -14,6 +14,8 @@ use mesh_net::capture::{Mode, Session, Stage};
 use mesh_net::seqpacket::Conn;
 use mesh_net::socket::{self, Reach};
 
+use super::{Node, eventually};
+
 /// One message, with what was in force in the pod's netns when it came.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Seen {
@@ -42,6 +44,13 @@ pub struct FakeKeeper {
     pub seen: Arc<Mutex<Vec<Seen>>>,
     conn: Arc<Conn>,
     thread: Option<JoinHandle<()>>,
+}
+
+/// A keeper of the node that has had its snapshot.
+pub fn connected(node: &Node, answers: Answers) -> FakeKeeper {
+    let keeper = FakeKeeper::connect(&node.path("run/proxy.sock"), answers);
+    eventually("the keeper has its snapshot", || keeper.seen().contains(&Seen::SnapshotEnd));
+    keeper
 }
 
 impl FakeKeeper {
