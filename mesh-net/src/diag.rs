@@ -1,4 +1,4 @@
-//! sock_diag: which TCP sockets exist in a namespace, asked by exact 4-tuple.
+//! sock_diag: which TCP sockets exist in a namespace, asked by exact 4-tuple, or listed.
 //!
 //! The socket answers for the namespace it was opened in, whoever holds it: an uncapable worker asks on one that was opened in the
 //! node's netns. Two holders of one socket would take each other's answers, so each thread has its own.
@@ -18,8 +18,35 @@ const NLMSG_ERROR: u16 = 2;
 const NLMSG_DONE: u16 = 3;
 const HEADER: usize = 16;
 const REQUEST: usize = 56;
+// include/net/tcp_states.h
+const TCP_SYN_SENT: u8 = 2;
+const TCP_SYN_RECV: u8 = 3;
+const TCP_TIME_WAIT: u8 = 6;
+const TCP_CLOSE: u8 = 7;
 const TCP_LISTEN: u8 = 10;
+const TCP_NEW_SYN_RECV: u8 = 12;
+/// Every state but that of a listener and of one that is closed.
+const CONNECTED: u32 = 0x1fff & !(1 << TCP_LISTEN) & !(1 << TCP_CLOSE);
+/// `struct inet_diag_msg`; attributes follow.
+const MESSAGE: usize = 72;
+/// `INET_DIAG_MARK`: told to whoever has NET_ADMIN over the namespace.
+const MARK: u16 = 15;
+/// A list that changes while it is made is made again this often (guess).
+const LIST_TRIES: u32 = 8;
 const NO_COOKIE: [u8; 8] = [0xff; 8];
+
+/// A TCP socket that is no listener.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct Connection {
+    /// Its own end.
+    pub local: SocketAddr,
+    /// The far end.
+    pub remote: SocketAddr,
+    /// `SO_MARK`; zero where the kernel keeps none (TIME_WAIT).
+    pub mark: u32,
+    /// Both sides have ended; the kernel keeps a note for a while.
+    pub has_ended: bool,
+}
 
 /// A NETLINK_SOCK_DIAG socket.
 #[derive(Debug)]
@@ -53,7 +80,8 @@ impl Diag {
         self.fd
     }
 
-    /// Whether a connected socket with exactly these ends exists; one in TIME-WAIT counts, a listener does not.
+    /// Whether a socket with exactly these ends exists whose far end has answered to it: one that is still connecting, or being connected
+    /// to, proves nothing about who is there. One that has ended counts.
     pub fn has_socket(&mut self, local: SocketAddr, remote: SocketAddr) -> io::Result<bool> {
         let (local, remote) = (canonical(local), canonical(remote));
         if local.is_ipv4() != remote.is_ipv4() {
@@ -62,7 +90,8 @@ impl Diag {
         let mut found = false;
         self.ask(&request(local, remote, u32::MAX), 0, &mut |socket| {
             // The kernel's lookup falls back to a listener on the local port, and would find a socket by a different scope.
-            found |= socket.state != TCP_LISTEN && socket.local == local && socket.remote == remote;
+            let unproven = [TCP_SYN_SENT, TCP_SYN_RECV, TCP_NEW_SYN_RECV, TCP_CLOSE, TCP_LISTEN].contains(&socket.state);
+            found |= !unproven && socket.local == local && socket.remote == remote;
         })?;
         Ok(found)
     }
@@ -76,6 +105,30 @@ impl Diag {
                 if socket.state == TCP_LISTEN {
                     found.push(socket.raw_local);
                 }
+            })?;
+        }
+        Ok(found)
+    }
+
+    /// All connections, in whatever state.
+    pub fn connections(&mut self) -> io::Result<Vec<Connection>> {
+        let mut tries = 0;
+        loop {
+            match self.connections_once() {
+                Err(error) if error.kind() == io::ErrorKind::Interrupted && tries < LIST_TRIES => tries += 1,
+                done => return done,
+            }
+        }
+    }
+
+    fn connections_once(&mut self) -> io::Result<Vec<Connection>> {
+        let mut found = Vec::new();
+        // Mapped IPv4 stands among IPv6.
+        for any in [IpAddr::V4(Ipv4Addr::UNSPECIFIED), IpAddr::V6(Ipv6Addr::UNSPECIFIED)] {
+            let zero = SocketAddr::new(any, 0);
+            self.ask(&request(zero, zero, CONNECTED), NLM_F_DUMP, &mut |socket| {
+                let Socket { state, local, remote, mark, raw_local: _ } = socket;
+                found.push(Connection { local, remote, mark, has_ended: state == TCP_TIME_WAIT });
             })?;
         }
         Ok(found)
@@ -173,6 +226,7 @@ struct Socket {
     local: SocketAddr,
     remote: SocketAddr,
     raw_local: SocketAddr,
+    mark: u32,
 }
 
 impl Socket {
@@ -184,7 +238,9 @@ impl Socket {
         let destination = destination.first_chunk::<16>()?;
         let local = SocketAddr::new(address(*family, source)?, u16::from_be_bytes([*s0, *s1]));
         let remote = SocketAddr::new(address(*family, destination)?, u16::from_be_bytes([*d0, *d1]));
-        Some(Self { state: *state, local: canonical(local), remote: canonical(remote), raw_local: local })
+        let attributes = crate::netlink::Attributes::nested(body.get(MESSAGE..).unwrap_or_default());
+        let mark = attributes.ne32(MARK).unwrap_or(0);
+        Some(Self { state: *state, local: canonical(local), remote: canonical(remote), raw_local: local, mark })
     }
 }
 

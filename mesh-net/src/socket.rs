@@ -63,6 +63,9 @@ pub enum Reach {
     OwnPort,
     /// Also what rules steer to it (`IP_TRANSPARENT`), with the destination that it has: see [`mesh_model::ports::LANDING`].
     Steered,
+    /// The same, and rules know its packets, those of its connections, and those of what is left of them by this mark and by being
+    /// transparent ([`crate::capture`]).
+    Owned(Mark),
 }
 
 /// A listener on every address of the current namespace, IPv4 and IPv6 on one socket (IPv4 alone where the kernel has no IPv6).
@@ -85,7 +88,7 @@ fn open_listener(port: u16, reach: Reach, backlog: u32) -> io::Result<OwnedFd> {
         }
         Err(error) => return Err(error),
     };
-    set_transparent(&socket, address, reach)?;
+    give(&socket, address, reach)?;
     // Connections of an earlier listener that still linger must not bar the port. A live listener of another program still does.
     socket.set_reuse_address(true)?;
     socket.set_tcp_nodelay(true)?;
@@ -95,8 +98,13 @@ fn open_listener(port: u16, reach: Reach, backlog: u32) -> io::Result<OwnedFd> {
     Ok(socket.into())
 }
 
-fn set_transparent(socket: &Socket, address: SocketAddr, reach: Reach) -> io::Result<()> {
-    let steered = reach == Reach::Steered;
+fn give(socket: &Socket, address: SocketAddr, reach: Reach) -> io::Result<()> {
+    let (steered, mark) = match reach {
+        Reach::OwnPort => (false, 0),
+        Reach::Steered => (true, 0),
+        Reach::Owned(mark) => (true, mark.value()),
+    };
+    socket.set_mark(mark)?;
     match address {
         SocketAddr::V4(_) => socket.set_ip_transparent_v4(steered),
         SocketAddr::V6(_) => socket.set_ip_transparent_v6(steered),
@@ -115,10 +123,12 @@ pub fn listening_port(fd: &impl AsFd) -> io::Result<Option<u16>> {
 pub fn set_reach(fd: &impl AsFd, reach: Reach) -> io::Result<()> {
     let socket = SockRef::from(fd);
     let address = socket.local_addr()?.as_socket().ok_or_else(|| io::Error::other("not an IP socket"))?;
-    set_transparent(&socket, address, reach)
+    give(&socket, address, reach)
 }
 
-/// An unbound, unconnected, non-blocking socket in the current namespace, carrying the mark that exempts it from capture.
+/// An unbound, unconnected, non-blocking socket in the current namespace, carrying the mark that exempts it from capture. Transparent for
+/// any purpose: what is left of a connection (TIME_WAIT) has no mark, and is known by that ([`crate::capture`]). What has a foreign source
+/// does not leave the pod.
 pub fn mint(family: Family, purpose: Purpose, mark: Mark) -> io::Result<OwnedFd> {
     let socket = match family {
         Family::V4 => stream(Domain::IPV4)?,
@@ -127,16 +137,16 @@ pub fn mint(family: Family, purpose: Purpose, mark: Mark) -> io::Result<OwnedFd>
     socket.set_mark(mark.value())?;
     socket.set_tcp_nodelay(true)?;
     bind_address_no_port(&socket)?;
-    match (purpose, family) {
-        (Purpose::TowardsApp, Family::V4) => {
-            socket.set_ip_transparent_v4(true)?;
-            socket.set_freebind_v4(true)?;
-        }
-        (Purpose::TowardsApp, Family::V6) => {
-            socket.set_ip_transparent_v6(true)?;
-            socket.set_freebind_v6(true)?;
-        }
-        (Purpose::TowardsPeer, _) => return Ok(socket.into()),
+    match family {
+        Family::V4 => socket.set_ip_transparent_v4(true)?,
+        Family::V6 => socket.set_ip_transparent_v6(true)?,
+    }
+    if purpose == Purpose::TowardsPeer {
+        return Ok(socket.into());
+    }
+    match family {
+        Family::V4 => socket.set_freebind_v4(true)?,
+        Family::V6 => socket.set_freebind_v6(true)?,
     }
     socket.set_reuse_address(true)?;
     // Without it 28,232 connections in 60 s from one source exhaust the port range: TIME_WAIT is looked up per device (seen).
@@ -147,6 +157,11 @@ pub fn mint(family: Family, purpose: Purpose, mark: Mark) -> io::Result<OwnedFd>
 /// Gives a minted socket its source address; port 0 leaves the choice to `connect` (IP_BIND_ADDRESS_NO_PORT).
 pub fn bind_source(fd: &impl AsFd, source: SocketAddr) -> io::Result<()> {
     SockRef::from(fd).bind(&SockAddr::from(source))
+}
+
+/// Where a connection that was steered without a translation wanted to go: the accepted socket's own address.
+pub fn steered_dst(fd: &impl AsFd) -> Option<OrigDst> {
+    SockRef::from(fd).local_addr().ok()?.as_socket().map(OrigDst::new)
 }
 
 /// Where an accepted connection wanted to go before the redirect; `None` when the kernel does not know (no conntrack entry).

@@ -5,7 +5,7 @@ use std::fmt;
 use mesh_model::Mark;
 
 use super::expr::same;
-use super::rules::{self, Chain};
+use super::rules::{self, Chain, Set};
 use super::table::{self, Seen, SeenChain};
 use super::{Mode, Spec};
 
@@ -25,6 +25,18 @@ pub enum Drift {
     TableVersion,
     /// The table does not say what it is, and nobody remembers.
     Unrecognised,
+    /// A set of flows is gone or of another kind.
+    SetMissing {
+        /// Its name.
+        set: String,
+    },
+    /// A set that is not ours.
+    SetExtra {
+        /// Its name.
+        set: String,
+    },
+    /// The object that gives captured connections their timeouts is gone or changed.
+    TimeoutsMissing,
     /// A chain is gone.
     ChainMissing {
         /// Its name.
@@ -75,7 +87,7 @@ pub enum Drift {
         /// What it is for.
         rule: &'static str,
     },
-    /// Another ip rule uses our packet mark or `oif lo`.
+    /// Another ip rule uses our packet mark.
     IpRuleExtra {
         /// "ipv4" or "ipv6".
         family: &'static str,
@@ -86,6 +98,8 @@ pub enum Drift {
     RouteMissing {
         /// "ipv4" or "ipv6".
         family: &'static str,
+        /// Its interface.
+        interface: String,
     },
 }
 
@@ -97,6 +111,9 @@ impl fmt::Display for Drift {
             Self::TableNotOwned => write!(f, "table inet culvert is not owned by pod-watcher"),
             Self::TableVersion => write!(f, "table inet culvert is of another version"),
             Self::Unrecognised => write!(f, "table inet culvert does not say what it is"),
+            Self::SetMissing { set } => write!(f, "set {set} is missing or changed"),
+            Self::SetExtra { set } => write!(f, "set {set} was added"),
+            Self::TimeoutsMissing => write!(f, "the timeouts of captured connections are missing or changed"),
             Self::ChainMissing { chain } => write!(f, "chain {chain} is missing"),
             Self::ChainChanged { chain } => write!(f, "chain {chain} has another hook, priority or policy"),
             Self::ChainExtra { chain } => write!(f, "chain {chain} was added"),
@@ -113,7 +130,9 @@ impl fmt::Display for Drift {
             Self::IpRuleExtra { family, priority } => {
                 write!(f, "another {family} ip rule (priority {priority}) stands beside ours")
             }
-            Self::RouteMissing { family } => write!(f, "the {family} route of table 100 is missing or changed"),
+            Self::RouteMissing { family, interface } => {
+                write!(f, "the {family} route of the mesh's table by {interface} is missing or changed")
+            }
         }
     }
 }
@@ -124,13 +143,14 @@ pub(super) fn learn(seen: &Seen) -> Option<Spec> {
     let (stage, generation) = seen.chain(rules::ABOUT)?.rules.iter().find_map(|rule| rules::parse_about(&rule.name))?;
     let marks: Vec<u32> =
         seen.chains.iter().flat_map(|chain| &chain.rules).flat_map(|rule| rules::marks_in(&rule.exprs)).collect();
+    let marks: Vec<u32> = marks.into_iter().filter(|mark| *mark != rules::FWMARK).collect();
     let votes = |mark: u32| marks.iter().filter(|other| **other == mark).count();
     let mark = marks.iter().copied().max_by_key(|mark| votes(*mark))?;
     Some(Spec { stage, mark: Mark::from_random(mark)?, generation })
 }
 
 /// Compares the table with what it should be. `port`: of the session that should own it.
-pub(super) fn compare(seen: Option<&Seen>, chains: &[Chain], mode: Mode, port: u32) -> Vec<Drift> {
+pub(super) fn compare(seen: Option<&Seen>, chains: &[Chain], sets: &[Set], mode: Mode, port: u32) -> Vec<Drift> {
     let Some(seen) = seen else { return vec![Drift::TableMissing] };
     let mut drift = Vec::new();
     if seen.flags != table::flags(mode) {
@@ -144,6 +164,15 @@ pub(super) fn compare(seen: Option<&Seen>, chains: &[Chain], mode: Mode, port: u
     }
     if seen.comment.as_deref() != Some(rules::table_comment().as_str()) {
         drift.push(Drift::TableVersion);
+    }
+    for set in sets.iter().filter(|set| !seen.set(set.name).is_some_and(|old| old.defined_as(set))) {
+        drift.push(Drift::SetMissing { set: set.name.to_owned() });
+    }
+    for extra in seen.sets.iter().filter(|old| sets.iter().all(|set| set.name != old.name)) {
+        drift.push(Drift::SetExtra { set: extra.name.clone() });
+    }
+    if !seen.has_timeouts() {
+        drift.push(Drift::TimeoutsMissing);
     }
     for extra in seen.chains.iter().filter(|old| chains.iter().all(|chain| chain.name != old.name)) {
         drift.push(Drift::ChainExtra { chain: extra.name.clone() });
@@ -200,8 +229,8 @@ fn compare_rules(old: &SeenChain, chain: &Chain, drift: &mut Vec<Drift>) {
 mod tests {
     use mesh_model::Exclusions;
 
-    use super::super::Stage;
-    use super::super::table::SeenRule;
+    use super::super::table::{SeenRule, SeenSet};
+    use super::super::{Stage, flows};
     use super::*;
     use crate::capture::expr::{Count, Expr};
 
@@ -218,13 +247,26 @@ mod tests {
             policy: 1,
             rules: chain.rules.into_iter().map(|rule| SeenRule { name: rule.name, exprs: rule.exprs }).collect(),
         });
-        Seen { flags: 6, owner: Some(PORT), comment: Some(rules::table_comment()), chains: chains.collect() }
+        let sets = rules::sets(9).into_iter().map(|set| SeenSet {
+            name: set.name.to_owned(),
+            flags: flows::DYNAMIC,
+            key_len: flows::key_len(set.family),
+        });
+        Seen {
+            flags: 6,
+            owner: Some(PORT),
+            comment: Some(rules::table_comment()),
+            chains: chains.collect(),
+            sets: sets.collect(),
+            timeouts: Some(rules::TCP_TIMEOUTS.to_vec()),
+        }
     }
 
     fn check(change: impl FnOnce(&mut Seen), expected: &[&str]) {
         let mut seen = as_prescribed();
         change(&mut seen);
-        let drift = compare(Some(&seen), &rules::prescribe(&spec(), &Exclusions::default()), Mode::Owned, PORT);
+        let chains = rules::prescribe(&spec(), &Exclusions::default());
+        let drift = compare(Some(&seen), &chains, &rules::sets(9), Mode::Owned, PORT);
         assert_eq!(drift.iter().map(Drift::to_string).collect::<Vec<_>>(), expected);
     }
 
@@ -250,29 +292,34 @@ mod tests {
         check(|seen| seen.owner = Some(1), &["table inet culvert is not owned by pod-watcher"]);
         check(|seen| (seen.flags, seen.owner) = (4, None), &["table inet culvert is not owned by pod-watcher"]);
         check(|seen| seen.comment = None, &["table inet culvert is of another version"]);
-        check(|seen| seen.chains.retain(|chain| chain.name != "output_nat"), &["chain output_nat is missing"]);
-        check(|seen| chain(seen, "output_nat").policy = 0, &["chain output_nat has another hook, priority or policy"]);
+        check(|seen| seen.chains.retain(|chain| chain.name != "output_route"), &["chain output_route is missing"]);
+        check(|seen| chain(seen, "output_route").policy = 0, &["chain output_route has another hook, priority or policy"]);
         check(
-            |seen| drop(chain(seen, "output_nat").rules.remove(2)),
-            &["rule \"capture-out\" of chain output_nat is missing"],
+            |seen| drop(chain(seen, "output_route").rules.pop()),
+            &["rule \"capture-out\" of chain output_route is missing"],
         );
         check(
-            |seen| chain(seen, "output_nat").rules[2].exprs.push(Expr::Accept),
-            &["rule \"capture-out\" of chain output_nat was changed"],
+            |seen| chain(seen, "output_route").rules.last_mut().expect("rules").exprs.push(Expr::Accept),
+            &["rule \"capture-out\" of chain output_route was changed"],
         );
         check(
             |seen| {
-                chain(seen, "output_nat").rules.insert(2, SeenRule { name: String::new(), exprs: vec![Expr::Accept] })
+                chain(seen, "output_route").rules.insert(0, SeenRule { name: String::new(), exprs: vec![Expr::Accept] })
             },
-            &["rule (accept) was added to chain output_nat before \"capture-out\""],
+            &["rule (accept) was added to chain output_route before \"output-loopback\""],
         );
         check(
-            |seen| chain(seen, "output_nat").rules.push(SeenRule { name: String::new(), exprs: vec![Expr::Accept] }),
-            &["rule (accept) was added at the end of chain output_nat"],
+            |seen| chain(seen, "output_route").rules.push(SeenRule { name: String::new(), exprs: vec![Expr::Accept] }),
+            &["rule (accept) was added at the end of chain output_route"],
         );
-        check(|seen| chain(seen, "output_nat").rules.swap(0, 1), &["rules of chain output_nat stand in another order"]);
+        check(|seen| chain(seen, "output_route").rules.swap(0, 1), &["rules of chain output_route stand in another order"]);
         let another = SeenChain { name: "x".to_owned(), hook: None, policy: 1, rules: Vec::new() };
         check(|seen| seen.chains.push(another), &["chain x was added"]);
+        check(|seen| drop(seen.sets.remove(0)), &["set before4 is missing or changed"]);
+        check(|seen| seen.sets[0].flags = 0, &["set before4 is missing or changed"]);
+        let another = SeenSet { name: "x".to_owned(), flags: 0, key_len: 4 };
+        check(|seen| seen.sets.push(another), &["set x was added"]);
+        check(|seen| seen.timeouts = None, &["the timeouts of captured connections are missing or changed"]);
     }
 
     #[test]
@@ -280,7 +327,8 @@ mod tests {
         let mut seen = as_prescribed();
         assert_eq!(learn(&seen), Some(spec()));
         let lied = Expr::Cmp { equal: true, value: 1234_u32.to_ne_bytes().to_vec() };
-        chain(&mut seen, "output_nat").rules[0].exprs[2] = lied;
+        let proxy = chain(&mut seen, "output_route").rules.iter_mut().find(|rule| rule.name == "proxy-out");
+        proxy.expect("prescribed").exprs[2] = lied;
         assert_eq!(learn(&seen), Some(spec()));
         seen.chains.retain(|chain| chain.name != rules::ABOUT);
         assert_eq!(learn(&seen), None);

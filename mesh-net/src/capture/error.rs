@@ -45,8 +45,22 @@ pub enum Error {
         "interface lo is down in the pod's netns; the container runtime's loopback plugin should have brought it up"
     )]
     LoopbackDown,
-    /// The mark equals one of the two constants that any process of the pod can read.
-    #[error("the enrolment's mark is one of the mesh's public marks; draw another")]
+    /// Every number that our routing table could have is somebody's.
+    #[error("every routing table from {} to {} is in use in the pod", super::ROUTE_TABLES.start(), super::ROUTE_TABLES.end())]
+    NoRouteTable,
+    /// The pod has more open connections than may live on through its enrolment.
+    #[error("the pod has {found} open TCP connections, more than the {limit} that may go on beside the mesh")]
+    TooManyFlows {
+        /// How many there are, at least.
+        found: usize,
+        /// The setting.
+        limit: u32,
+    },
+    /// The pod's sockets cannot be listed.
+    #[error("list the pod's TCP sockets")]
+    Sockets(#[source] io::Error),
+    /// The mark equals the constant that any process of the pod can read.
+    #[error("the enrolment's mark is the mesh's public mark; draw another")]
     ReservedMark,
     /// Somebody changes the table faster than we can write it.
     #[error("table inet culvert kept changing while it was written ({tries} tries)")]

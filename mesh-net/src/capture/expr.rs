@@ -1,7 +1,9 @@
 //! The nf_tables expressions that our rules are made of, and their netlink form.
 //!
-//! Everything works on register 1, but the end of a range, which is in register 2. An expression that is read back and is not exactly one of these becomes [`Expr::Other`],
-//! which equals none of ours: what we do not understand is a difference. Numbers: `linux/netfilter/nf_tables.h`.
+//! Everything works on register 1, but the end of a range, which is in register 2, and the four numbers of a flow, which stand one
+//! after the other in words of four bytes from register 1 on. An expression that is read back and is not exactly one of these
+//! becomes [`Expr::Other`], which equals none of ours: what we do not understand is a difference. Numbers:
+//! `linux/netfilter/nf_tables.h`.
 
 use crate::netlink::{Attributes, Writer};
 
@@ -12,18 +14,22 @@ pub(super) enum Expr {
     Meta(Meta),
     /// Set the packet's mark.
     SetMark,
-    /// Load a property of the connection.
-    Ct(Ct),
-    /// Set the connection's mark.
-    SetCtMark,
-    /// Put the original direction of the connection into a conntrack zone.
-    SetOriginalZone,
+    /// Load what became of the packet's connection (`enum ip_conntrack_status`, host order).
+    CtStatus,
+    /// Conntrack shall not see the packet.
+    Untrack,
+    /// Let the packet's connection have the timeouts of this object.
+    Timeouts(String),
+    /// Load a property of the socket that the packet belongs to, listeners included. Ends the rule where there is none.
+    Socket(OfSocket),
     /// Load bytes of the transport header.
     Transport {
         /// From where.
         offset: u32,
         /// How many.
         len: u32,
+        /// Into which word.
+        at: u8,
     },
     /// Load bytes of the network header.
     Network {
@@ -31,9 +37,29 @@ pub(super) enum Expr {
         offset: u32,
         /// How many.
         len: u32,
+        /// Into which word.
+        at: u8,
     },
     /// Load the type of the destination address, by the local table alone: neither the mark nor an interface plays a part.
     DestinationType,
+    /// The same of the source address.
+    SourceType,
+    /// Go on only if the flow in the registers is in this set.
+    InSet(String),
+    /// Put the flow in the registers into this set, or take it out. Ends the rule where the set is full.
+    ChangeSet {
+        /// Which.
+        set: String,
+        /// How.
+        change: Change,
+    },
+    /// Go on only while packets come more slowly than this.
+    Limit {
+        /// Packets a second.
+        rate: u64,
+        /// And as many more at once.
+        burst: u32,
+    },
     /// `value & mask ^ xor`.
     Bitwise {
         /// And with this.
@@ -54,6 +80,12 @@ pub(super) enum Expr {
     LoadEnd(Vec<u8>),
     /// End the chain: the packet passes on to the next hook.
     Accept,
+    /// The packet ends here.
+    Drop,
+    /// Go on in another chain, and behind this rule when that one has nothing to say.
+    Jump(String),
+    /// Back to where the jump came from.
+    Return,
     /// Count.
     Counter(Count),
     /// To a local listener on the port in the register.
@@ -92,12 +124,22 @@ pub(super) enum Meta {
     Transport = 16,
 }
 
-/// `enum nft_ct_keys`, those we use.
+/// `enum nft_socket_keys`, those we use.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u32)]
-pub(super) enum Ct {
-    Direction = 1,
-    Mark = 3,
+pub(super) enum OfSocket {
+    /// `IP_TRANSPARENT`, one byte; also of sockets that are little more than a note: requests, TIME_WAIT, FIN_WAIT2.
+    Transparent = 0,
+    /// `SO_MARK`; those have none, and end the rule.
+    Mark = 1,
+}
+
+/// What a rule does to a set (`enum nft_dynset_ops`).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u32)]
+pub(super) enum Change {
+    Add = 0,
+    Delete = 2,
 }
 
 const LIST_ELEMENT: u16 = 1;
@@ -107,14 +149,25 @@ const REGISTER: u32 = 1;
 const SECOND_REGISTER: u32 = 2;
 /// `NFPROTO_UNSPEC`.
 const ANY_FAMILY: u32 = 0;
-const CT_ZONE: u32 = 17;
+const CT_STATUS: u32 = 2;
+/// `NFT_OBJECT_CT_TIMEOUT`.
+pub(super) const CT_TIMEOUT: u32 = 7;
+/// `NFT_REG32_00`: registers of four bytes; the first four of them are register 1.
+const FIRST_WORD: u32 = 8;
 const NETWORK_HEADER: u32 = 1;
 const TRANSPORT_HEADER: u32 = 2;
 const FIB_ADDRESS_TYPE: u32 = 3;
+const FIB_SOURCE: u32 = 1;
 const FIB_DESTINATION: u32 = 2;
 const PORT_GIVEN: u32 = 2;
 const TCP_RESET: u32 = 1;
+/// Verdicts: `NF_DROP`, `NF_ACCEPT`, `NFT_JUMP`, `NFT_RETURN`.
+const DROP: u32 = 0;
 const ACCEPT: u32 = 1;
+const JUMP: u32 = -3_i32 as u32;
+const RETURN: u32 = -5_i32 as u32;
+/// A limit is of packets a second.
+const SECOND: u64 = 1;
 
 impl Expr {
     /// A counter that starts at zero.
@@ -138,12 +191,19 @@ impl Expr {
     fn name(&self) -> &str {
         match self {
             Self::Meta(_) | Self::SetMark => "meta",
-            Self::Ct(_) | Self::SetCtMark | Self::SetOriginalZone => "ct",
+            Self::CtStatus => "ct",
+            Self::Untrack => "notrack",
+            Self::Timeouts(_) => "objref",
+            Self::Socket(_) => "socket",
             Self::Transport { .. } | Self::Network { .. } => "payload",
-            Self::DestinationType => "fib",
+            Self::DestinationType | Self::SourceType => "fib",
+            Self::InSet(_) => "lookup",
+            Self::ChangeSet { .. } => "dynset",
+            Self::Limit { .. } => "limit",
             Self::Bitwise { .. } => "bitwise",
             Self::Cmp { .. } => "cmp",
-            Self::Load(_) | Self::LoadEnd(_) | Self::Accept => "immediate",
+            Self::Load(_) | Self::LoadEnd(_) => "immediate",
+            Self::Accept | Self::Drop | Self::Jump(_) | Self::Return => "immediate",
             Self::Counter(_) => "counter",
             Self::Redirect | Self::RedirectRange => "redir",
             Self::Steer => "tproxy",
@@ -156,19 +216,34 @@ impl Expr {
         match self {
             Self::Meta(key) => numbers(w, &[(1, REGISTER), (2, *key as u32)]),
             Self::SetMark => numbers(w, &[(2, Meta::Mark as u32), (3, REGISTER)]),
-            Self::Ct(key) => numbers(w, &[(1, REGISTER), (2, *key as u32)]),
-            Self::SetCtMark => numbers(w, &[(2, Ct::Mark as u32), (4, REGISTER)]),
-            Self::SetOriginalZone => {
-                numbers(w, &[(2, CT_ZONE), (4, REGISTER)]);
-                w.put(3, &[0]);
+            Self::CtStatus => numbers(w, &[(1, REGISTER), (2, CT_STATUS)]),
+            Self::Untrack => {}
+            Self::Timeouts(object) => {
+                w.put_be32(1, CT_TIMEOUT);
+                w.put_str(2, object);
             }
-            Self::Transport { offset, len } => {
-                numbers(w, &[(1, REGISTER), (2, TRANSPORT_HEADER), (3, *offset), (4, *len)]);
+            Self::Socket(key) => numbers(w, &[(1, *key as u32), (2, REGISTER)]),
+            Self::Transport { offset, len, at } => {
+                numbers(w, &[(1, word(*at)), (2, TRANSPORT_HEADER), (3, *offset), (4, *len)]);
             }
-            Self::Network { offset, len } => {
-                numbers(w, &[(1, REGISTER), (2, NETWORK_HEADER), (3, *offset), (4, *len)]);
+            Self::Network { offset, len, at } => {
+                numbers(w, &[(1, word(*at)), (2, NETWORK_HEADER), (3, *offset), (4, *len)]);
             }
             Self::DestinationType => numbers(w, &[(1, REGISTER), (2, FIB_ADDRESS_TYPE), (3, FIB_DESTINATION)]),
+            Self::SourceType => numbers(w, &[(1, REGISTER), (2, FIB_ADDRESS_TYPE), (3, FIB_SOURCE)]),
+            Self::InSet(set) => {
+                w.put_str(1, set);
+                w.put_be32(2, word(0));
+            }
+            Self::ChangeSet { set, change } => {
+                w.put_str(1, set);
+                numbers(w, &[(3, *change as u32), (4, word(0))]);
+            }
+            Self::Limit { rate, burst } => {
+                w.put(1, &rate.to_be_bytes());
+                w.put(2, &SECOND.to_be_bytes());
+                w.put_be32(3, *burst);
+            }
             Self::Bitwise { mask, xor } => {
                 let len = u32::try_from(mask.len()).expect("a register holds 16 bytes");
                 numbers(w, &[(1, REGISTER), (2, REGISTER), (3, len)]);
@@ -181,10 +256,10 @@ impl Expr {
             }
             Self::Load(value) => constant(w, REGISTER, value),
             Self::LoadEnd(value) => constant(w, SECOND_REGISTER, value),
-            Self::Accept => {
-                w.put_be32(1, 0); // The verdict register.
-                w.nest(2, |w| w.nest(2, |w| w.put_be32(1, ACCEPT)));
-            }
+            Self::Accept => verdict(w, ACCEPT, None),
+            Self::Drop => verdict(w, DROP, None),
+            Self::Jump(chain) => verdict(w, JUMP, Some(chain)),
+            Self::Return => verdict(w, RETURN, None),
             Self::Counter(Count { packets, bytes }) => {
                 w.put(1, &bytes.to_be_bytes());
                 w.put(2, &packets.to_be_bytes());
@@ -220,19 +295,51 @@ impl Expr {
                 _ => None,
             },
             "ct" => match (data.be32(1), data.be32(2)?, data.find(3), data.be32(4)) {
-                (Some(REGISTER), 1, None, None) => Some(Self::Ct(Ct::Direction)),
-                (Some(REGISTER), 3, None, None) => Some(Self::Ct(Ct::Mark)),
-                (None, 3, None, Some(REGISTER)) => Some(Self::SetCtMark),
-                (None, CT_ZONE, Some([0]), Some(REGISTER)) => Some(Self::SetOriginalZone),
+                (Some(REGISTER), CT_STATUS, None, None) => Some(Self::CtStatus),
                 _ => None,
             },
-            "payload" => match (data.be32(1)?, data.be32(2)?, data.be32(3)?, data.be32(4)?) {
-                (REGISTER, NETWORK_HEADER, offset, len) => Some(Self::Network { offset, len }),
-                (REGISTER, TRANSPORT_HEADER, offset, len) => Some(Self::Transport { offset, len }),
+            "notrack" => data.clone().next().is_none().then_some(Self::Untrack),
+            "objref" => match (data.be32(1)?, data.text(2)?, data.find(3)) {
+                (CT_TIMEOUT, object, None) => Some(Self::Timeouts(object)),
                 _ => None,
             },
-            "fib" => ((data.be32(1)?, data.be32(2)?, data.be32(3)?) == (REGISTER, FIB_ADDRESS_TYPE, FIB_DESTINATION))
-                .then_some(Self::DestinationType),
+            "socket" => match (data.be32(1)?, data.be32(2)?) {
+                (0, REGISTER) => Some(Self::Socket(OfSocket::Transparent)),
+                (1, REGISTER) => Some(Self::Socket(OfSocket::Mark)),
+                _ => None,
+            },
+            "lookup" => match (data.text(1)?, word_of(data.be32(2)?)?, data.find(3), data.be32(5).unwrap_or(0)) {
+                (set, 0, None, 0) => Some(Self::InSet(set)),
+                _ => None,
+            },
+            "dynset" => {
+                // Read back, no timeout is a timeout of nothing; a value, expressions and flags we never write.
+                let plain = data.find(5).is_none() && data.find(7).is_none() && data.be32(9).unwrap_or(0) == 0;
+                let change = match data.be32(3)? {
+                    0 => Change::Add,
+                    2 => Change::Delete,
+                    _ => return None,
+                };
+                let keyed = word_of(data.be32(4)?)? == 0 && data.be64(6).unwrap_or(0) == 0;
+                (plain && keyed).then_some(Self::ChangeSet { set: data.text(1)?, change })
+            }
+            "limit" => {
+                let plain = data.be32(4).unwrap_or(0) == 0 && data.be32(5).unwrap_or(0) == 0;
+                (plain && data.be64(2)? == SECOND).then_some(Self::Limit { rate: data.be64(1)?, burst: data.be32(3)? })
+            }
+            "payload" => {
+                let at = word_of(data.be32(1)?)?;
+                match (data.be32(2)?, data.be32(3)?, data.be32(4)?) {
+                    (NETWORK_HEADER, offset, len) => Some(Self::Network { offset, len, at }),
+                    (TRANSPORT_HEADER, offset, len) => Some(Self::Transport { offset, len, at }),
+                    _ => None,
+                }
+            }
+            "fib" => match (data.be32(1)?, data.be32(2)?, data.be32(3)?) {
+                (REGISTER, FIB_ADDRESS_TYPE, FIB_DESTINATION) => Some(Self::DestinationType),
+                (REGISTER, FIB_ADDRESS_TYPE, FIB_SOURCE) => Some(Self::SourceType),
+                _ => None,
+            },
             "bitwise" => {
                 let plain = (data.be32(1)?, data.be32(2)?, data.be32(6).unwrap_or(0)) == (REGISTER, REGISTER, 0);
                 let (mask, xor) = (value(data, 4)?, value(data, 5)?);
@@ -251,7 +358,13 @@ impl Expr {
                 SECOND_REGISTER => Some(Self::LoadEnd(value(data, 2)?)),
                 0 => {
                     let verdict = Attributes::nested(Attributes::nested(data.find(2)?).find(2)?);
-                    (verdict.be32(1)? == ACCEPT).then_some(Self::Accept)
+                    match (verdict.be32(1)?, verdict.text(2)) {
+                        (ACCEPT, None) => Some(Self::Accept),
+                        (DROP, None) => Some(Self::Drop),
+                        (JUMP, Some(chain)) => Some(Self::Jump(chain)),
+                        (RETURN, None) => Some(Self::Return),
+                        _ => None,
+                    }
                 }
                 _ => None,
             },
@@ -284,6 +397,33 @@ fn numbers(writer: &mut Writer, fields: &[(u16, u32)]) {
     }
 }
 
+/// The register of a word of the flow's numbers.
+fn word(at: u8) -> u32 {
+    FIRST_WORD + u32::from(at)
+}
+
+/// The kernel names every fourth word as the register of sixteen bytes that begins there.
+fn word_of(register: u32) -> Option<u8> {
+    let at = match register {
+        1..=4 => (register - 1) * 4,
+        FIRST_WORD..=23 => register - FIRST_WORD,
+        _ => return None,
+    };
+    u8::try_from(at).ok()
+}
+
+fn verdict(writer: &mut Writer, code: u32, chain: Option<&str>) {
+    writer.put_be32(1, 0); // The verdict register.
+    writer.nest(2, |w| {
+        w.nest(2, |w| {
+            w.put_be32(1, code);
+            if let Some(chain) = chain {
+                w.put_str(2, chain);
+            }
+        });
+    });
+}
+
 fn constant(writer: &mut Writer, register: u32, value: &[u8]) {
     writer.put_be32(1, register);
     writer.nest(2, |writer| writer.put(1, value));
@@ -309,6 +449,7 @@ mod tests {
 
     fn any_expr() -> impl Strategy<Value = Expr> {
         let bytes = || proptest::collection::vec(any::<u8>(), 1..=16);
+        let name = || "[a-z]{1,8}".prop_map(String::from);
         prop_oneof![
             prop_oneof![
                 Just(Meta::Mark),
@@ -318,18 +459,21 @@ mod tests {
                 Just(Meta::Transport)
             ]
             .prop_map(Expr::Meta),
-            prop_oneof![Just(Ct::Direction), Just(Ct::Mark)].prop_map(Expr::Ct),
+            prop_oneof![Just(OfSocket::Transparent), Just(OfSocket::Mark)].prop_map(Expr::Socket),
+            prop_oneof![Just(Expr::Accept), Just(Expr::Drop), Just(Expr::Return), name().prop_map(Expr::Jump)],
+            prop_oneof![Just(Expr::CtStatus), Just(Expr::Untrack), name().prop_map(Expr::Timeouts)],
+            (name(), prop_oneof![Just(Change::Add), Just(Change::Delete)])
+                .prop_map(|(set, change)| Expr::ChangeSet { set, change }),
+            name().prop_map(Expr::InSet),
+            (any::<u64>(), any::<u32>()).prop_map(|(rate, burst)| Expr::Limit { rate, burst }),
+            prop_oneof![Just(Expr::DestinationType), Just(Expr::SourceType)],
             Just(Expr::SetMark),
-            Just(Expr::SetCtMark),
-            Just(Expr::SetOriginalZone),
-            Just(Expr::DestinationType),
-            Just(Expr::Accept),
             Just(Expr::Redirect),
             Just(Expr::RedirectRange),
             Just(Expr::Steer),
             Just(Expr::Reset),
-            (any::<u32>(), any::<u32>()).prop_map(|(offset, len)| Expr::Transport { offset, len }),
-            (any::<u32>(), any::<u32>()).prop_map(|(offset, len)| Expr::Network { offset, len }),
+            (any::<u32>(), any::<u32>(), 0..16_u8).prop_map(|(offset, len, at)| Expr::Transport { offset, len, at }),
+            (any::<u32>(), any::<u32>(), 0..16_u8).prop_map(|(offset, len, at)| Expr::Network { offset, len, at }),
             bytes().prop_map(|mask| Expr::Bitwise { xor: vec![0; mask.len()], mask }),
             (any::<bool>(), bytes()).prop_map(|(equal, value)| Expr::Cmp { equal, value }),
             bytes().prop_map(Expr::Load),
@@ -354,7 +498,7 @@ mod tests {
     fn an_expression_that_we_never_write_is_kept_as_it_is() {
         let mut writer = Writer::default();
         writer.put_be32(1, 7);
-        let other = Expr::Other { name: "limit".to_owned(), data: writer.into_bytes() };
+        let other = Expr::Other { name: "quota".to_owned(), data: writer.into_bytes() };
         assert_eq!(back(&other), other);
         assert!(!same(&[other], &[Expr::Accept]));
     }

@@ -1,17 +1,20 @@
 //! Capture: the rules in a pod's netns that hand its new TCP connections to the node proxy.
 //!
-//! One table, `inet culvert`, one transaction per change, plus an ip rule and a route per family. Rules decide over SYN packets
-//! only, so a connection from before is never touched. Read downwards: [`rules`] says what the table should hold (pure),
-//! [`table`] and [`routes`] write and read it by netlink, [`drift`] compares, [`Session`] is what callers use, [`Monitor`]
-//! tells when somebody changed something. This module never looks at files and never acts in the node's own netns.
+//! One table, `inet culvert`, one transaction per change, plus ip rules and routes per family. Every TCP packet has an owner: the
+//! proxy, a flow that passes, or nobody. Read downwards: [`rules`] says what the table should hold (pure), [`table`], [`flows`] and
+//! [`routes`] write and read it by netlink, [`drift`] compares, [`Session`] is what callers use, [`Monitor`] tells when somebody
+//! changed something. This module never looks at files and never acts in the node's own netns.
 //!
-//! Stages: [`Stage::Deny`] refuses new connections (a pod that is being added), [`Stage::Redirect`] captures them,
-//! [`Stage::Drain`] lets them pass while captured connections end (a pod that opts out). Going from one to another replaces
-//! rules inside the same chains, so no packet can see a chain without rules.
+//! Stages: [`Stage::Deny`] refuses everything (a pod that is being added), [`Stage::Redirect`] captures, [`Stage::Drain`] lets
+//! everything pass but the connections that were captured (a pod that opts out). On the way into a pod that is running,
+//! [`Stage::Learn`] notes the flows that begin while those that are there are listed; on the way out [`Stage::Part`] notes the
+//! captured ones. Going from one to another replaces rules inside the same chains, so no packet can see a chain without rules.
 
 mod drift;
 mod error;
 mod expr;
+mod flows;
+mod links;
 #[cfg(feature = "tokio")]
 mod monitor;
 mod probe;
@@ -28,9 +31,10 @@ pub use error::Error;
 #[cfg(feature = "tokio")]
 pub use monitor::{Change, Changed, Changer, Monitor};
 pub use probe::owned_supported;
-pub use routes::{ROUTE_TABLE, RULE_PRIORITY};
-pub use rules::{CONNMARK, FWMARK, TABLE};
-pub use session::{Applied, Found, Session};
+pub use flows::Flow;
+pub use routes::{ROUTE_TABLES, RULE_PRIORITY};
+pub use rules::{FWMARK, TABLE};
+pub use session::{Applied, FLOWS, Found, Session};
 
 /// How the table is protected against other programs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -42,16 +46,25 @@ pub enum Mode {
     Plain,
 }
 
-/// What the rules do with a new connection.
+/// What the rules do with TCP packets.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Stage {
     /// Refused with a reset, both ways.
     Deny,
-    /// Handed to the proxy; one that slips past the redirect is refused.
+    /// As [`Stage::Drain`]; connections that begin are noted as flows from before.
+    Learn,
+    /// Handed to the proxy, which owns the connection; what nobody owns is refused.
     Redirect,
-    /// Passes untouched, while connections that were captured before go on: the address translation and the marks stay. For
-    /// opting out of a running pod; [`Session::remove`] comes when the proxy has drained.
+    /// As [`Stage::Redirect`]; connections that begin are noted as captured ones.
+    Part,
+    /// Pass untouched, but for connections that were captured before: they go on. For opting out of a running pod;
+    /// [`Session::remove`] comes when the proxy has drained.
     Drain,
+}
+
+impl Stage {
+    /// All of them.
+    pub const ALL: [Self; 5] = [Self::Deny, Self::Learn, Self::Redirect, Self::Part, Self::Drain];
 }
 
 /// What the table should be.

@@ -16,16 +16,17 @@ use rustix::net::{RecvFlags, SocketFlags};
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 
-use super::routes::{self, ROUTE_TABLE, route_attribute, rule_attribute};
+use super::links;
+use super::routes::{self, ROUTE_TABLES, route_attribute, rule_attribute};
 use super::rules::{FWMARK, TABLE};
-use super::{Error, Session, table};
+use super::{Error, Session, flows, table};
 use crate::netlink::{self, Message, Protocol, messages};
 use crate::netns::{Netns, NetnsId};
 
 /// Bits of `NFNLGRP_NFTABLES` (7).
 const NFTABLES: u32 = 1 << 6;
-/// Bits of `RTNLGRP_IPV4_ROUTE` (7), `_IPV4_RULE` (8), `_IPV6_ROUTE` (11), `_IPV6_RULE` (19).
-const ROUTES: u32 = (1 << 6) | (1 << 7) | (1 << 10) | (1 << 18);
+/// Bits of `RTNLGRP_LINK` (1), `_IPV4_ROUTE` (7), `_IPV4_RULE` (8), `_IPV6_ROUTE` (11), `_IPV6_RULE` (19).
+const ROUTES: u32 = 1 | (1 << 6) | (1 << 7) | (1 << 10) | (1 << 18);
 const NEW_GENERATION: u16 = (10 << 8) | 15;
 /// Between the first notification of a transaction and the one that names its author. They are sent in one go; this bounds the
 /// wait if the author's is lost.
@@ -38,8 +39,10 @@ pub enum Changed {
     Table,
     /// An ip rule.
     IpRule,
-    /// A route of table 100.
+    /// A route of our table.
     Route,
+    /// An interface.
+    Interface,
     /// Notifications were lost: anything.
     Unknown,
 }
@@ -155,8 +158,8 @@ impl Monitor {
             self.push(Change { by, what, own });
             return;
         }
-        let concerns_a_table = (table::NEW_TABLE..=table::DELETE_RULE).contains(&message.kind);
-        // The table's name is attribute 1 of tables, chains and rules alike.
+        let concerns_a_table = (table::NEW_TABLE..=flows::DELETE_SET).contains(&message.kind);
+        // The table's name is attribute 1 of tables, chains, rules and sets alike.
         if concerns_a_table && message.attributes(table::FIXED).text(1).as_deref() == Some(TABLE) {
             self.unnamed.insert(message.port, vec![Changed::Table]);
         }
@@ -174,10 +177,12 @@ impl Monitor {
                 Changed::IpRule
             }
             routes::NEW_ROUTE | routes::DELETE_ROUTE
-                if attributes.ne32(route_attribute::TABLE) == Some(ROUTE_TABLE) =>
+                if attributes.ne32(route_attribute::TABLE).is_some_and(|table| ROUTE_TABLES.contains(&table)) =>
             {
                 Changed::Route
             }
+            // Its attributes stand behind another header; that something happened is enough.
+            links::NEW_LINK | links::DELETE_LINK => Changed::Interface,
             _ => return,
         };
         let own = self.known.is_some_and(|(_, port)| port == message.port);

@@ -1,28 +1,35 @@
-//! The ip rules and the route, per family, of the proxy's connections towards the application.
+//! The ip rules and routes, per family, that bring captured packets to the proxy, and its connections to the application.
 //!
-//! `fwmark FWMARK -> table 100`, and `local default dev lo` there: the application's answers come back to `lo` instead of going
-//! to the client. `oif lo -> table 100`: the proxy's sockets are bound to `lo` (their TIME_WAIT would exhaust the ports
-//! otherwise), and the local table has the pod's address on `eth0`, so such a socket could not reach it (seen: "network is
-//! unreachable"). Nothing else of the pod's routing is touched or judged: rules are ours if they use our mark or `oif lo`, and of
-//! the table only the default route is. Neither rule lets anything out: they lead to `lo`.
+//! `fwmark FWMARK -> our table`, and `local default dev lo` there: what is captured on its way out, answers of the application among
+//! it, comes to `lo` instead of leaving. A socket that is bound to an interface sees only routes by that one, so there is a second
+//! route for each (`local default dev eth0`), which leads to `lo` as well. `oif lo -> our table`: the proxy's sockets are bound to
+//! `lo` (their TIME_WAIT would exhaust the ports otherwise), and the local table has the pod's address on `eth0`, so such a socket
+//! could not reach it (seen: "network is unreachable"). Neither rule lets anything out: they lead to `lo`.
+//!
+//! Our table is the first of [`ROUTE_TABLES`] that nobody uses. Nothing of the pod's routing is touched or judged but rules that
+//! select by our mark, our own rule of `oif lo`, and our routes in our table.
 
+use std::collections::BTreeSet;
 use std::io;
+use std::ops::RangeInclusive;
 
 use mesh_model::Mark;
 use rustix::io::Errno;
 
-use super::rules::FWMARK;
+use super::links::{self, LOOPBACK, Link};
+use super::rules::{FWMARK, Family};
 use super::{Drift, Error};
 use crate::netlink::{Attributes, CREATE, EXCLUSIVE, Message, REPLACE, Socket, Writer};
 
-/// The routing table.
-pub const ROUTE_TABLE: u32 = 100;
-/// Priority of the ip rule of the reply mark: before rules that choose by source address (those of second networks start at
-/// 512). The rule of `oif lo` has the next one.
+/// Numbers for our routing table. Others count up from 100 or name them in `/etc/iproute2/rt_tables` (below 256); random ones of eight
+/// digits are rare.
+pub const ROUTE_TABLES: RangeInclusive<u32> = 15_001_100..=15_001_115;
+/// Priority of the ip rule of the mark: before rules that choose by source address (those of second networks start at 512). The
+/// rule of `oif lo` has the next one.
 pub const RULE_PRIORITY: u32 = 100;
+/// The table of schema 2, whose number others use too.
+const FORMER_TABLE: u32 = 100;
 
-const NEW_LINK: u16 = 16;
-const GET_LINK: u16 = 18;
 pub(super) const NEW_ROUTE: u16 = 24;
 pub(super) const DELETE_ROUTE: u16 = 25;
 const GET_ROUTE: u16 = 26;
@@ -32,7 +39,6 @@ const GET_RULE: u16 = 34;
 
 /// `struct rtmsg` and `struct fib_rule_hdr`.
 pub(super) const FIXED: usize = 12;
-const LOOPBACK: u32 = 1;
 const RTN_LOCAL: u8 = 2;
 const SCOPE_HOST: u8 = 254;
 /// `RTPROT_STATIC`: put there by an administrator.
@@ -53,23 +59,16 @@ pub(super) mod rule_attribute {
 /// Attributes of a route (`RTA_*`).
 pub(super) mod route_attribute {
     pub(crate) const INTERFACE: u16 = 4;
+    pub(crate) const PRIORITY: u16 = 6;
     pub(crate) const TABLE: u16 = 15;
 }
 
-/// An address family.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Family {
-    V4 = 2,
-    V6 = 10,
-}
-
-const FAMILIES: [Family; 2] = [Family::V4, Family::V6];
-
 impl Family {
-    const fn name(self) -> &'static str {
+    /// `AF_INET`, `AF_INET6`.
+    const fn address_family(self) -> u8 {
         match self {
-            Self::V4 => "ipv4",
-            Self::V6 => "ipv6",
+            Self::V4 => 2,
+            Self::V6 => 10,
         }
     }
 }
@@ -77,115 +76,227 @@ impl Family {
 /// Our ip rules.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Which {
-    /// Answers of the application.
-    ReplyMark,
+    /// What is captured.
+    Captured,
     /// Sockets bound to `lo`.
     BoundToLo,
 }
 
-const RULES: [Which; 2] = [Which::ReplyMark, Which::BoundToLo];
+const RULES: [Which; 2] = [Which::Captured, Which::BoundToLo];
 
 impl Which {
     const fn name(self) -> &'static str {
         match self {
-            Self::ReplyMark => "the reply mark",
+            Self::Captured => "what is captured",
             Self::BoundToLo => "sockets bound to lo",
         }
     }
 
     const fn priority(self) -> u32 {
         match self {
-            Self::ReplyMark => RULE_PRIORITY,
+            Self::Captured => RULE_PRIORITY,
             Self::BoundToLo => RULE_PRIORITY + 1,
         }
     }
 
     fn text(self) -> String {
         match self {
-            Self::ReplyMark => format!("fwmark {FWMARK:#x}/{:#x}", Mark::MASK),
+            Self::Captured => format!("fwmark {FWMARK:#x}/{:#x}", Mark::MASK),
             Self::BoundToLo => "oif lo".to_owned(),
         }
     }
 }
 
-/// What there is of ours in one family.
-#[derive(Debug, Default)]
+/// An ip rule, as far as it matters here.
+#[derive(Debug)]
+struct SeenRule {
+    family: Family,
+    /// The whole rule as the kernel told it.
+    payload: Vec<u8>,
+    table: u32,
+    priority: u32,
+    /// It selects by our mark.
+    by_mark: bool,
+    /// But for its table, exactly as this one should be.
+    is: Option<Which>,
+}
+
+/// A route.
+#[derive(Debug)]
+struct SeenRoute {
+    family: Family,
+    table: u32,
+    interface: u32,
+    /// But for table and interface, as ours are.
+    like_ours: bool,
+}
+
+/// Everything that there is.
+#[derive(Debug)]
 struct Seen {
-    /// Rules exactly as they should be.
-    rules: Vec<Which>,
-    /// Other rules that use our mark or `oif lo`: their priority, and the whole rule as the kernel told it.
-    extra: Vec<(u32, Vec<u8>)>,
-    route: bool,
+    rules: Vec<SeenRule>,
+    routes: Vec<SeenRoute>,
+    links: Vec<Link>,
+    table: u32,
 }
 
 impl Seen {
-    fn missing(&self) -> impl Iterator<Item = Which> {
-        RULES.into_iter().filter(|which| !self.rules.contains(which))
+    fn read(socket: &mut Socket) -> Result<Self, Error> {
+        let (mut rules, mut routes) = (Vec::new(), Vec::new());
+        for family in Family::BOTH {
+            let told = |what: &str| Error::kernel(format!("read {} {what}", family.name()));
+            rules.extend(read_rules(socket, family).map_err(told("rules"))?);
+            routes.extend(read_routes(socket, family).map_err(told("routes"))?);
+        }
+        let links = links::read(socket).map_err(Error::kernel("read the interfaces"))?;
+        let ours = rules.iter().find(|rule| rule.is == Some(Which::Captured) && ROUTE_TABLES.contains(&rule.table));
+        let used = |table: u32| {
+            rules.iter().any(|rule| rule.table == table) || routes.iter().any(|route| route.table == table)
+        };
+        let table = match ours {
+            Some(rule) => rule.table,
+            None => ROUTE_TABLES.into_iter().find(|table| !used(*table)).ok_or(Error::NoRouteTable)?,
+        };
+        Ok(Self { rules, routes, links, table })
     }
 
-    fn complete(&self) -> bool {
-        self.missing().next().is_none() && self.route
+    fn has_rule(&self, family: Family, which: Which) -> bool {
+        self.rules.iter().any(|rule| rule.family == family && rule.is == Some(which) && rule.table == self.table)
+    }
+
+    fn missing_rules(&self, family: Family) -> impl Iterator<Item = Which> {
+        RULES.into_iter().filter(move |which| !self.has_rule(family, *which))
+    }
+
+    /// Rules that select by our mark and lead elsewhere or otherwise.
+    fn extra(&self) -> impl Iterator<Item = &SeenRule> {
+        self.rules.iter().filter(|rule| rule.by_mark && !(rule.is.is_some() && rule.table == self.table))
+    }
+
+    fn has_route(&self, family: Family, link: &Link) -> bool {
+        self.routes.iter().any(|route| {
+            route.family == family && route.like_ours && route.table == self.table && route.interface == link.index
+        })
+    }
+
+    fn missing_routes(&self, family: Family) -> impl Iterator<Item = &Link> {
+        let wanted = self.links.iter().filter(move |link| link.is_loopback() || link.can_route(family));
+        wanted.filter(move |link| !self.has_route(family, link))
+    }
+
+    fn drift(&self) -> Vec<Drift> {
+        let extra = self.extra().map(|rule| Drift::IpRuleExtra { family: rule.family.name(), priority: rule.priority });
+        let mut drift: Vec<Drift> = extra.collect();
+        for family in self.families() {
+            let name = family.name();
+            let rules = self.missing_rules(family);
+            drift.extend(rules.map(|which| Drift::IpRuleMissing { family: name, rule: which.name() }));
+            let routes = self.missing_routes(family);
+            drift.extend(routes.map(|link| Drift::RouteMissing { family: name, interface: link.name.clone() }));
+        }
+        drift
+    }
+
+    /// Families that the pod has.
+    fn families(&self) -> impl Iterator<Item = Family> {
+        let has_v6 = self.links.iter().any(|link| link.is_loopback() && link.has_ipv6);
+        Family::BOTH.into_iter().filter(move |family| *family == Family::V4 || has_v6)
     }
 }
 
 /// Adds what is missing and removes rules that stand in the way. Answers whether anything had to be done.
 pub(super) fn ensure(socket: &mut Socket) -> Result<bool, Error> {
+    let seen = Seen::read(socket)?;
     let mut changed = false;
-    for family in FAMILIES {
-        let seen = read(socket, family).map_err(Error::kernel(format!("read {} rules and routes", family.name())))?;
-        if seen.complete() && seen.extra.is_empty() || absent(socket, family)? {
-            continue;
+    let refused = |family: Family, what: &str| Error::kernel(format!("{what} towards lo ({})", family.name()));
+    // Routes first: a rule without them would send what is captured on to the main table.
+    for family in seen.families() {
+        for link in seen.missing_routes(family) {
+            changed = true;
+            match add_route(socket, family, seen.table, link.index) {
+                Ok(()) => {}
+                Err(error) if link.is_loopback() => {
+                    return Err(match Errno::from_io_error(&error) {
+                        Some(Errno::NETDOWN) => Error::LoopbackDown,
+                        _ => refused(family, "add the route")(error),
+                    });
+                }
+                // It went down, or away, since it was read: what is bound to it goes nowhere.
+                Err(error) => tracing::debug!(%error, interface = link.name, "no route by this interface"),
+            }
         }
-        changed = true;
-        let refused = |what: &str| Error::kernel(format!("{what} towards lo ({})", family.name()));
-        for (_, rule) in &seen.extra {
-            delete_rule(socket, rule).map_err(refused("delete another ip rule"))?;
-        }
-        // The route first: a rule without it would send answers on to the main table, to the client.
-        if !seen.route {
-            add_route(socket, family).map_err(|error| match Errno::from_io_error(&error) {
-                Some(Errno::NETDOWN) => Error::LoopbackDown,
-                _ => refused("add the route")(error),
-            })?;
-        }
-        for which in seen.missing() {
-            add_rule(socket, family, which).map_err(refused("add the ip rule"))?;
+        for which in seen.missing_rules(family) {
+            changed = true;
+            add_rule(socket, family, seen.table, which).map_err(refused(family, "add the ip rule"))?;
         }
     }
+    for rule in seen.extra() {
+        changed = true;
+        delete_rule(socket, &rule.payload).map_err(refused(rule.family, "delete another ip rule"))?;
+    }
+    remove_former(socket, &seen)?;
     Ok(changed)
+}
+
+/// What is missing or in the way. Routes by interfaces that have come since the last look are added: their lack is nobody's doing.
+/// `known`: the interfaces of that look.
+pub(super) fn audit(socket: &mut Socket, known: &mut BTreeSet<u32>) -> Result<Vec<Drift>, Error> {
+    let mut seen = Seen::read(socket)?;
+    let usable = seen.links.iter().filter(|link| link.can_route(Family::V4)).map(|link| link.index);
+    let here: BTreeSet<u32> = usable.collect();
+    if seen.has_rule(Family::V4, Which::Captured) && here.difference(known).next().is_some() {
+        for family in seen.families() {
+            for link in seen.missing_routes(family).filter(|link| !known.contains(&link.index)) {
+                // What does not work stays a difference.
+                let _ = add_route(socket, family, seen.table, link.index);
+            }
+        }
+        seen = Seen::read(socket)?;
+    }
+    *known = here;
+    Ok(seen.drift())
 }
 
 /// What is missing or in the way.
 pub(super) fn drift(socket: &mut Socket) -> Result<Vec<Drift>, Error> {
-    let mut drift = Vec::new();
-    for family in FAMILIES {
-        let name = family.name();
-        let seen = read(socket, family).map_err(Error::kernel(format!("read {name} rules and routes")))?;
-        drift.extend(seen.extra.iter().map(|(priority, _)| Drift::IpRuleExtra { family: name, priority: *priority }));
-        if seen.complete() || absent(socket, family)? {
-            continue;
-        }
-        drift.extend(seen.missing().map(|which| Drift::IpRuleMissing { family: name, rule: which.name() }));
-        drift.extend((!seen.route).then_some(Drift::RouteMissing { family: name }));
-    }
-    Ok(drift)
+    Ok(Seen::read(socket)?.drift())
+}
+
+/// Whether our rule is there: left behind by a table of ours that somebody took away.
+pub(super) fn left_behind(socket: &mut Socket) -> Result<bool, Error> {
+    Ok(Seen::read(socket)?.rules.iter().any(|rule| rule.is == Some(Which::Captured)))
 }
 
 /// Removes what is ours; fine if there is nothing.
 pub(super) fn remove(socket: &mut Socket) -> Result<(), Error> {
-    for family in FAMILIES {
-        let refused = |what: &str| Error::kernel(format!("{what} towards lo ({})", family.name()));
-        let seen = read(socket, family).map_err(refused("read the rules and routes"))?;
-        for (_, rule) in &seen.extra {
-            delete_rule(socket, rule).map_err(refused("delete an ip rule"))?;
+    let seen = Seen::read(socket)?;
+    let refused = |family: Family, what: &str| Error::kernel(format!("{what} towards lo ({})", family.name()));
+    let ours = |rule: &&SeenRule| rule.by_mark || rule.is.is_some() && rule.table == seen.table;
+    for rule in seen.rules.iter().filter(ours) {
+        delete_rule(socket, &rule.payload).map_err(refused(rule.family, "delete the ip rule"))?;
+    }
+    for route in seen.routes.iter().filter(|route| route.like_ours && route.table == seen.table) {
+        delete_route(socket, route).map_err(refused(route.family, "delete the route"))?;
+    }
+    remove_former(socket, &seen)
+}
+
+/// What schema 2 had in a table that is not ours alone: only where our mark's rule led there, and only what it wrote.
+fn remove_former(socket: &mut Socket, seen: &Seen) -> Result<(), Error> {
+    let former = |rule: &&SeenRule| rule.is == Some(Which::Captured) && rule.table == FORMER_TABLE;
+    for family in seen.rules.iter().filter(former).map(|rule| rule.family) {
+        let told = |what: &str| Error::kernel(format!("{what} of an earlier version ({})", family.name()));
+        let bound = |rule: &&SeenRule| {
+            rule.family == family && rule.is == Some(Which::BoundToLo) && rule.table == FORMER_TABLE
+        };
+        for rule in seen.rules.iter().filter(bound) {
+            delete_rule(socket, &rule.payload).map_err(told("delete the ip rule"))?;
         }
-        for which in &seen.rules {
-            gone_is_fine(socket.request(DELETE_RULE, 0, &rule_header(family), |w| put_rule(w, *which), |_| {}))
-                .map_err(refused("delete the ip rule"))?;
-        }
-        if seen.route {
-            gone_is_fine(socket.request(DELETE_ROUTE, 0, &route_header(family), put_route, |_| {}))
-                .map_err(refused("delete the route"))?;
+        let route = |route: &&SeenRoute| {
+            route.family == family && route.like_ours && route.table == FORMER_TABLE && route.interface == LOOPBACK
+        };
+        for route in seen.routes.iter().filter(route) {
+            delete_route(socket, route).map_err(told("delete the route"))?;
         }
     }
     Ok(())
@@ -193,59 +304,43 @@ pub(super) fn remove(socket: &mut Socket) -> Result<(), Error> {
 
 /// Rules and routes as text, for [`super::Session::render`].
 pub(super) fn text(socket: &mut Socket) -> Result<String, Error> {
+    let seen = Seen::read(socket)?;
+    let table = seen.table;
     let mut out = String::new();
-    for family in FAMILIES {
+    for family in Family::BOTH {
         let name = family.name();
-        let seen = read(socket, family).map_err(Error::kernel(format!("read {name} rules and routes")))?;
-        for which in &seen.rules {
-            out.push_str(&format!("{name} rule {}: {} lookup {ROUTE_TABLE}\n", which.priority(), which.text()));
+        for which in RULES.into_iter().filter(|which| seen.has_rule(family, *which)) {
+            out.push_str(&format!("{name} rule {}: {} lookup {table}\n", which.priority(), which.text()));
         }
-        if seen.route {
-            out.push_str(&format!("{name} route: local default dev lo table {ROUTE_TABLE}\n"));
+        for link in seen.links.iter().filter(|link| seen.has_route(family, link)) {
+            out.push_str(&format!("{name} route: local default dev {} table {table}\n", link.name));
         }
-        out.extend(seen.extra.iter().map(|(priority, _)| format!("{name} rule {priority}: another one of ours\n")));
+        let extra = seen.extra().filter(|rule| rule.family == family);
+        out.extend(extra.map(|rule| format!("{name} rule {}: another one of ours\n", rule.priority)));
     }
     Ok(out)
 }
 
-fn read(socket: &mut Socket, family: Family) -> io::Result<Seen> {
-    let of_family = [family as u8, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0];
-    let unknown = |error: io::Error| match Errno::from_io_error(&error) {
-        // A kernel without IPv6 has no such rules.
-        Some(Errno::AFNOSUPPORT | Errno::OPNOTSUPP) => Ok(Vec::new()),
-        _ => Err(error),
-    };
-    let rules = socket.dump(GET_RULE, &of_family, |_| {}, |message, found| found.extend(our_rule(message, family)));
-    let routes = socket.dump(
-        GET_ROUTE,
-        &of_family,
-        |_| {},
-        |message, found| {
-            if is_our_route(message, family) {
-                found.push(());
-            }
-        },
-    );
-    let mut seen = Seen { route: !routes.or_else(unknown_routes)?.is_empty(), ..Seen::default() };
-    for rule in rules.or_else(unknown)? {
-        match rule {
-            Ok(which) => seen.rules.push(which),
-            Err(extra) => seen.extra.push(extra),
+/// A kernel without a family has nothing of it.
+fn known_family<T>(listed: io::Result<Vec<T>>) -> io::Result<Vec<T>> {
+    match listed {
+        Err(error) if matches!(Errno::from_io_error(&error), Some(Errno::AFNOSUPPORT | Errno::OPNOTSUPP)) => {
+            Ok(Vec::new())
         }
-    }
-    Ok(seen)
-}
-
-fn unknown_routes(error: io::Error) -> io::Result<Vec<()>> {
-    match Errno::from_io_error(&error) {
-        Some(Errno::AFNOSUPPORT | Errno::OPNOTSUPP) => Ok(Vec::new()),
-        _ => Err(error),
+        other => other,
     }
 }
 
-/// `Ok` for a rule as it should be, `Err` with the whole rule for another one that uses our mark or `oif lo`.
-#[allow(clippy::type_complexity)] // Local to this file; a name would hide more than it says.
-fn our_rule(message: &Message<'_>, family: Family) -> Option<Result<Which, (u32, Vec<u8>)>> {
+fn read_rules(socket: &mut Socket, family: Family) -> io::Result<Vec<SeenRule>> {
+    known_family(socket.dump(
+        GET_RULE,
+        &[family.address_family(), 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0],
+        |_| {},
+        |message, found| found.extend(seen_rule(message, family)),
+    ))
+}
+
+fn seen_rule(message: &Message<'_>, family: Family) -> Option<SeenRule> {
     use rule_attribute::{MARK, MASK, OUTPUT_INTERFACE, PRIORITY, SELECTORS, TABLE};
     let header: &[u8; FIXED] = message.payload.get(..FIXED)?.try_into().ok()?;
     let attributes = message.attributes(FIXED);
@@ -254,76 +349,59 @@ fn our_rule(message: &Message<'_>, family: Family) -> Option<Result<Which, (u32,
     }
     let interface = attributes.text(OUTPUT_INTERFACE);
     let (mark, mask) = (attributes.ne32(MARK).unwrap_or(0), attributes.ne32(MASK).unwrap_or(0));
-    let (which, selects) = match (mark, interface.as_deref()) {
-        (FWMARK, other) => (Which::ReplyMark, mask == Mark::MASK && other.is_none()),
-        (_, Some("lo")) => (Which::BoundToLo, mark == 0 && mask == 0),
-        _ => return None,
+    let which = match (mark, interface.as_deref()) {
+        (FWMARK, None) if mask == Mark::MASK => Some(Which::Captured),
+        (0, Some("lo")) if mask == 0 => Some(Which::BoundToLo),
+        _ => None,
     };
-    let as_it_should_be = selects
-        && header[..4] == [family as u8, 0, 0, 0]
+    let priority = attributes.ne32(PRIORITY).unwrap_or(0);
+    let exact = header[..4] == [family.address_family(), 0, 0, 0]
         && header[7] == TO_TABLE
         // "Inverted", and flags that say that the interface is gone.
         && header[8..].iter().all(|flags| *flags == 0)
-        && attributes.ne32(PRIORITY) == Some(which.priority())
-        && attributes.ne32(TABLE) == Some(ROUTE_TABLE)
         && SELECTORS.iter().all(|selector| attributes.find(*selector).is_none());
-    let priority = attributes.ne32(PRIORITY).unwrap_or(0);
-    Some(if as_it_should_be { Ok(which) } else { Err((priority, message.payload.to_vec())) })
+    Some(SeenRule {
+        family,
+        payload: message.payload.to_vec(),
+        table: attributes.ne32(TABLE).unwrap_or_else(|| u32::from(header[4])),
+        priority,
+        by_mark: mark == FWMARK,
+        is: which.filter(|which| exact && priority == which.priority()),
+    })
 }
 
-fn is_our_route(message: &Message<'_>, family: Family) -> bool {
-    use route_attribute::{INTERFACE, TABLE};
-    let Some(header) = message.payload.get(..FIXED) else { return false };
-    let attributes = message.attributes(FIXED);
-    message.kind == NEW_ROUTE
-        && header[..4] == [family as u8, 0, 0, 0]
-        && header[7] == RTN_LOCAL
-        && attributes.ne32(TABLE) == Some(ROUTE_TABLE)
-        && attributes.ne32(INTERFACE) == Some(LOOPBACK)
-}
-
-/// Whether the pod has no such family on `lo`, so that neither rule nor route is wanted.
-fn absent(socket: &mut Socket, family: Family) -> Result<bool, Error> {
-    /// `IFLA_AF_SPEC`, `IFLA_INET6_CONF`, `DEVCONF_DISABLE_IPV6`.
-    const AF_SPEC: u16 = 26;
-    const CONF: u16 = 2;
-    const DISABLED: usize = 26;
-    if family == Family::V4 {
-        return Ok(false);
-    }
-    let mut absent = true;
-    let mut link = [0; 16]; // struct ifinfomsg
-    link[4..8].copy_from_slice(&LOOPBACK.to_ne_bytes());
-    let asked = socket.request(
-        GET_LINK,
-        0,
-        &link,
+fn read_routes(socket: &mut Socket, family: Family) -> io::Result<Vec<SeenRoute>> {
+    known_family(socket.dump(
+        GET_ROUTE,
+        &[family.address_family(), 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0],
         |_| {},
-        |message| {
-            if message.kind != NEW_LINK {
-                return;
-            }
-            let families =
-                Attributes::nested(message.attributes(16).find(AF_SPEC).unwrap_or_default()).find(Family::V6 as u16);
-            let conf = families.and_then(|v6| Attributes::nested(v6).find(CONF));
-            absent = conf.and_then(|conf| conf.get(DISABLED * 4..DISABLED * 4 + 4)) != Some(&[0; 4]);
-        },
-    );
-    asked.map_err(Error::kernel("read interface lo"))?;
-    Ok(absent)
+        |message, found| found.extend(seen_route(message, family)),
+    ))
+}
+
+fn seen_route(message: &Message<'_>, family: Family) -> Option<SeenRoute> {
+    use route_attribute::{INTERFACE, TABLE};
+    let header = message.payload.get(..FIXED)?;
+    let attributes = message.attributes(FIXED);
+    (message.kind == NEW_ROUTE).then(|| SeenRoute {
+        family,
+        table: attributes.ne32(TABLE).unwrap_or_else(|| u32::from(header[4])),
+        interface: attributes.ne32(INTERFACE).unwrap_or(0),
+        like_ours: header[..4] == [family.address_family(), 0, 0, 0] && header[7] == RTN_LOCAL && header[5] == STATIC,
+    })
 }
 
 const fn rule_header(family: Family) -> [u8; FIXED] {
-    [family as u8, 0, 0, 0, 0, 0, 0, TO_TABLE, 0, 0, 0, 0]
+    [family.address_family(), 0, 0, 0, 0, 0, 0, TO_TABLE, 0, 0, 0, 0]
 }
 
-fn put_rule(writer: &mut Writer, which: Which) {
+fn put_rule(writer: &mut Writer, table: u32, which: Which) {
     use rule_attribute::{MARK, MASK, OUTPUT_INTERFACE, PRIORITY, TABLE};
-    for (kind, number) in [(PRIORITY, which.priority()), (TABLE, ROUTE_TABLE)] {
+    for (kind, number) in [(PRIORITY, which.priority()), (TABLE, table)] {
         writer.put(kind, &number.to_ne_bytes());
     }
     match which {
-        Which::ReplyMark => {
+        Which::Captured => {
             writer.put(MARK, &FWMARK.to_ne_bytes());
             writer.put(MASK, &Mark::MASK.to_ne_bytes());
         }
@@ -331,8 +409,9 @@ fn put_rule(writer: &mut Writer, which: Which) {
     }
 }
 
-fn add_rule(socket: &mut Socket, family: Family, which: Which) -> io::Result<()> {
-    there_is_fine(socket.request(NEW_RULE, CREATE | EXCLUSIVE, &rule_header(family), |w| put_rule(w, which), |_| {}))
+fn add_rule(socket: &mut Socket, family: Family, table: u32, which: Which) -> io::Result<()> {
+    let put = |w: &mut Writer| put_rule(w, table, which);
+    there_is_fine(socket.request(NEW_RULE, CREATE | EXCLUSIVE, &rule_header(family), put, |_| {}))
 }
 
 /// Deletes a rule by everything that the kernel told about it.
@@ -348,16 +427,36 @@ const fn route_header(family: Family) -> [u8; FIXED] {
         Family::V6 => 0,
     };
     // family, dst_len, src_len, tos, table (in the attribute), protocol, scope, type, flags
-    [family as u8, 0, 0, 0, 0, STATIC, scope, RTN_LOCAL, 0, 0, 0, 0]
+    [family.address_family(), 0, 0, 0, 0, STATIC, scope, RTN_LOCAL, 0, 0, 0, 0]
 }
 
-fn put_route(writer: &mut Writer) {
-    writer.put(route_attribute::TABLE, &ROUTE_TABLE.to_ne_bytes());
-    writer.put(route_attribute::INTERFACE, &LOOPBACK.to_ne_bytes());
+fn put_route(writer: &mut Writer, table: u32, interface: u32, metric: Option<u32>) {
+    use route_attribute::{INTERFACE, PRIORITY, TABLE};
+    writer.put(TABLE, &table.to_ne_bytes());
+    writer.put(INTERFACE, &interface.to_ne_bytes());
+    if let Some(metric) = metric {
+        writer.put(PRIORITY, &metric.to_ne_bytes());
+    }
 }
 
-fn add_route(socket: &mut Socket, family: Family) -> io::Result<()> {
-    there_is_fine(socket.request(NEW_ROUTE, CREATE | REPLACE, &route_header(family), put_route, |_| {}))
+/// The route by `lo` comes first for whoever is bound to nothing.
+const fn metric(family: Family, interface: u32) -> u32 {
+    match (interface, family) {
+        (LOOPBACK, Family::V4) => 0,
+        // For IPv6 none means 1024.
+        (LOOPBACK, Family::V6) => 1,
+        _ => 99,
+    }
+}
+
+fn add_route(socket: &mut Socket, family: Family, table: u32, interface: u32) -> io::Result<()> {
+    let put = |w: &mut Writer| put_route(w, table, interface, Some(metric(family, interface)));
+    there_is_fine(socket.request(NEW_ROUTE, CREATE | REPLACE, &route_header(family), put, |_| {}))
+}
+
+fn delete_route(socket: &mut Socket, route: &SeenRoute) -> io::Result<()> {
+    let put = |w: &mut Writer| put_route(w, route.table, route.interface, None);
+    gone_is_fine(socket.request(DELETE_ROUTE, 0, &route_header(route.family), put, |_| {}))
 }
 
 fn there_is_fine(result: io::Result<()>) -> io::Result<()> {

@@ -3,13 +3,15 @@
 //! While a [`Session`] lives it owns the pod's table ([`Mode::Owned`]); when it is dropped, table, routes and rules stay as they
 //! are. All calls are short (well below a millisecond each) and block.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet, HashSet};
 
-use mesh_model::Exclusions;
+use mesh_model::{Exclusions, Mark};
 use rustix::io::Errno;
 
-use super::rules::{self, CONNMARK, FWMARK};
-use super::{Drift, Error, Mode, Spec, drift, routes, table, text};
+use super::flows::{self, Flow};
+use super::rules::{self, FWMARK, Family};
+use super::{Drift, Error, Mode, Spec, Stage, drift, routes, table, text};
+use crate::diag::Diag;
 use crate::netlink::{Protocol, Socket};
 use crate::netns::{Netns, NetnsId};
 use crate::procfs;
@@ -17,6 +19,8 @@ use crate::procfs;
 /// A change by somebody else between our reading and our writing makes the transaction fail; then it is done again. More often
 /// than this means a fight with another program (guess).
 const WRITE_TRIES: u32 = 4;
+/// Flows that may go on beside the mesh, where nobody says otherwise. A flow costs some 200 bytes of the kernel's memory.
+pub const FLOWS: u32 = 65_536;
 
 /// The rules of one pod, to be read and changed.
 #[derive(Debug)]
@@ -24,6 +28,13 @@ pub struct Session {
     mode: Mode,
     netfilter: Socket,
     route: Socket,
+    sockets: Diag,
+    /// Most flows of a set.
+    limit: u32,
+    /// Interfaces that were there when it last looked.
+    links: BTreeSet<u32>,
+    /// Flows whose socket was not there when it last looked.
+    ended: HashSet<Flow>,
     /// What was last applied by, or first read by, this session.
     spec: Option<Spec>,
     /// What the pod excludes, as its owner says.
@@ -68,7 +79,9 @@ impl Session {
         if netns.id() == host {
             return Err(Error::HostNetns(host));
         }
-        let (netfilter, route) = netns.run(|| (Socket::open(Protocol::Netfilter), Socket::open(Protocol::Route)))?;
+        let (netfilter, route, sockets) =
+            netns.run(|| (Socket::open(Protocol::Netfilter), Socket::open(Protocol::Route), Diag::open()))?;
+        let sockets = sockets.map_err(Error::Sockets)?;
         let mut netfilter = netfilter.map_err(|source| Error::Open { family: "nf_tables", source })?;
         let route = route.map_err(|source| Error::Open { family: "route", source })?;
         if mode == Mode::Owned {
@@ -80,7 +93,22 @@ impl Session {
                 _ => {}
             }
         }
-        Ok(Self { mode, netfilter, route, spec: None, exclusions: Exclusions::default() })
+        Ok(Self {
+            mode,
+            netfilter,
+            route,
+            sockets,
+            limit: FLOWS,
+            links: BTreeSet::new(),
+            ended: HashSet::new(),
+            spec: None,
+            exclusions: Exclusions::default(),
+        })
+    }
+
+    /// Says how many flows may go on beside the mesh; a table that is there keeps the limit that it was made with.
+    pub fn limit(&mut self, flows: u32) {
+        self.limit = flows.max(1);
     }
 
     /// Says what the pod excludes. Nothing is written by this: what is in force differs from now on, until [`Session::apply`].
@@ -106,18 +134,147 @@ impl Session {
         (self.netfilter.port(), self.route.port())
     }
 
-    /// Makes routes, rules and table what the spec says, the table in one transaction. Writes nothing where all is well, keeps
-    /// counters, and touches no flow that exists.
+    /// Makes routes, rules and table what the spec says, each change of the table in one transaction. Writes nothing where all is well,
+    /// keeps counters, and touches no flow that exists: on the way into a pod that is running, what is open is listed and lives on,
+    /// on the way out what is captured. When that does not work, what was in force before still is, or nothing of ours.
     pub fn apply(&mut self, spec: &Spec) -> Result<Applied, Error> {
-        if [CONNMARK, FWMARK].contains(&spec.mark.value()) {
+        if spec.mark.value() == FWMARK {
             return Err(Error::ReservedMark);
         }
+        let before = self.stage()?;
+        match (before, spec.stage) {
+            // Open until now: nothing of ours, or a pod that was leaving.
+            (None | Some(Stage::Learn | Stage::Drain), Stage::Redirect) => self.enrol(spec, before),
+            (Some(Stage::Redirect | Stage::Part), Stage::Drain) => self.let_go(spec),
+            _ => self.write(spec),
+        }
+    }
+
+    /// What is in force. A table that is gone and was not given up stays what it was: flows that were beside the mesh are no longer known,
+    /// and are not learned again.
+    fn stage(&mut self) -> Result<Option<Stage>, Error> {
+        let seen = table::read(&mut self.netfilter)?;
+        let learned = seen.as_ref().and_then(drift::learn).map(|spec| spec.stage);
+        let remembered = learned.or(self.spec.map(|spec| spec.stage));
+        match remembered {
+            None if seen.is_some() || routes::left_behind(&mut self.route)? => Ok(Some(Stage::Redirect)),
+            other => Ok(other),
+        }
+    }
+
+    fn enrol(&mut self, spec: &Spec, before: Option<Stage>) -> Result<Applied, Error> {
+        self.write(&Spec { stage: Stage::Learn, ..*spec })?;
+        let learned = self.learn(spec.mark).and_then(|()| self.write(spec));
+        if learned.is_err() {
+            let undone = match before {
+                Some(Stage::Drain) => self.write(&Spec { stage: Stage::Drain, ..*spec }).map(drop),
+                _ => self.remove(),
+            };
+            undone.inspect_err(|error| tracing::warn!(%error, "the rules of a pod that was not captured stay")).ok();
+        }
+        learned
+    }
+
+    /// Puts the flows that are open into the set of those from before; those that begin now, rules put there.
+    fn learn(&mut self, mark: Mark) -> Result<(), Error> {
+        let mut captured = HashSet::new();
+        for family in Family::BOTH {
+            captured.extend(flows::read(&mut self.netfilter, family.captured(), family)?);
+        }
+        let (open, _) = self.open_flows(mark)?;
+        let open: Vec<Flow> = open.into_iter().filter(|flow| !captured.contains(flow)).collect();
+        self.put(&open, Family::before)
+    }
+
+    fn let_go(&mut self, spec: &Spec) -> Result<Applied, Error> {
+        self.write(&Spec { stage: Stage::Part, ..*spec })?;
+        let mut beside = HashSet::new();
+        for family in Family::BOTH {
+            for set in [family.before(), family.excluded()] {
+                beside.extend(flows::read(&mut self.netfilter, set, family)?);
+            }
+        }
+        let (open, _) = self.open_flows(spec.mark)?;
+        let captured: Vec<Flow> = open.into_iter().filter(|flow| !beside.contains(flow)).collect();
+        self.put(&captured, Family::captured)?;
+        self.write(spec)
+    }
+
+    /// Flows of the pod's own sockets to other hosts; and all, those of the proxy's among them, that have not ended.
+    fn open_flows(&mut self, mark: Mark) -> Result<(Vec<Flow>, HashSet<Flow>), Error> {
+        let (mut own, mut all) = (Vec::new(), HashSet::new());
+        for connection in self.sockets.connections().map_err(Error::Sockets)? {
+            let flow = Flow { local: connection.local, remote: connection.remote };
+            if connection.has_ended || flow.remote.ip().is_loopback() || flow.remote.ip().is_unspecified() {
+                continue;
+            }
+            all.insert(flow);
+            if connection.mark & Mark::MASK != mark.value() {
+                own.push(flow);
+            }
+        }
+        Ok((own, all))
+    }
+
+    fn put(&mut self, open: &[Flow], set: fn(Family) -> &'static str) -> Result<(), Error> {
+        for family in Family::BOTH {
+            let flows: Vec<Flow> = open.iter().filter(|flow| flow.family() == family).copied().collect();
+            let too_many = |found: usize| found > self.limit as usize;
+            if too_many(flows.len()) {
+                return Err(Error::TooManyFlows { found: flows.len(), limit: self.limit });
+            }
+            flows::put(&mut self.netfilter, set(family), &flows).map_err(|error| match error {
+                // The set is full: with what rules have put there meanwhile.
+                Error::Kernel { source, .. } if Errno::from_io_error(&source) == Some(Errno::NFILE) => {
+                    Error::TooManyFlows { found: flows.len(), limit: self.limit }
+                }
+                other => other,
+            })?;
+            // A rule says nothing about a flow that found no room.
+            let found = flows::read(&mut self.netfilter, set(family), family)?.len();
+            if found >= self.limit as usize && found > flows.len() {
+                return Err(Error::TooManyFlows { found, limit: self.limit });
+            }
+        }
+        Ok(())
+    }
+
+    /// Takes the flows out of all sets whose sockets are gone, those that were gone the last time already. Answers how many are left.
+    pub fn sweep(&mut self) -> Result<usize, Error> {
+        let mut listed = Vec::new();
+        for family in Family::BOTH {
+            for set in [family.before(), family.excluded(), family.captured()] {
+                let flows = flows::read(&mut self.netfilter, set, family)?;
+                listed.extend((!flows.is_empty()).then_some((set, flows)));
+            }
+        }
+        if listed.is_empty() {
+            self.ended.clear();
+            return Ok(0);
+        }
+        let mark = self.spec.map(|spec| spec.mark).or_else(|| Mark::from_random(1));
+        let Some(mark) = mark else { return Ok(0) };
+        let (_, open) = self.open_flows(mark)?;
+        let (mut left, mut ended) = (0, HashSet::new());
+        for (set, flows) in listed {
+            let (there, gone): (Vec<Flow>, Vec<Flow>) = flows.into_iter().partition(|flow| open.contains(flow));
+            let (over, doubted): (Vec<Flow>, Vec<Flow>) = gone.into_iter().partition(|flow| self.ended.contains(flow));
+            flows::take(&mut self.netfilter, set, &over)?;
+            left += there.len() + doubted.len();
+            ended.extend(doubted);
+        }
+        self.ended = ended;
+        Ok(left)
+    }
+
+    /// Writes what the spec says.
+    fn write(&mut self, spec: &Spec) -> Result<Applied, Error> {
         // Before the table: what is captured needs the way back.
         let routed = routes::ensure(&mut self.route)?;
-        let chains = rules::prescribe(spec, &self.exclusions);
+        let (chains, sets) = (rules::prescribe(spec, &self.exclusions), rules::sets(self.limit));
         for _ in 0..WRITE_TRIES {
             let seen = table::read(&mut self.netfilter)?;
-            if drift::compare(seen.as_ref(), &chains, self.mode, self.netfilter.port()).is_empty() {
+            if drift::compare(seen.as_ref(), &chains, &sets, self.mode, self.netfilter.port()).is_empty() {
                 self.spec = Some(*spec);
                 return Ok(if routed { Applied::Written } else { Applied::Unchanged });
             }
@@ -126,7 +283,7 @@ impl Session {
             {
                 return Err(Error::OwnedByOther { port: owner });
             }
-            match table::write(&mut self.netfilter, self.mode, &chains, seen.as_ref()) {
+            match table::write(&mut self.netfilter, self.mode, &chains, &sets, seen.as_ref()) {
                 Ok(()) => {
                     self.spec = Some(*spec);
                     return Ok(Applied::Written);
@@ -147,9 +304,9 @@ impl Session {
         let Some(spec) = self.spec else {
             return Ok(seen.map(|seen| Found { spec: None, drift: vec![Drift::Unrecognised], counts: counts(&seen) }));
         };
-        let chains = rules::prescribe(&spec, &self.exclusions);
-        let mut drift = drift::compare(seen.as_ref(), &chains, self.mode, self.netfilter.port());
-        drift.extend(routes::drift(&mut self.route)?);
+        let (chains, sets) = (rules::prescribe(&spec, &self.exclusions), rules::sets(self.limit));
+        let mut drift = drift::compare(seen.as_ref(), &chains, &sets, self.mode, self.netfilter.port());
+        drift.extend(routes::audit(&mut self.route, &mut self.links)?);
         Ok(Some(Found { spec: Some(spec), drift, counts: seen.as_ref().map(counts).unwrap_or_default() }))
     }
 
@@ -159,13 +316,13 @@ impl Session {
         for chain in &mut seen.chains {
             chain.rules.retain(|rule| !rules::is_exclusion(&rule.name));
         }
-        let chains = rules::prescribe(&spec, &Exclusions::default());
-        let drift = drift::compare(Some(&seen), &chains, self.mode, self.netfilter.port());
+        let (chains, sets) = (rules::prescribe(&spec, &Exclusions::default()), rules::sets(self.limit));
+        let drift = drift::compare(Some(&seen), &chains, &sets, self.mode, self.netfilter.port());
         Ok(drift.is_empty() && routes::drift(&mut self.route)?.is_empty())
     }
 
-    /// Removes the table, then rules and routes. Fine if they are gone already. Captured connections end with it: their address
-    /// translation goes; see [`super::Stage::Drain`].
+    /// Removes the table, then rules and routes. Fine if they are gone already. Captured connections end with it; see
+    /// [`super::Stage::Drain`].
     pub fn remove(&mut self) -> Result<(), Error> {
         self.spec = None;
         table::delete(&mut self.netfilter)?;
@@ -182,8 +339,8 @@ impl Session {
         Ok(out)
     }
 
-    /// What each rule counted, by its name: (packets, bytes). The nat chains see the first packet of a connection only, so
-    /// `capture-in`, `capture-out` and the rules beside them count connections.
+    /// What each rule counted, by its name: (packets, bytes). The nat chain sees the first packet of a connection only, so `capture-in`
+    /// counts connections.
     pub fn counters(&mut self) -> Result<BTreeMap<String, (u64, u64)>, Error> {
         Ok(table::read(&mut self.netfilter)?.as_ref().map(counts).unwrap_or_default())
     }

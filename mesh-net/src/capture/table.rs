@@ -9,11 +9,11 @@ use std::io;
 use rustix::io::Errno;
 
 use super::expr::{self, Count, Expr};
-use super::rules::{self, Chain, Hook, TABLE};
-use super::{Error, Mode};
+use super::rules::{self, Chain, Hook, Set, TABLE};
+use super::{Error, Mode, flows};
 use crate::netlink::{ACK, APPEND, Attributes, CREATE, Message, Socket, Writer};
 
-const SUBSYSTEM: u16 = 10 << 8; // NFNL_SUBSYS_NFTABLES
+pub(super) const SUBSYSTEM: u16 = 10 << 8; // NFNL_SUBSYS_NFTABLES
 pub(super) const NEW_TABLE: u16 = SUBSYSTEM;
 const GET_TABLE: u16 = SUBSYSTEM | 1;
 pub(super) const DELETE_TABLE: u16 = SUBSYSTEM | 2;
@@ -22,12 +22,14 @@ const GET_CHAIN: u16 = SUBSYSTEM | 4;
 pub(super) const NEW_RULE: u16 = SUBSYSTEM | 6;
 const GET_RULE: u16 = SUBSYSTEM | 7;
 pub(super) const DELETE_RULE: u16 = SUBSYSTEM | 8;
+const NEW_OBJECT: u16 = SUBSYSTEM | 18;
+const GET_OBJECT: u16 = SUBSYSTEM | 19;
 const BATCH_BEGIN: u16 = 0x10;
 const BATCH_END: u16 = 0x11;
 
 /// `struct nfgenmsg`: family, version, resource id.
 pub(super) const FIXED: usize = 4;
-const INET: [u8; FIXED] = [1, 0, 0, 0];
+pub(super) const INET: [u8; FIXED] = [1, 0, 0, 0];
 const BATCH: [u8; FIXED] = [0, 0, 0, 10];
 
 /// `NFT_TABLE_F_OWNER | NFT_TABLE_F_PERSIST`.
@@ -47,6 +49,24 @@ pub(super) struct Seen {
     pub(super) owner: Option<u32>,
     pub(super) comment: Option<String>,
     pub(super) chains: Vec<SeenChain>,
+    pub(super) sets: Vec<SeenSet>,
+    /// Of the object that gives captured connections their timeouts, as [`rules::TCP_TIMEOUTS`]. `None`: there is none.
+    pub(super) timeouts: Option<Vec<(u16, u32)>>,
+}
+
+/// A set as it is.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct SeenSet {
+    pub(super) name: String,
+    pub(super) flags: u32,
+    pub(super) key_len: u32,
+}
+
+impl SeenSet {
+    /// Whether it can hold what this one should. Its size is that of the setting when it was made.
+    pub(super) fn defined_as(&self, set: &Set) -> bool {
+        self.flags == flows::DYNAMIC && self.key_len == flows::key_len(set.family)
+    }
 }
 
 /// A chain as it is.
@@ -68,6 +88,14 @@ pub(super) struct SeenRule {
 impl Seen {
     pub(super) fn chain(&self, name: &str) -> Option<&SeenChain> {
         self.chains.iter().find(|chain| chain.name == name)
+    }
+
+    pub(super) fn set(&self, name: &str) -> Option<&SeenSet> {
+        self.sets.iter().find(|set| set.name == name)
+    }
+
+    pub(super) fn has_timeouts(&self) -> bool {
+        self.timeouts.as_ref().is_some_and(|seen| rules::TCP_TIMEOUTS.iter().all(|wanted| seen.contains(wanted)))
     }
 
     pub(super) fn counts(&self) -> BTreeMap<String, Count> {
@@ -139,6 +167,8 @@ fn read_table(socket: &mut Socket, generations: &mut Vec<[u8; 2]>) -> io::Result
                 owner: table.be32(7),
                 comment: table.find(6).and_then(comment),
                 chains: Vec::new(),
+                sets: Vec::new(),
+                timeouts: None,
             });
         },
     );
@@ -174,6 +204,8 @@ fn read_parts(
             found.push(SeenChain { name, hook, policy, rules: Vec::new() });
         },
     )?;
+    seen.sets = read_sets(socket, generations)?;
+    seen.timeouts = read_timeouts(socket, generations)?;
     socket.dump(
         GET_RULE,
         &INET,
@@ -190,6 +222,44 @@ fn read_parts(
             found.push((rule.text(2).unwrap_or_default(), SeenRule { name, exprs }));
         },
     )
+}
+
+fn read_sets(socket: &mut Socket, generations: &mut Vec<[u8; 2]>) -> io::Result<Vec<SeenSet>> {
+    socket.dump(
+        flows::GET_SET,
+        &INET,
+        |w| w.put_str(1, TABLE),
+        |message, found| {
+            let set = message.attributes(FIXED);
+            if message.kind != flows::NEW_SET || set.text(1).as_deref() != Some(TABLE) {
+                return;
+            }
+            generations.extend(generation(message));
+            let name = set.text(2).unwrap_or_default();
+            found.push(SeenSet { name, flags: set.be32(3).unwrap_or(0), key_len: set.be32(5).unwrap_or(0) });
+        },
+    )
+}
+
+fn read_timeouts(socket: &mut Socket, generations: &mut Vec<[u8; 2]>) -> io::Result<Option<Vec<(u16, u32)>>> {
+    let found = socket.dump(
+        GET_OBJECT,
+        &INET,
+        |w| w.put_str(1, TABLE),
+        |message, found| {
+            let object = message.attributes(FIXED);
+            let named = object.text(1).as_deref() == Some(TABLE) && object.text(2).as_deref() == Some(rules::TIMEOUTS);
+            if message.kind != NEW_OBJECT || !named || object.be32(3) != Some(expr::CT_TIMEOUT) {
+                return;
+            }
+            generations.extend(generation(message));
+            let data = Attributes::nested(object.find(4).unwrap_or_default());
+            let values = Attributes::nested(data.find(3).unwrap_or_default());
+            let values = values.filter_map(|(state, value)| Some((state, u32::from_be_bytes(value.try_into().ok()?))));
+            found.push(values.collect());
+        },
+    )?;
+    Ok(found.into_iter().next())
 }
 
 /// The low half of the ruleset's generation, which the kernel puts into the resource id of its answers.
@@ -210,14 +280,14 @@ fn comment(user_data: &[u8]) -> Option<String> {
 }
 
 /// A transaction being written. Remembers what each message is about, for the message of an error.
-struct Batch {
+pub(super) struct Batch {
     writer: Writer,
     first: u32,
     about: Vec<String>,
 }
 
 impl Batch {
-    fn add(&mut self, what: impl Into<String>, kind: u16, flags: u16, body: impl FnOnce(&mut Writer)) {
+    pub(super) fn add(&mut self, what: impl Into<String>, kind: u16, flags: u16, body: impl FnOnce(&mut Writer)) {
         let seq = self.first.wrapping_add(u32::try_from(self.about.len()).expect("a batch has tens of messages"));
         // One acknowledgement for all; kernels before 6.10 give none for the end of a batch.
         let ack = if self.about.len() == 1 { ACK } else { 0 };
@@ -227,9 +297,9 @@ impl Batch {
 }
 
 /// Sends what `fill` adds as one transaction.
-fn transaction(socket: &mut Socket, fill: impl FnOnce(&mut Batch)) -> Result<(), Error> {
-    /// More messages than any of our transactions has; sequence numbers are set aside for them.
-    const ROOM: u32 = 256;
+pub(super) fn transaction(socket: &mut Socket, fill: impl FnOnce(&mut Batch)) -> Result<(), Error> {
+    /// More messages than any of our transactions has (a pod that excludes a thousand ports has some 3,000 rules); sequence numbers are set aside for them.
+    const ROOM: u32 = 8192;
     let first = socket.sequence(ROOM);
     let mut batch = Batch { writer: Writer::default(), first, about: vec!["begin".to_owned()] };
     batch.writer.message(BATCH_BEGIN, 0, first, &BATCH, |_| {});
@@ -254,19 +324,34 @@ pub(super) const fn orphaned(seen: &Seen) -> bool {
 }
 
 /// Makes the table what it should be.
-pub(super) fn write(socket: &mut Socket, mode: Mode, chains: &[Chain], seen: Option<&Seen>) -> Result<(), Error> {
+pub(super) fn write(
+    socket: &mut Socket,
+    mode: Mode,
+    chains: &[Chain],
+    sets: &[Set],
+    seen: Option<&Seen>,
+) -> Result<(), Error> {
     let counts = seen.map(Seen::counts).unwrap_or_default();
-    let keep = seen.filter(|seen| keepable(seen, mode, chains));
+    let keep = seen.filter(|seen| keepable(seen, mode, chains, sets));
     transaction(socket, |batch| {
         if seen.is_some() && keep.is_none() {
             batch.add("delete the table", DELETE_TABLE, 0, |w| w.put_str(1, TABLE));
         }
         new_table(batch, mode);
+        for (set, id) in sets.iter().zip(1..).filter(|(set, _)| keep.is_none_or(|seen| seen.set(set.name).is_none())) {
+            batch.add(format!("create set {}", set.name), flows::NEW_SET, CREATE, |w| flows::put_set(w, set, id));
+        }
+        if !keep.is_some_and(Seen::has_timeouts) {
+            new_timeouts(batch);
+        }
+        // All chains before the rules, which jump from one to another.
         for chain in chains {
-            let old = keep.and_then(|seen| seen.chain(chain.name));
-            if !old.is_some_and(|old| old.defined_as(chain)) {
+            if !keep.and_then(|seen| seen.chain(chain.name)).is_some_and(|old| old.defined_as(chain)) {
                 new_chain(batch, chain);
             }
+        }
+        for chain in chains {
+            let old = keep.and_then(|seen| seen.chain(chain.name));
             if old.is_some_and(|old| old.holds(chain)) {
                 continue;
             }
@@ -284,11 +369,13 @@ pub(super) fn write(socket: &mut Socket, mode: Mode, chains: &[Chain], seen: Opt
 }
 
 /// Whether rules can be replaced inside the chains that are there.
-fn keepable(seen: &Seen, mode: Mode, chains: &[Chain]) -> bool {
+fn keepable(seen: &Seen, mode: Mode, chains: &[Chain], sets: &[Set]) -> bool {
     // An orphan loses the owner flag and regains it when it is adopted; "dormant" can be taken back.
     let flags_fit = seen.flags & PERSIST == flags(mode) & PERSIST && (mode == Mode::Owned || seen.owner.is_none());
     flags_fit
         && seen.comment.as_deref() == Some(rules::table_comment().as_str())
+        && sets.iter().all(|set| seen.set(set.name).is_none_or(|old| old.defined_as(set)))
+        && (seen.timeouts.is_none() || seen.has_timeouts())
         && seen.chains.iter().all(|old| chains.iter().any(|chain| chain.name == old.name && chain.hook == old.hook))
 }
 
@@ -309,6 +396,24 @@ fn new_table(batch: &mut Batch, mode: Mode) {
         w.put_str(1, TABLE);
         w.put_be32(2, flags(mode));
         put_comment(w, 6, &rules::table_comment());
+    });
+}
+
+fn new_timeouts(batch: &mut Batch) {
+    /// `IPPROTO_TCP`; the table's family says that it is for both families.
+    const TCP: u8 = 6;
+    batch.add("create the timeouts of captured connections", NEW_OBJECT, CREATE, |w| {
+        w.put_str(1, TABLE);
+        w.put_str(2, rules::TIMEOUTS);
+        w.put_be32(3, expr::CT_TIMEOUT);
+        w.nest(4, |w| {
+            w.put(2, &[TCP]);
+            w.nest(3, |w| {
+                for (state, seconds) in rules::TCP_TIMEOUTS {
+                    w.put_be32(state, seconds);
+                }
+            });
+        });
     });
 }
 

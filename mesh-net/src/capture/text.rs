@@ -8,8 +8,8 @@ use std::net::IpAddr;
 
 use mesh_model::Mark;
 
-use super::expr::{Ct, Expr, Meta};
-use super::rules::{CONNMARK, FWMARK, Hook};
+use super::expr::{Change, Expr, Meta, OfSocket};
+use super::rules::{FWMARK, Hook};
 use super::table::{Seen, SeenChain};
 
 /// The whole table, chains in the order in which a packet meets them.
@@ -24,6 +24,15 @@ pub(super) fn table(seen: &Seen, mark: Option<Mark>) -> String {
         .collect();
     if !flags.is_empty() {
         let _ = writeln!(out, "\tflags {}", flags.join(","));
+    }
+    if let Some(timeouts) = &seen.timeouts {
+        let values: Vec<String> = timeouts.iter().map(|(state, seconds)| format!("{state}: {seconds}")).collect();
+        let _ = writeln!(out, "\n\tct timeout {} {{ {} }}", super::rules::TIMEOUTS, values.join(", "));
+    }
+    let mut sets: Vec<&str> = seen.sets.iter().map(|set| set.name.as_str()).collect();
+    sets.sort_unstable();
+    for set in sets {
+        let _ = writeln!(out, "\n\tset {set}");
     }
     let mut chains: Vec<&SeenChain> = seen.chains.iter().collect();
     chains.sort_by_key(|chain| (chain.hook.as_ref().map(|hook| (hook.number, hook.priority)), chain.name.clone()));
@@ -60,8 +69,9 @@ enum Held {
     /// And how many bits of it are looked at.
     Address(&'static str, u32),
     Field(String, bool),
-    AddressType,
-    Direction,
+    AddressType(&'static str),
+    Status,
+    Transparent,
     Constant(Vec<u8>),
     Range(Vec<u8>, Vec<u8>),
 }
@@ -80,15 +90,24 @@ fn word(expr: &Expr, held: &mut Held, mark: Option<Mark>) -> Option<String> {
         Expr::Meta(Meta::OutputInterface) => Held::Interface("oif"),
         Expr::Meta(Meta::Transport) => Held::Protocol,
         Expr::Meta(Meta::Family) => Held::Family,
-        Expr::Ct(Ct::Mark) => Held::Mark("ct mark".to_owned()),
-        Expr::Ct(Ct::Direction) => Held::Direction,
-        Expr::Transport { offset: 13, len: 1 } => Held::Field("tcp flags".to_owned(), true),
-        Expr::Transport { offset: 2, len: 2 } => Held::Field("th dport".to_owned(), false),
-        Expr::Transport { offset, len } => Held::Field(format!("@th,{},{}", offset * 8, len * 8), false),
-        Expr::Network { offset: 16, len: 4 } => Held::Address("ip daddr", 32),
-        Expr::Network { offset: 24, len: 16 } => Held::Address("ip6 daddr", 128),
-        Expr::Network { offset, len } => Held::Field(format!("@nh,{},{}", offset * 8, len * 8), false),
-        Expr::DestinationType => Held::AddressType,
+        Expr::CtStatus => Held::Status,
+        Expr::Socket(OfSocket::Mark) => Held::Mark("socket mark".to_owned()),
+        Expr::Socket(OfSocket::Transparent) => Held::Transparent,
+        // The numbers of a flow, of which the last one stands for all.
+        Expr::Transport { at: 1.., offset, .. } => {
+            *held = Held::Field(if *offset == 2 { "in-out" } else { "out-in" }.to_owned(), false);
+            return None;
+        }
+        Expr::Network { at: 1.., .. } => return None,
+        Expr::Transport { offset: 13, len: 1, .. } => Held::Field("tcp flags".to_owned(), true),
+        Expr::Transport { offset: 0, len: 2, .. } => Held::Field("th sport".to_owned(), false),
+        Expr::Transport { offset: 2, len: 2, .. } => Held::Field("th dport".to_owned(), false),
+        Expr::Transport { offset, len, .. } => Held::Field(format!("@th,{},{}", offset * 8, len * 8), false),
+        Expr::Network { offset: 16, len: 4, .. } => Held::Address("ip daddr", 32),
+        Expr::Network { offset: 24, len: 16, .. } => Held::Address("ip6 daddr", 128),
+        Expr::Network { offset, len, .. } => Held::Field(format!("@nh,{},{}", offset * 8, len * 8), false),
+        Expr::DestinationType => Held::AddressType("daddr"),
+        Expr::SourceType => Held::AddressType("saddr"),
         Expr::Load(value) => Held::Constant(value.clone()),
         Expr::LoadEnd(end) => match std::mem::replace(held, Held::Nothing) {
             Held::Constant(value) => Held::Range(value, end.clone()),
@@ -102,6 +121,7 @@ fn word(expr: &Expr, held: &mut Held, mark: Option<Mark>) -> Option<String> {
                     Some(bits) => Held::Address(what, bits),
                     None => Held::Field(format!("{what} & {} ^ {}", shown(mask), shown(xor)), false),
                 },
+                Held::Status if number(xor) == Some(0) => Held::Field(format!("ct status & {}", shown(mask)), false),
                 Held::Field(what, is_flags) => {
                     let mask = if is_flags { flag_names(mask) } else { shown(mask) };
                     Held::Field(format!("{what} & ({mask})"), is_flags)
@@ -112,8 +132,15 @@ fn word(expr: &Expr, held: &mut Held, mark: Option<Mark>) -> Option<String> {
         }
         Expr::Cmp { equal, value } => return Some(comparison(held, *equal, value, mark)),
         Expr::SetMark => return Some(format!("meta mark set {}", source(held, mark))),
-        Expr::SetCtMark => return Some(format!("ct mark set {}", source(held, mark))),
-        Expr::SetOriginalZone => return Some(format!("ct original zone set {}", source(held, mark))),
+        Expr::Untrack => return Some("notrack".to_owned()),
+        Expr::Timeouts(object) => return Some(format!("ct timeout set {object:?}")),
+        Expr::InSet(set) => return Some(format!("{} @{set}", flow(held))),
+        Expr::ChangeSet { set, change: Change::Add } => return Some(format!("add @{set} {{ {} }}", flow(held))),
+        Expr::ChangeSet { set, change: Change::Delete } => return Some(format!("delete @{set} {{ {} }}", flow(held))),
+        Expr::Limit { rate, burst } => return Some(format!("limit rate {rate}/second burst {burst} packets")),
+        Expr::Drop => return Some("drop".to_owned()),
+        Expr::Jump(chain) => return Some(format!("jump {chain}")),
+        Expr::Return => return Some("return".to_owned()),
         Expr::Accept => return Some("accept".to_owned()),
         Expr::Counter(_) => return Some("counter".to_owned()),
         Expr::Redirect | Expr::RedirectRange => return Some(format!("redirect to :{}", port(held))),
@@ -140,9 +167,10 @@ fn comparison(held: &Held, equal: bool, value: &[u8], mark: Option<Mark>) -> Str
             Ok(bytes) => format!("{what}{infix}{}", u16::from_be_bytes(bytes)),
             Err(_) => format!("{what}{infix}{}", shown(value)),
         },
-        Held::AddressType if number(value) == Some(2) => format!("fib daddr type{infix}local"),
-        Held::AddressType => format!("fib daddr type{infix}{}", shown(value)),
-        Held::Direction => format!("ct direction{infix}{}", if value == [0] { "original" } else { "reply" }),
+        Held::AddressType(which) if number(value) == Some(2) => format!("fib {which} type{infix}local"),
+        Held::AddressType(which) => format!("fib {which} type{infix}{}", shown(value)),
+        Held::Status => format!("ct status {operator} {}", shown(value)),
+        Held::Transparent => format!("socket transparent{infix}{}", shown(value)),
         Held::Constant(_) | Held::Range(..) | Held::Nothing => format!("<cmp {operator} {}>", shown(value)),
     }
 }
@@ -159,9 +187,20 @@ fn source(held: &Held, mark: Option<Mark>) -> String {
         | Held::Protocol
         | Held::Family
         | Held::Address(..)
-        | Held::AddressType
-        | Held::Direction
+        | Held::AddressType(_)
+        | Held::Status
+        | Held::Transparent
         | Held::Range(..) => "<register>".to_owned(),
+    }
+}
+
+/// Which way the flow in the registers goes.
+fn flow(held: &Held) -> &'static str {
+    match held {
+        // Its last number is the far port: a destination on the way out.
+        Held::Field(way, _) if way == "in-out" => "saddr . sport . daddr . dport",
+        Held::Field(way, _) if way == "out-in" => "daddr . dport . saddr . sport",
+        _ => "<registers>",
     }
 }
 
@@ -177,7 +216,7 @@ fn port(held: &Held) -> String {
 
 fn shown_mark(value: &[u8], own: Option<Mark>) -> String {
     match number(value).map(|number| (number, number & Mark::MASK)) {
-        Some((number, 0 | CONNMARK | FWMARK)) => format!("{number:#x}"),
+        Some((number, 0 | FWMARK)) => format!("{number:#x}"),
         Some((_, masked)) if own.is_some_and(|own| own.value() == masked) => "$mark".to_owned(),
         _ => "<a mark>".to_owned(),
     }
@@ -251,7 +290,7 @@ mod tests {
     #[test]
     fn a_range_is_shown_as_one_only_if_it_is_one() {
         let rule = |mask: [u8; 4], xor: [u8; 4]| {
-            let header = Expr::Network { offset: 16, len: 4 };
+            let header = Expr::Network { offset: 16, len: 4, at: 0 };
             let value = vec![10, 0, 0, 0];
             let bitwise = Expr::Bitwise { mask: mask.to_vec(), xor: xor.to_vec() };
             exprs(&[header, bitwise, Expr::Cmp { equal: true, value }], None)
@@ -261,7 +300,7 @@ mod tests {
         for (mask, xor) in [([255, 0, 255, 0], [0; 4]), ([254, 1, 0, 0], [0; 4]), ([255, 0, 0, 0], [1, 0, 0, 0])] {
             assert!(!rule(mask, xor).contains("10.0.0.0/"), "{}", rule(mask, xor));
         }
-        let header = Expr::Network { offset: 24, len: 16 };
+        let header = Expr::Network { offset: 24, len: 16, at: 0 };
         let value = std::net::Ipv6Addr::LOCALHOST.octets().to_vec();
         assert_eq!(exprs(&[header, Expr::Cmp { equal: true, value }], None), "ip6 daddr ::1/128");
     }

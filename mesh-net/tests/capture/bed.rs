@@ -96,10 +96,16 @@ pub fn loopback(family: usize) -> IpAddr {
     ["127.0.0.1", "::1"][family].parse().unwrap()
 }
 
-/// A listener on all addresses of both families.
+/// A listener on all addresses of both families; one of the proxy's, if the port is one of the mesh's.
 pub fn listen(netns: &Netns, port: u16) -> TcpListener {
-    let fd = netns.run(|| socket::listen(port, socket::Reach::Steered, 64)).unwrap().unwrap();
-    TcpListener::from(fd)
+    let ours = mesh_model::ports::is_reserved(port);
+    let reach = if ours { socket::Reach::Owned(mark()) } else { socket::Reach::OwnPort };
+    TcpListener::from(netns.run(|| socket::listen(port, reach, 64)).unwrap().unwrap())
+}
+
+/// The same of an application, whatever the port.
+pub fn listen_as_app(netns: &Netns, port: u16) -> TcpListener {
+    TcpListener::from(netns.run(|| socket::listen(port, socket::Reach::OwnPort, 64)).unwrap().unwrap())
 }
 
 /// The next connection, or `None` if none comes soon.

@@ -14,8 +14,8 @@ fn an_owned_table_outlives_flush_and_delete_by_others() {
     for attempt in [
         "nft delete table inet culvert",
         "nft flush table inet culvert",
-        "nft flush chain inet culvert output_nat",
-        "nft insert rule inet culvert output_nat accept",
+        "nft flush chain inet culvert output_route",
+        "nft insert rule inet culvert output_route accept",
         "nft add table inet culvert '{ flags dormant; }'",
     ] {
         let (worked, said) = try_sh(&bed.pod, attempt);
@@ -60,35 +60,35 @@ fn a_replaced_rule_goes_on_counting() {
 pub const TAMPERING: &[(&str, &str)] = &[
     ("nft delete table inet culvert", "table inet culvert is missing"),
     ("nft flush ruleset", "table inet culvert is missing"),
-    ("nft flush chain inet culvert output_nat", "rule \"proxy-out\" of chain output_nat is missing"),
+    ("nft flush chain inet culvert output_route", "rule \"output-loopback\" of chain output_route is missing"),
     (
-        "nft delete rule inet culvert output_nat handle \
-         $(nft -a list chain inet culvert output_nat | sed -n 's/.*capture-out.*handle //p')",
-        "rule \"capture-out\" of chain output_nat is missing",
+        "nft delete rule inet culvert output_route handle \
+         $(nft -a list chain inet culvert output_route | sed -n 's/.*capture-out.*handle //p')",
+        "rule \"capture-out\" of chain output_route is missing",
     ),
     (
         "nft insert rule inet culvert prerouting_nat accept",
         "rule (accept) was added to chain prerouting_nat before \"loopback-in\"",
     ),
     (
-        "nft insert rule inet culvert output_nat ip daddr 10.0.0.0/8 tcp dport 22 return",
-        "rule (meta nfproto ipv4 @nh,128,8 0x0a meta l4proto tcp th dport 22 <immediate>) was added to chain \
-         output_nat before \"proxy-out\"",
+        "nft insert rule inet culvert output_route ip daddr 10.0.0.0/8 tcp dport 22 return",
+        "rule (meta nfproto ipv4 @nh,128,8 0x0a meta l4proto tcp th dport 22 return) was added to chain \
+         output_route before \"output-loopback\"",
     ),
     (
-        "nft replace rule inet culvert output_nat handle \
-         $(nft -a list chain inet culvert output_nat | sed -n 's/.*capture-out.*handle //p') \
-         tcp flags '& (fin|syn|rst|ack) == syn' counter redirect to :15002 comment '\"capture-out\"'",
-        "rule \"capture-out\" of chain output_nat was changed",
+        "nft replace rule inet culvert output_route handle \
+         $(nft -a list chain inet culvert output_route | sed -n 's/.*capture-out.*handle //p') \
+         tcp flags '& (fin|syn|rst|ack) == syn' counter accept comment '\"capture-out\"'",
+        "rule \"capture-out\" of chain output_route was changed",
     ),
     (
-        "nft add chain inet culvert output_filter '{ policy drop; }'",
-        "chain output_filter has another hook, priority or policy",
+        "nft add chain inet culvert postrouting_filter '{ policy drop; }'",
+        "chain postrouting_filter has another hook, priority or policy",
     ),
     ("nft add chain inet culvert extra", "chain extra was added"),
     ("nft add table inet culvert '{ flags dormant; }'", "table inet culvert has flags 0x1"),
-    ("ip rule del pref 100", "the ipv4 ip rule of the reply mark is missing or changed"),
-    ("ip -6 rule del pref 100", "the ipv6 ip rule of the reply mark is missing or changed"),
+    ("ip rule del pref 100", "the ipv4 ip rule of what is captured is missing or changed"),
+    ("ip -6 rule del pref 100", "the ipv6 ip rule of what is captured is missing or changed"),
     (
         "ip rule del pref 100; ip rule add pref 100 fwmark 0xc71002/0x7fffffff lookup main",
         "another ipv4 ip rule (priority 100) stands beside ours",
@@ -97,11 +97,11 @@ pub const TAMPERING: &[(&str, &str)] = &[
     ("ip rule del pref 101", "the ipv4 ip rule of sockets bound to lo is missing or changed"),
     (
         "ip -6 rule del pref 101; ip -6 rule add pref 101 oif lo lookup main",
-        "another ipv6 ip rule (priority 101) stands beside ours",
+        "the ipv6 ip rule of sockets bound to lo is missing or changed",
     ),
-    ("ip route flush table 100", "the ipv4 route of table 100 is missing or changed"),
-    ("ip -6 route del local default dev lo table 100", "the ipv6 route of table 100 is missing or changed"),
-    ("ip route replace unreachable default table 100", "the ipv4 route of table 100 is missing or changed"),
+    ("ip route flush table 15001100", "the ipv4 route of the mesh's table by lo is missing or changed"),
+    ("ip -6 route del local default dev lo table 15001100", "the ipv6 route of the mesh's table by lo is missing or changed"),
+    ("ip route replace unreachable default table 15001100", "the ipv4 route of the mesh's table by lo is missing or changed"),
 ];
 
 #[test]

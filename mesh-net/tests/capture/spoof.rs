@@ -4,7 +4,7 @@ use std::io;
 use std::net::{SocketAddr, TcpStream};
 use std::time::Duration;
 
-use mesh_net::capture::{CONNMARK, FWMARK, Mode, Stage};
+use mesh_net::capture::{FWMARK, Mode, Stage};
 use mesh_net::socket::{self, Family, Purpose};
 
 use crate::bed::{
@@ -25,7 +25,7 @@ pub fn towards_app(bed: &Bed, family: usize, source: SocketAddr, port: u16) -> i
 #[test]
 fn the_application_sees_the_client_and_both_directions_work() {
     let bed = Bed::new();
-    for stage in [Stage::Deny, Stage::Redirect, Stage::Drain] {
+    for stage in [Stage::Redirect, Stage::Drain] {
         let mut session = bed.applied(Mode::Owned, stage);
         let app = listen(&bed.pod, APP);
         for family in FAMILIES {
@@ -87,7 +87,7 @@ fn a_spoofed_flow_outlives_a_repair_of_its_way_back() {
         let source = SocketAddr::new(client(family), 40_300);
         let mut proxied = towards_app(&bed, family, source, APP).unwrap();
         let (mut served, _) = accept(&app);
-        bed.pod_sh("ip rule del pref 100; ip -6 rule del pref 100; nft flush chain inet culvert output_mangle");
+        bed.pod_sh("ip rule del pref 100; ip -6 rule del pref 100; nft flush chain inet culvert output_route");
         session.apply(&crate::bed::spec(Stage::Redirect)).unwrap();
         assert_talks(&mut proxied, &mut served);
     }
@@ -99,7 +99,7 @@ fn a_process_without_the_mark_cannot_pass_for_a_client() {
     let _session = bed.applied(Mode::Owned, Stage::Redirect);
     let app = listen(&bed.pod, APP);
     for family in FAMILIES {
-        for (tried, mark) in [0, FWMARK, CONNMARK].into_iter().enumerate() {
+        for (tried, mark) in [0, FWMARK].into_iter().enumerate() {
             // Foreign source addresses need a capability over the pod's netns; a process may have that much.
             let kind = [Family::V4, Family::V6][family];
             let socket = bed.pod.run(|| socket::mint(kind, Purpose::TowardsApp, crate::bed::mark())).unwrap().unwrap();

@@ -1,56 +1,72 @@
-//! Rules for what a pod excludes: they pass both lines and count.
-
-use std::net::IpAddr;
+//! Rules for what a pod excludes. A connection that begins so becomes a flow that passes, and its packets pass by that: not by their
+//! ports, which whoever connects may choose.
 
 use mesh_model::Exclusions;
 
-use super::parts::{accept, equal, syn, to_port};
-use super::{Rule, rule};
-use crate::capture::expr::{Expr, Meta};
+use super::parts::{Way, accept, change, equal, flow, of_family, syn, to_port};
+use super::{Family, Rule, rule};
+use crate::capture::expr::{Change, Expr};
 
-/// `NFPROTO_IPV4` and `NFPROTO_IPV6`.
-const IPV4: u8 = 2;
-const IPV6: u8 = 10;
-
-/// How the names of these rules begin: where the others redirect, and where they refuse what was not redirected.
-pub(super) const REDIRECT_IN: &str = "exclude-in";
-pub(super) const REDIRECT_OUT: &str = "exclude-out";
-pub(super) const REFUSE_IN: &str = "input-excluded";
-pub(super) const REFUSE_OUT: &str = "output-excluded";
+/// How the names of these rules begin.
+const TRANSLATE_IN: &str = "exclude-in";
+const PASS_IN: &str = "input-excluded";
+const PASS_OUT: &str = "exclude-out";
 
 /// Whether a rule of this name is for something that a pod excludes.
 pub(in crate::capture) fn is_exclusion(name: &str) -> bool {
-    [REDIRECT_IN, REDIRECT_OUT, REFUSE_IN, REFUSE_OUT]
+    [TRANSLATE_IN, PASS_IN, PASS_OUT]
         .iter()
         .any(|prefix| name.strip_prefix(prefix).is_some_and(|rest| rest.starts_with('-')))
 }
 
-pub(super) fn inbound(name: &str, exclusions: &Exclusions) -> Vec<Rule> {
+/// Where connections that come in are translated: these are not.
+pub(super) fn untranslated(exclusions: &Exclusions) -> Vec<Rule> {
     let ports = exclusions.inbound_ports.iter();
-    ports.map(|port| rule(format!("{name}-{port}"), [syn(), to_port(*port), accept()])).collect()
+    ports.map(|port| rule(format!("{TRANSLATE_IN}-{port}"), [syn(), to_port(*port), accept()])).collect()
 }
 
-pub(super) fn outbound(name: &str, exclusions: &Exclusions) -> Vec<Rule> {
+/// Where packets come in.
+pub(super) fn inbound(exclusions: &Exclusions) -> Vec<Rule> {
+    let ports = exclusions.inbound_ports.iter();
+    let ports = ports.flat_map(|port| Family::BOTH.map(|family| (port, family)));
+    let passing = |(port, family): (&u16, Family)| {
+        let name = format!("{PASS_IN}-{port}-{}", family.name());
+        rule(name, [syn(), to_port(*port), passes(family, Way::In)])
+    };
+    ports.map(passing).collect()
+}
+
+/// Where packets leave.
+pub(super) fn outbound(exclusions: &Exclusions) -> Vec<Rule> {
     let ports = exclusions.outbound_ports.iter();
-    let ports = ports.map(|port| rule(format!("{name}-{port}"), [syn(), to_port(*port), accept()]));
+    let ports = ports.flat_map(|port| Family::BOTH.map(|family| (port, family))).map(|(port, family)| {
+        let name = format!("{PASS_OUT}-{port}-{}", family.name());
+        rule(name, [syn(), to_port(*port), passes(family, Way::Out)])
+    });
     let ranges = exclusions.outbound_ranges.iter().map(|range| {
-        let to = to_range(range.ip(), range.mask(), range.prefix());
-        rule(format!("{name}-{range}"), [syn(), to, accept()])
+        let family = if range.is_ipv4() { Family::V4 } else { Family::V6 };
+        let to = to_range(family, range.ip(), range.mask(), range.prefix());
+        rule(format!("{PASS_OUT}-{range}"), [syn(), to, passes(family, Way::Out)])
     });
     ports.chain(ranges).collect()
 }
 
+fn passes(family: Family, way: Way) -> Vec<Expr> {
+    [of_family(family), flow(family, way), change(family.excluded(), Change::Add), accept()].concat()
+}
+
 /// Where the destination is in the header: RFC 791, 3.1, and RFC 8200, 3.
-fn to_range(ip: IpAddr, mask: IpAddr, prefix: u8) -> Vec<Expr> {
+fn to_range(family: Family, ip: std::net::IpAddr, mask: std::net::IpAddr, prefix: u8) -> Vec<Expr> {
+    use std::net::IpAddr;
     let octets = |ip: IpAddr| match ip {
         IpAddr::V4(ip) => ip.octets().to_vec(),
         IpAddr::V6(ip) => ip.octets().to_vec(),
     };
-    let (family, header) = match ip {
-        IpAddr::V4(_) => (IPV4, Expr::Network { offset: 16, len: 4 }),
-        IpAddr::V6(_) => (IPV6, Expr::Network { offset: 24, len: 16 }),
+    let header = match family {
+        Family::V4 => Expr::Network { offset: 16, len: 4, at: 0 },
+        Family::V6 => Expr::Network { offset: 24, len: 16, at: 0 },
     };
-    let mut exprs = vec![Expr::Meta(Meta::Family), equal(&[family])];
+    let mut exprs = of_family(family);
     if prefix > 0 {
         let (ip, mask) = (octets(ip), octets(mask));
         let xor = vec![0; mask.len()];

@@ -3,7 +3,8 @@
 use mesh_model::Mark;
 use mesh_model::ports::LANDING;
 
-use crate::capture::expr::{Expr, Meta};
+use super::{Family, REFUSE};
+use crate::capture::expr::{Change, Expr, Meta, OfSocket};
 
 pub(super) const TCP: u8 = 6;
 pub(super) const UDP: u8 = 17;
@@ -11,9 +12,16 @@ pub(super) const UDP: u8 = 17;
 const LOCAL: u32 = 2;
 const FLAGS: u8 = 0x17; // fin | syn | rst | ack
 const SYN: u8 = 0x02;
+const RST: u8 = 0x04;
+/// `IPS_DST_NAT`.
+const DESTINATION_TRANSLATED: u32 = 1 << 5;
 
 pub(super) fn equal(value: &[u8]) -> Expr {
     Expr::Cmp { equal: true, value: value.to_vec() }
+}
+
+fn unequal(value: &[u8]) -> Expr {
+    Expr::Cmp { equal: false, value: value.to_vec() }
 }
 
 pub(super) fn bits(mask: u32, xor: u32) -> Expr {
@@ -24,52 +32,168 @@ pub(super) fn on(side: Meta, interface: u32) -> Vec<Expr> {
     vec![Expr::Meta(side), equal(&interface.to_ne_bytes())]
 }
 
-pub(super) fn marked(mark: Mark) -> Vec<Expr> {
-    vec![Expr::Meta(Meta::Mark), bits(Mark::MASK, 0), equal(&mark.value().to_ne_bytes())]
+pub(super) fn not_on(side: Meta, interface: u32) -> Vec<Expr> {
+    vec![Expr::Meta(side), unequal(&interface.to_ne_bytes())]
+}
+
+pub(super) fn marked(mark: u32) -> Vec<Expr> {
+    vec![Expr::Meta(Meta::Mark), bits(Mark::MASK, 0), equal(&mark.to_ne_bytes())]
+}
+
+/// Replaces the packet's mark but for the bit that is not ours.
+pub(super) fn mark(mark: u32) -> Vec<Expr> {
+    vec![Expr::Meta(Meta::Mark), bits(!Mark::MASK, mark), Expr::SetMark]
 }
 
 pub(super) fn transport(is: bool, protocol: u8) -> Vec<Expr> {
     vec![Expr::Meta(Meta::Transport), Expr::Cmp { equal: is, value: vec![protocol] }]
 }
 
-fn flags() -> Vec<Expr> {
-    let only = Expr::Bitwise { mask: vec![FLAGS], xor: vec![0] };
-    [transport(true, TCP), vec![Expr::Transport { offset: 13, len: 1 }, only]].concat()
+pub(super) fn tcp() -> Vec<Expr> {
+    transport(true, TCP)
 }
 
+fn flags(mask: u8) -> Vec<Expr> {
+    let only = Expr::Bitwise { mask: vec![mask], xor: vec![0] };
+    [tcp(), vec![Expr::Transport { offset: 13, len: 1, at: 0 }, only]].concat()
+}
+
+/// The first packet of a connection.
 pub(super) fn syn() -> Vec<Expr> {
-    [flags(), vec![equal(&[SYN])]].concat()
+    [flags(FLAGS), vec![equal(&[SYN])]].concat()
 }
 
-pub(super) fn tcp_but_not_syn() -> Vec<Expr> {
-    [flags(), vec![Expr::Cmp { equal: false, value: vec![SYN] }]].concat()
+pub(super) fn not_syn() -> Vec<Expr> {
+    [flags(FLAGS), vec![unequal(&[SYN])]].concat()
+}
+
+/// The first packet of either side.
+pub(super) fn opening() -> Vec<Expr> {
+    [flags(SYN), vec![equal(&[SYN])]].concat()
+}
+
+pub(super) fn reset() -> Vec<Expr> {
+    [flags(RST), vec![equal(&[RST])]].concat()
+}
+
+fn destination_port() -> Expr {
+    Expr::Transport { offset: 2, len: 2, at: 0 }
 }
 
 pub(super) fn to_port(port: u16) -> Vec<Expr> {
-    vec![Expr::Transport { offset: 2, len: 2 }, equal(&port.to_be_bytes())]
+    vec![destination_port(), equal(&port.to_be_bytes())]
 }
 
-pub(super) fn landed() -> Vec<Expr> {
+pub(super) fn not_to_port(port: u16) -> Vec<Expr> {
+    vec![destination_port(), unequal(&port.to_be_bytes())]
+}
+
+pub(super) fn to_landing() -> Vec<Expr> {
+    [tcp(), landing(destination_port())].concat()
+}
+
+pub(super) fn from_landing() -> Vec<Expr> {
+    [tcp(), landing(Expr::Transport { offset: 0, len: 2, at: 0 })].concat()
+}
+
+fn landing(port: Expr) -> Vec<Expr> {
     let mask = !(LANDING.end() - LANDING.start());
     let block = Expr::Bitwise { mask: mask.to_be_bytes().to_vec(), xor: vec![0, 0] };
-    let port = Expr::Transport { offset: 2, len: 2 };
-    [transport(true, TCP), vec![port, block, equal(&LANDING.start().to_be_bytes())]].concat()
+    vec![port, block, equal(&LANDING.start().to_be_bytes())]
 }
 
 pub(super) fn to_self() -> Vec<Expr> {
     vec![Expr::DestinationType, equal(&LOCAL.to_ne_bytes())]
 }
 
+pub(super) fn to_others() -> Vec<Expr> {
+    vec![Expr::DestinationType, unequal(&LOCAL.to_ne_bytes())]
+}
+
+pub(super) fn from_self() -> Vec<Expr> {
+    vec![Expr::SourceType, equal(&LOCAL.to_ne_bytes())]
+}
+
+pub(super) fn translated() -> Vec<Expr> {
+    vec![Expr::CtStatus, bits(DESTINATION_TRANSLATED, 0), unequal(&0_u32.to_ne_bytes())]
+}
+
+/// Of a socket that can have a mark, and has this one.
+pub(super) fn of_socket(mark: Mark) -> Vec<Expr> {
+    vec![Expr::Socket(OfSocket::Mark), bits(Mark::MASK, 0), equal(&mark.value().to_ne_bytes())]
+}
+
+/// Of a socket that can have a mark, whatever that is: a connection, a listener.
+pub(super) fn of_any_socket() -> Vec<Expr> {
+    vec![Expr::Socket(OfSocket::Mark), bits(0, 0), equal(&0_u32.to_ne_bytes())]
+}
+
+pub(super) fn of_transparent_socket() -> Vec<Expr> {
+    vec![Expr::Socket(OfSocket::Transparent), equal(&[1])]
+}
+
+/// Of any socket at all, also of one that is little more than a note.
+pub(super) fn of_any_note() -> Vec<Expr> {
+    vec![Expr::Socket(OfSocket::Transparent), Expr::Bitwise { mask: vec![0], xor: vec![0] }, equal(&[0])]
+}
+
+/// Which end of a flow is the pod's.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Way {
+    Out,
+    In,
+}
+
+/// Loads the flow of a TCP packet of this family as the pod's socket has it: own address, own port, far address, far port.
+pub(super) fn flow(family: Family, way: Way) -> Vec<Expr> {
+    let (source, destination, len) = match family {
+        // Where addresses are in the header: RFC 791, 3.1, and RFC 8200, 3.
+        Family::V4 => (12, 16, 4),
+        Family::V6 => (8, 24, 16),
+    };
+    let words = u8::try_from(len / 4).expect("an address has one word or four");
+    let (own, far) = match way {
+        Way::Out => ((source, 0), (destination, 2)),
+        Way::In => ((destination, 2), (source, 0)),
+    };
+    vec![
+        Expr::Network { offset: own.0, len, at: 0 },
+        Expr::Transport { offset: own.1, len: 2, at: words },
+        Expr::Network { offset: far.0, len, at: words + 1 },
+        Expr::Transport { offset: far.1, len: 2, at: 2 * words + 1 },
+    ]
+}
+
+pub(super) fn of_family(family: Family) -> Vec<Expr> {
+    vec![Expr::Meta(Meta::Family), equal(&[family.number()])]
+}
+
+pub(super) fn in_set(set: &str) -> Vec<Expr> {
+    vec![Expr::InSet(set.to_owned())]
+}
+
+pub(super) fn change(set: &str, change: Change) -> Vec<Expr> {
+    vec![Expr::ChangeSet { set: set.to_owned(), change }]
+}
+
+pub(super) fn count() -> Vec<Expr> {
+    vec![Expr::counter()]
+}
+
 pub(super) fn accept() -> Vec<Expr> {
     vec![Expr::counter(), Expr::Accept]
 }
 
-pub(super) fn refuse() -> Vec<Expr> {
-    vec![Expr::counter(), Expr::Reset]
+pub(super) fn drop() -> Vec<Expr> {
+    vec![Expr::counter(), Expr::Drop]
 }
 
-pub(super) fn redirect(port: u16) -> Vec<Expr> {
-    vec![Expr::counter(), Expr::Load(port.to_be_bytes().to_vec()), Expr::Redirect]
+pub(super) fn jump(chain: &str) -> Vec<Expr> {
+    vec![Expr::counter(), Expr::Jump(chain.to_owned())]
+}
+
+pub(super) fn refuse() -> Vec<Expr> {
+    jump(REFUSE)
 }
 
 pub(super) fn land() -> Vec<Expr> {
@@ -78,5 +202,5 @@ pub(super) fn land() -> Vec<Expr> {
 }
 
 pub(super) fn steer(port: u16) -> Vec<Expr> {
-    vec![Expr::Load(port.to_be_bytes().to_vec()), Expr::Steer]
+    vec![Expr::Load(port.to_be_bytes().to_vec()), Expr::Steer, Expr::counter(), Expr::Accept]
 }

@@ -1,0 +1,233 @@
+//! The chains, one function each, in the order in which a packet meets them.
+
+use mesh_model::ports::{INBOUND, OUTBOUND, TUNNEL};
+use mesh_model::{Exclusions, Mark};
+
+use super::excluded;
+use super::parts::{
+    TCP, UDP, Way, accept, change, count, drop, flow, from_landing, from_self, in_set, jump, land, mark, marked,
+    not_on, not_syn, not_to_port, of_any_note, of_any_socket, of_family, of_socket, of_transparent_socket, on, opening, refuse,
+    reset, steer, syn, tcp, to_landing, to_others, to_port, to_self, translated, transport,
+};
+use super::{FWMARK, Family, LOOPBACK, RESETS, Rule, TIMEOUTS, TOWARDS_US, rule};
+use crate::capture::Stage;
+use crate::capture::expr::{Change, Expr, Meta};
+
+/// Resets a second, and as many more at once, that go out of one pod in answer to packets that nobody owns (guess): what asks for
+/// more gets silence.
+const RESETS_PER_SECOND: u64 = 1_000;
+
+/// Whether new connections are the proxy's.
+fn captures(stage: Stage) -> bool {
+    matches!(stage, Stage::Redirect | Stage::Part)
+}
+
+/// Prerouting, before conntrack: packets of the proxy's own sockets are known by those, and conntrack need not know them. What was
+/// translated on its way in is another matter: its packets belong to no socket of ours before they are translated.
+pub(super) fn untrack(own: Mark) -> Vec<Rule> {
+    vec![
+        rule("loopback", [on(Meta::InputInterface, LOOPBACK), accept()]),
+        rule("of-proxy", [tcp(), of_socket(own), count(), mark(own.value()), vec![Expr::Untrack, Expr::Accept]]),
+    ]
+}
+
+/// Prerouting, translation of destinations: a connection that begins.
+pub(super) fn translate(stage: Stage, exclusions: &Exclusions) -> Vec<Rule> {
+    if !captures(stage) {
+        return Vec::new();
+    }
+    let mut rules = vec![
+        rule("loopback-in", [on(Meta::InputInterface, LOOPBACK), accept()]),
+        rule("forwarded-in", [to_others(), accept()]),
+        rule("landing-in", [to_landing(), accept()]),
+    ];
+    rules.extend([OUTBOUND, INBOUND, TUNNEL].map(|port| {
+        let name = format!("own-in-{port}");
+        rule(name, [syn(), to_port(port), accept()])
+    }));
+    rules.extend(excluded::untranslated(exclusions));
+    // Else whoever knows the numbers of a flow from before ends it by a SYN: its packets would be translated from then on.
+    rules.extend(each("reused-in", |family| [syn(), known(family, Way::In), in_set(family.before()), accept()]));
+    rules.push(rule("capture-in", [syn(), vec![Expr::Timeouts(TIMEOUTS.to_owned())], land()]));
+    rules
+}
+
+/// Prerouting, behind the translation and before the choice of a route: whose packet is this?
+pub(super) fn arrive(stage: Stage, own: Mark, exclusions: &Exclusions) -> Vec<Rule> {
+    let from_lo = || on(Meta::InputInterface, LOOPBACK);
+    let mut rules = Vec::new();
+    if matches!(stage, Stage::Learn | Stage::Drain) {
+        // A stream of a tunnel from before that reaches the application only now: its answers are captured as those of the others.
+        rules.extend(each("captured-anew", |family| {
+            [from_lo(), marked(own.value()), syn(), known(family, Way::In), put(family.captured())]
+        }));
+    }
+    rules.extend([
+        // The proxy's, towards an application of this pod. From here on it has the mark that is no secret: what the kernel answers
+        // by itself (a reset where nobody listens) may take over a packet's mark, and has to find its way back.
+        rule("from-proxy", [from_lo(), marked(own.value()), count(), mark(FWMARK), vec![Expr::Accept]]),
+        // To whoever has it already, else to the listener: every packet, so that one whose socket is gone is answered by a reset.
+        rule("captured-out", [from_lo(), marked(FWMARK), tcp(), steer(OUTBOUND)]),
+        rule("stranded-out", [from_lo(), marked(FWMARK), tcp(), refuse()]),
+        rule("input-loopback", [from_lo(), accept()]),
+        rule("input-udp", [transport(true, UDP), accept()]),
+        rule("input-other", [transport(false, TCP), accept()]),
+        rule("input-forwarded", [to_others(), accept()]),
+    ]);
+    match stage {
+        Stage::Deny => rules.extend([
+            // Answers to the proxy's own connections; nobody reaches its listeners yet.
+            rule("input-proxy", [marked(own.value()), not_syn(), accept()]),
+            rule("deny-in", [refuse()]),
+        ]),
+        Stage::Learn => {
+            rules.push(rule("input-captured", [to_landing(), steer(INBOUND)]));
+            rules.extend(each("learn-in", |family| [syn(), known(family, Way::In), put(family.before())]));
+        }
+        Stage::Drain => rules.push(rule("input-captured", [to_landing(), steer(INBOUND)])),
+        Stage::Redirect | Stage::Part => {
+            rules.push(rule("input-captured", [to_landing(), steer(INBOUND)]));
+            rules.extend(excluded::inbound(exclusions));
+            rules.extend(each("before-in", |family| [not_syn(), known(family, Way::In), in_set(family.before()), accept()]));
+            rules.extend(each("excluded-in", |family| {
+                [not_syn(), known(family, Way::In), in_set(family.excluded()), accept()]
+            }));
+            rules.extend([OUTBOUND, INBOUND].map(|port| {
+                let name = format!("inner-{port}");
+                rule(name, [tcp(), to_port(port), refuse()])
+            }));
+            rules.extend([
+                rule("input-proxy", [marked(own.value()), accept()]),
+                rule("uncaptured-in", [syn(), not_to_port(TUNNEL), refuse()]),
+                // A connection or a listener that is not the proxy's: the last packet of a handshake by SYN cookie, an injection.
+                rule("foreign-in", [of_any_socket(), refuse()]),
+                // The proxy's requests, TIME_WAIT and FIN_WAIT2: they carry no mark, and all its sockets are transparent.
+                rule("ending-in", [of_transparent_socket(), accept()]),
+                rule("nobody-in", [refuse()]),
+            ]);
+        }
+    }
+    rules
+}
+
+/// Output, before conntrack and with another choice of a route behind it: what leaves a socket.
+pub(super) fn leave(stage: Stage, own: Mark, exclusions: &Exclusions) -> Vec<Rule> {
+    let to_lo = || on(Meta::OutputInterface, LOOPBACK);
+    let untracked = || vec![Expr::Untrack, Expr::Accept];
+    let mut rules = vec![
+        rule("output-loopback", [to_lo(), transport(false, TCP), accept()]),
+        rule("output-udp", [transport(true, UDP), accept()]),
+        rule("output-other", [transport(false, TCP), accept()]),
+        // An address of the pod that nobody told of would lead the proxy to itself, for ever.
+        rule("proxy-to-itself", [marked(own.value()), to_lo(), syn(), jump(TOWARDS_US)]),
+        // Its answers have to be translated back.
+        rule("proxy-landed", [marked(own.value()), from_landing(), accept()]),
+        rule("proxy-out", [marked(own.value()), count(), untracked()]),
+        // Who sets our public mark on the way to the pod itself is not captured by that either.
+        rule("local-marked", [marked(FWMARK), to_self(), from_self(), count(), mark(0), vec![Expr::Accept]]),
+        rule("local-out", [to_self(), from_self(), accept()]),
+        // A reset of ours in the name of the far end. A process that may bear foreign addresses shall not pass for a client.
+        rule("local-reset", [to_self(), reset(), count(), mark(0), vec![Expr::Accept]]),
+        rule("local-spoofed", [to_self(), refuse()]),
+    ];
+    let captured = |rules: &mut Vec<Rule>| {
+        let steered = |family: Family| {
+            [known(family, Way::Out), in_set(family.captured()), count(), mark(FWMARK), untracked()]
+        };
+        rules.extend(each("still-captured", steered));
+    };
+    match stage {
+        Stage::Deny => {
+            rules.push(rule("resets-out", [reset(), jump(RESETS)]));
+            rules.push(rule("deny-out", [refuse()]));
+        }
+        Stage::Learn => {
+            captured(&mut rules);
+            rules.extend(each("learn-out", |family| [syn(), known(family, Way::Out), put(family.before())]));
+        }
+        Stage::Drain => captured(&mut rules),
+        Stage::Redirect | Stage::Part => {
+            // Whoever opens a connection with these numbers has no older one with them. (An excluded one is opened from outside too.)
+            rules.extend(each("begun-out", |family| [opening(), known(family, Way::Out), take(family.before())]));
+            rules.extend(each("anew-out", |family| [syn(), known(family, Way::Out), take(family.excluded())]));
+            rules.extend(each("before-out", |family| [known(family, Way::Out), in_set(family.before()), accept()]));
+            rules.extend(excluded::outbound(exclusions));
+            rules.extend(each("excluded-out", |family| [known(family, Way::Out), in_set(family.excluded()), accept()]));
+            rules.push(rule("resets-out", [reset(), jump(RESETS)]));
+            if stage == Stage::Part {
+                rules.extend(each("part-out", |family| [opening(), known(family, Way::Out), put(family.captured())]));
+            }
+            rules.push(rule("capture-out", [count(), mark(FWMARK), untracked()]));
+        }
+    }
+    rules
+}
+
+/// Postrouting, before the translation of sources: what is about to leave the pod, once more.
+pub(super) fn part(stage: Stage, own: Mark) -> Vec<Rule> {
+    let mut rules = vec![
+        rule("leave-other", [transport(false, TCP), accept()]),
+        rule("leave-loopback", [on(Meta::OutputInterface, LOOPBACK), accept()]),
+        rule("leave-forwarded", [not_on(Meta::InputInterface, 0), accept()]),
+        rule("leave-proxy", [marked(own.value()), from_self(), accept()]),
+        // Sockets towards the application bear foreign addresses, and stay in the pod.
+        rule("leave-spoofed", [marked(own.value()), drop()]),
+        // Captured, but its socket is bound to an interface that our routing table does not know yet.
+        rule("leave-captured", [marked(FWMARK), drop()]),
+    ];
+    if captures(stage) {
+        rules.extend(each("leave-before", |family| [known(family, Way::Out), in_set(family.before()), accept()]));
+        rules.extend(each("leave-excluded", |family| [known(family, Way::Out), in_set(family.excluded()), accept()]));
+        rules.extend([
+            // Of a flow that passes, by rules of the pod's own.
+            rule("leave-translated", [translated(), accept()]),
+            rule("leave-nobody", [drop()]),
+        ]);
+    }
+    rules
+}
+
+/// Where packets that nobody owns are refused.
+pub(super) fn refusals() -> Vec<Rule> {
+    let limit = Expr::Limit { rate: RESETS_PER_SECOND, burst: u32::try_from(RESETS_PER_SECOND).unwrap_or(u32::MAX) };
+    vec![rule("refused", [vec![limit], count(), vec![Expr::Reset]]), rule("silenced", [drop()])]
+}
+
+/// A reset on its way out. One that belongs to no socket is our own, of [`refusals`]; all others go the way of their socket.
+pub(super) fn resets(own: Mark) -> Vec<Rule> {
+    let back = || vec![Expr::counter(), Expr::Return];
+    vec![
+        rule("reset-of-socket", [of_any_socket(), back()]),
+        rule("reset-of-note", [of_any_note(), back()]),
+        rule("reset-of-nobody", [count(), mark(own.value()), vec![Expr::Untrack, Expr::Accept]]),
+    ]
+}
+
+/// Where the proxy would reach itself.
+pub(super) fn towards_us() -> Vec<Rule> {
+    [OUTBOUND, INBOUND, TUNNEL]
+        .map(|port| {
+            let name = format!("itself-{port}");
+            rule(name, [to_port(port), refuse()])
+        })
+        .into()
+}
+
+/// The same for each family; the name gets the family's.
+fn each<const N: usize>(name: &str, parts: impl Fn(Family) -> [Vec<Expr>; N]) -> [Rule; 2] {
+    Family::BOTH.map(|family| rule(format!("{name}-{}", family.name()), parts(family)))
+}
+
+/// A TCP packet of this family, its flow in the registers.
+fn known(family: Family, way: Way) -> Vec<Expr> {
+    [of_family(family), flow(family, way)].concat()
+}
+
+fn put(set: &str) -> Vec<Expr> {
+    [change(set, Change::Add), count()].concat()
+}
+
+fn take(set: &str) -> Vec<Expr> {
+    [change(set, Change::Delete), count()].concat()
+}
+
