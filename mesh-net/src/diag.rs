@@ -35,6 +35,15 @@ const MARK: u16 = 15;
 const LIST_TRIES: u32 = 8;
 const NO_COOKIE: [u8; 8] = [0xff; 8];
 
+/// A listening TCP socket.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Listener {
+    /// Where.
+    pub address: SocketAddr,
+    /// `SO_MARK`.
+    pub mark: u32,
+}
+
 /// A TCP socket that is no listener.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Connection {
@@ -96,14 +105,14 @@ impl Diag {
         Ok(found)
     }
 
-    /// Local addresses of all listening TCP sockets.
-    pub fn listeners(&mut self) -> io::Result<Vec<SocketAddr>> {
+    /// All listening TCP sockets.
+    pub fn listeners(&mut self) -> io::Result<Vec<Listener>> {
         let mut found = Vec::new();
         for any in [IpAddr::V4(Ipv4Addr::UNSPECIFIED), IpAddr::V6(Ipv6Addr::UNSPECIFIED)] {
             let zero = SocketAddr::new(any, 0);
             self.ask(&request(zero, zero, 1 << TCP_LISTEN), NLM_F_DUMP, &mut |socket| {
                 if socket.state == TCP_LISTEN {
-                    found.push(socket.raw_local);
+                    found.push(Listener { address: socket.raw_local, mark: socket.mark });
                 }
             })?;
         }

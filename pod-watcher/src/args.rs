@@ -168,6 +168,11 @@ pub struct RunArgs {
     /// What happens to connections that a running pod has when it is enrolled.
     #[arg(long, env = "CULVERT_ON_ENROLL", value_enum, default_value_t = OnEnroll::Keep)]
     pub on_enroll: OnEnroll,
+    /// Most connections, of each address family, that a pod may have beside the mesh: open ones when it is enrolled while it runs, and
+    /// excluded ones. A running pod with more is not enrolled, an excluded connection beyond it is refused. Some 200 bytes of the
+    /// kernel's memory for each that there is.
+    #[arg(long, env = "CULVERT_FLOW_LIMIT", default_value_t = mesh_net::capture::FLOWS, value_parser = clap::value_parser!(u32).range(1..=1_048_576))]
+    pub flow_limit: u32,
     /// How long captured connections of a pod that opted out may go on before the last rules are removed; not less than the
     /// worker's `--opt-out-seconds`.
     #[arg(long, env = "CULVERT_LINGER_SECONDS", default_value_t = 600)]

@@ -4,7 +4,7 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
 use std::time::Duration;
 
-use mesh_api::link::proxy::{FromKeeper, HANDOVER, KeeperStats, Refused, STATS, ToKeeper};
+use mesh_api::link::proxy::{FromKeeper, HANDOVER, KeeperStats, OWNED, Refused, STATS, ToKeeper};
 use mesh_api::link::{self, Hello};
 use mesh_daemon::{drain, tasks};
 use mesh_net::diag::Diag;
@@ -99,7 +99,7 @@ async fn converse(
         return Err(format!("uid {} is not root", peer.uid));
     }
     let hello = tokio::time::timeout(PATIENCE, async {
-        send(&conn, &ToKeeper::Hello(Hello::of("pod-watcher").with(STATS).with(HANDOVER)), &[]).await?;
+        send(&conn, &ToKeeper::Hello(Hello::of("pod-watcher").with(STATS).with(HANDOVER).with(OWNED)), &[]).await?;
         receive(&conn).await?.ok_or_else(|| "closed before it greeted".to_owned())
     });
     let hands_over = match hello.await.map_err(|_| "did not greet in time".to_owned())?? {

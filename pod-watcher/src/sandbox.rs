@@ -10,9 +10,9 @@ use std::time::Duration;
 
 use mesh_api::link::worker::LISTENERS;
 use mesh_daemon::{causes, tasks};
-use mesh_model::{Exclusions, Reason};
-use mesh_net::capture::{self, Drift, Found, Mode, Monitor, Session, Spec};
-use mesh_net::diag::Diag;
+use mesh_model::{Exclusions, Mark, Reason};
+use mesh_net::capture::{self, Drift, Found, Mode, Monitor, Session, Spec, Stage};
+use mesh_net::diag::{Diag, Listener};
 use mesh_net::{Netns, NetnsId};
 use tokio::sync::{mpsc, oneshot, watch};
 
@@ -41,10 +41,12 @@ pub enum Job {
         /// Echoed.
         epoch: u32,
     },
-    /// Are all our listeners there?
+    /// Are all our listeners there, with the mark by which rules know their packets?
     Listeners {
         /// Echoed.
         epoch: u32,
+        /// The pod's.
+        mark: Mark,
     },
     /// What is there? For a pod that was there before us.
     Read,
@@ -129,6 +131,8 @@ pub struct Kernel {
     pub host: NetnsId,
     /// That of pid 1, should it be another: never to be touched either.
     pub pid1: NetnsId,
+    /// Most flows of a pod, of each family, that may go on beside the mesh.
+    pub flows: u32,
 }
 
 impl Kernel {
@@ -213,6 +217,10 @@ async fn run(
                 let Some((back, answer)) = blocking(inside, move |inside| inside.work(job)).await else { return };
                 inside = back;
                 done += 1;
+                // A keeper has spoken: what it did to the listeners may be what the rules wait for.
+                if matches!(answer, Some(Done::Listeners { .. })) {
+                    timer.reset_immediately();
+                }
                 audit = inside.audits(&answer, audit);
                 if audit && monitor.is_none() {
                     monitor = inside.watch();
@@ -291,7 +299,7 @@ impl Inside {
                 let result = self.session().and_then(|session| session.remove()).map_err(|error| failure(&error));
                 Some(Done::Removed { epoch, result })
             }
-            Job::Listeners { epoch } => Some(Done::Listeners { epoch, all: self.listeners() }),
+            Job::Listeners { epoch, mark } => Some(Done::Listeners { epoch, all: self.listeners(Some(mark)) }),
             Job::Read => Some(Done::Read(self.read().map_err(|error| failure(&error)))),
             Job::Show(reply) => {
                 let shown = self.session().and_then(|session| Ok((session.render()?, session.counters()?)));
@@ -320,10 +328,20 @@ impl Inside {
         }
     }
 
-    /// What is there. The pod may have come to exclude something else while nobody was here to write it: that is no stranger's change.
+    /// What is there. Of a change that was under way when its maker ended, the part that cuts nothing is done: who was learning had let
+    /// everything pass, who was letting go still captured. The pod may have come to exclude something else while nobody was here to write it: that is no stranger's change.
     fn read(&mut self) -> Result<Option<Found>, capture::Error> {
         let session = self.session()?;
         let found = session.read()?;
+        let settled = found.as_ref().and_then(|found| found.spec).and_then(|spec| match spec.stage {
+            Stage::Learn => Some(Spec { stage: Stage::Drain, ..spec }),
+            Stage::Part => Some(Spec { stage: Stage::Redirect, ..spec }),
+            Stage::Deny | Stage::Redirect | Stage::Drain => None,
+        });
+        if let Some(spec) = settled {
+            session.apply(&spec)?;
+            return session.read();
+        }
         if let Some(Found { spec: Some(spec), drift, .. }) = &found
             && !drift.is_empty()
             && session.only_exclusions_differ()?
@@ -354,7 +372,20 @@ impl Inside {
             Ok(None) => (one(DriftKind::Table, "table inet culvert is gone".to_owned()), BTreeMap::new()),
             Err(error) => (one(DriftKind::Unreadable, causes(&error)), BTreeMap::new()),
         };
-        Done::Audited { jobs, drift, listeners: self.listeners(), by, counts }
+        if let Err(error) = self.session().and_then(Session::sweep) {
+            tracing::warn!(netns = %self.netns.id(), error = causes(&error), "flows that have ended stay known");
+        }
+        // Rules of the release before know nothing of marks; they give way as soon as the listeners have them.
+        let (mark, former) = (self.session.as_ref().and_then(Session::spec).map(|spec| spec.mark), self.is_former());
+        let listeners = self.listeners(mark);
+        if former && !listeners {
+            return Done::Audited { jobs, drift: Vec::new(), listeners: self.listeners(None), by, counts };
+        }
+        Done::Audited { jobs, drift, listeners, by, counts }
+    }
+
+    fn is_former(&self) -> bool {
+        self.session.as_ref().is_some_and(Session::is_former)
     }
 
     /// Audits make sense while redirect is what should be there.
@@ -382,12 +413,15 @@ impl Inside {
             .ok()
     }
 
-    fn listeners(&self) -> bool {
+    fn listeners(&self, mark: Option<Mark>) -> bool {
         let read = self.netns.run(|| Diag::open().and_then(|mut diag| diag.listeners()));
+        let ours = |listener: &Listener, port: u16| {
+            let Listener { address, mark: has } = *listener;
+            let at = address.port() == port && address.is_ipv6() && address.ip().is_unspecified();
+            at && mark.is_none_or(|mark| mark.value() == has & Mark::MASK)
+        };
         match read {
-            Ok(Ok(found)) => LISTENERS
-                .iter()
-                .all(|port| found.iter().any(|at| at.port() == *port && at.is_ipv6() && at.ip().is_unspecified())),
+            Ok(Ok(found)) => LISTENERS.iter().all(|port| found.iter().any(|listener| ours(listener, *port))),
             Ok(Err(error)) => {
                 tracing::warn!(netns = %self.netns.id(), %error, "listeners of a pod cannot be read");
                 false
@@ -406,6 +440,7 @@ impl Inside {
         if self.session.is_none() {
             let mut session = Session::open_in(&self.netns, self.kernel.mode, self.kernel.host)?;
             session.exclude(self.exclusions.clone());
+            session.limit(self.kernel.flows);
             self.session = Some(session);
         }
         Ok(self.session.as_mut().expect("filled above"))
@@ -418,6 +453,10 @@ fn failure(error: &capture::Error) -> Failure {
             (Reason::Conflict, "this is the node's own network: the pod should be hostNetwork")
         }
         capture::Error::OwnedByOther { .. } => (Reason::Conflict, "stop the other pod-watcher on this node"),
+        capture::Error::TooManyFlows { .. } => (
+            Reason::Overloaded,
+            "wait until the pod has fewer connections, start it anew, or raise --flow-limit of pod-watcher",
+        ),
         capture::Error::OwnedUnsupported => (Reason::Kernel, "start pod-watcher with --table-mode plain"),
         _ => (Reason::Kernel, "see the log of pod-watcher on this node, and the kernel's nf_tables modules"),
     };

@@ -52,6 +52,7 @@ pub async fn run(args: RunArgs) -> anyhow::Result<()> {
         exclude_namespaces,
         own_namespace,
         on_enroll: OnEnroll::Keep,
+        flow_limit,
         linger_seconds,
         install,
         log_format: _,
@@ -148,7 +149,7 @@ pub async fn run(args: RunArgs) -> anyhow::Result<()> {
     tracing::info!(node, pods = records.pods.len(), namespaces = records.namespaces.len(), "source read");
     loaded.release();
 
-    let kernel = kernel(table_mode)?;
+    let kernel = kernel(table_mode, flow_limit)?;
     metrics.table_mode(kernel.mode);
     let look = Arc::new(Notify::new());
     let (adoption, wait) = oneshot::channel();
@@ -325,7 +326,7 @@ pub async fn lock(path: &Path) -> anyhow::Result<File> {
     Ok(file)
 }
 
-fn kernel(mode: TableMode) -> anyhow::Result<Kernel> {
+fn kernel(mode: TableMode, flows: u32) -> anyhow::Result<Kernel> {
     let mode = match mode {
         TableMode::Plain => Mode::Plain,
         TableMode::Owned if !capture::owned_supported() => {
@@ -342,5 +343,5 @@ fn kernel(mode: TableMode) -> anyhow::Result<Kernel> {
     if host != pid1 {
         tracing::warn!(own = %host, %pid1, "pod-watcher does not run in the network namespace of pid 1: is hostNetwork missing?");
     }
-    Ok(Kernel { mode, host, pid1 })
+    Ok(Kernel { mode, host, pid1, flows })
 }

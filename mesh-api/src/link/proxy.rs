@@ -23,6 +23,10 @@ pub const SOCKET: &str = "/run/culvert/proxy.sock";
 /// pod-watcher's ability to take [`FromKeeper::Stats`].
 pub const STATS: &str = "keeper-stats";
 
+/// Both ends' knowledge that rules know the proxy's packets by its sockets: to a pod-watcher that names it a keeper gives listeners the
+/// pod's mark and makes them transparent before it acknowledges the pod, and one that does not name it cannot serve such rules.
+pub const OWNED: &str = "owned-packets";
+
 /// Both ends' ability to take part in a hand-over.
 pub const HANDOVER: &str = "hand-over";
 

@@ -162,7 +162,7 @@ pub(super) fn compare(seen: Option<&Seen>, chains: &[Chain], sets: &[Set], mode:
     } else if mode == Mode::Owned && seen.owner != Some(port) {
         drift.push(Drift::TableNotOwned);
     }
-    if seen.comment.as_deref() != Some(rules::table_comment().as_str()) {
+    if !seen.is_current() {
         drift.push(Drift::TableVersion);
     }
     for set in sets.iter().filter(|set| !seen.set(set.name).is_some_and(|old| old.defined_as(set))) {

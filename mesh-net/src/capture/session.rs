@@ -35,6 +35,8 @@ pub struct Session {
     links: BTreeSet<u32>,
     /// Flows whose socket was not there when it last looked.
     ended: HashSet<Flow>,
+    /// What it last read is a table of the release before.
+    former: bool,
     /// What was last applied by, or first read by, this session.
     spec: Option<Spec>,
     /// What the pod excludes, as its owner says.
@@ -101,6 +103,7 @@ impl Session {
             limit: FLOWS,
             links: BTreeSet::new(),
             ended: HashSet::new(),
+            former: false,
             spec: None,
             exclusions: Exclusions::default(),
         })
@@ -120,6 +123,12 @@ impl Session {
     #[must_use]
     pub const fn spec(&self) -> Option<Spec> {
         self.spec
+    }
+
+    /// Whether what it last read is a table of the release before: its rules know nothing of marked listeners.
+    #[must_use]
+    pub const fn is_former(&self) -> bool {
+        self.former
     }
 
     /// How the table is protected.
@@ -142,6 +151,9 @@ impl Session {
             return Err(Error::ReservedMark);
         }
         let before = self.stage()?;
+        if self.former && spec.stage == Stage::Redirect && before == Some(Stage::Redirect) {
+            return self.upgrade(spec);
+        }
         match (before, spec.stage) {
             // Open until now: nothing of ours, or a pod that was leaving.
             (None | Some(Stage::Learn | Stage::Drain), Stage::Redirect) => self.enrol(spec, before),
@@ -154,6 +166,7 @@ impl Session {
     /// and are not learned again.
     fn stage(&mut self) -> Result<Option<Stage>, Error> {
         let seen = table::read(&mut self.netfilter)?;
+        self.former = seen.as_ref().is_some_and(table::Seen::is_former);
         let learned = seen.as_ref().and_then(drift::learn).map(|spec| spec.stage);
         let remembered = learned.or(self.spec.map(|spec| spec.stage));
         match remembered {
@@ -184,6 +197,18 @@ impl Session {
         let (open, _) = self.open_flows(mark)?;
         let open: Vec<Flow> = open.into_iter().filter(|flow| !captured.contains(flow)).collect();
         self.put(&open, Family::before)
+    }
+
+    /// From rules of the release before, which translate what is captured: its connections, and those of the proxy's listeners from before
+    /// they had a mark, keep their translation as flows from before. The application's end of a proxied connection is captured the new
+    /// way at once.
+    fn upgrade(&mut self, spec: &Spec) -> Result<Applied, Error> {
+        table::learn(&mut self.netfilter, self.mode, &rules::learning(spec.mark), &rules::sets(self.limit))?;
+        let (open, all) = self.open_flows(spec.mark)?;
+        let proxied = |flow: &Flow| all.contains(&Flow { local: flow.remote, remote: flow.local });
+        let open: Vec<Flow> = open.into_iter().filter(|flow| !proxied(flow)).collect();
+        self.put(&open, Family::before)?;
+        self.write(spec)
     }
 
     fn let_go(&mut self, spec: &Spec) -> Result<Applied, Error> {
@@ -298,6 +323,7 @@ impl Session {
     /// Reads everything back and compares. `None`: no table, and this session never made one.
     pub fn read(&mut self) -> Result<Option<Found>, Error> {
         let seen = table::read(&mut self.netfilter)?;
+        self.former = seen.as_ref().is_some_and(table::Seen::is_former);
         if self.spec.is_none() {
             self.spec = seen.as_ref().and_then(drift::learn);
         }

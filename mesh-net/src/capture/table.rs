@@ -21,6 +21,7 @@ pub(super) const NEW_CHAIN: u16 = SUBSYSTEM | 3;
 const GET_CHAIN: u16 = SUBSYSTEM | 4;
 pub(super) const NEW_RULE: u16 = SUBSYSTEM | 6;
 const GET_RULE: u16 = SUBSYSTEM | 7;
+const DELETE_CHAIN: u16 = SUBSYSTEM | 5;
 pub(super) const DELETE_RULE: u16 = SUBSYSTEM | 8;
 const NEW_OBJECT: u16 = SUBSYSTEM | 18;
 const GET_OBJECT: u16 = SUBSYSTEM | 19;
@@ -92,6 +93,17 @@ impl Seen {
 
     pub(super) fn set(&self, name: &str) -> Option<&SeenSet> {
         self.sets.iter().find(|set| set.name == name)
+    }
+
+    /// Of the release before.
+    pub(super) fn is_former(&self) -> bool {
+        self.comment.as_deref() == Some(rules::FORMER_COMMENT) && self.chain(rules::OUTPUT).is_none()
+    }
+
+    /// Of this version; or made by the release before and changed by this one, for the comment of a table stays what it is.
+    pub(super) fn is_current(&self) -> bool {
+        self.comment.as_deref() == Some(rules::table_comment().as_str())
+            || self.comment.as_deref() == Some(rules::FORMER_COMMENT) && !self.is_former()
     }
 
     pub(super) fn has_timeouts(&self) -> bool {
@@ -332,12 +344,24 @@ pub(super) fn write(
     seen: Option<&Seen>,
 ) -> Result<(), Error> {
     let counts = seen.map(Seen::counts).unwrap_or_default();
-    let keep = seen.filter(|seen| keepable(seen, mode, chains, sets));
+    let keep = seen.filter(|seen| keepable(seen, mode, sets));
     transaction(socket, |batch| {
         if seen.is_some() && keep.is_none() {
             batch.add("delete the table", DELETE_TABLE, 0, |w| w.put_str(1, TABLE));
         }
         new_table(batch, mode);
+        // What is not ours, or hooked elsewhere: all rules first, which may jump from one to another.
+        let odd = |old: &&SeenChain| !chains.iter().any(|chain| chain.name == old.name && old.defined_as(chain));
+        let odd: Vec<&SeenChain> = keep.iter().flat_map(|seen| seen.chains.iter().filter(odd)).collect();
+        for old in odd.iter().filter(|old| !old.rules.is_empty()) {
+            empty(batch, &old.name);
+        }
+        for old in &odd {
+            batch.add(format!("delete chain {}", old.name), DELETE_CHAIN, 0, |w| {
+                w.put_str(1, TABLE);
+                w.put_str(3, &old.name);
+            });
+        }
         for (set, id) in sets.iter().zip(1..).filter(|(set, _)| keep.is_none_or(|seen| seen.set(set.name).is_none())) {
             batch.add(format!("create set {}", set.name), flows::NEW_SET, CREATE, |w| flows::put_set(w, set, id));
         }
@@ -351,15 +375,12 @@ pub(super) fn write(
             }
         }
         for chain in chains {
-            let old = keep.and_then(|seen| seen.chain(chain.name));
+            let old = keep.and_then(|seen| seen.chain(chain.name)).filter(|old| old.defined_as(chain));
             if old.is_some_and(|old| old.holds(chain)) {
                 continue;
             }
             if old.is_some_and(|old| !old.rules.is_empty()) {
-                batch.add(format!("empty chain {}", chain.name), DELETE_RULE, 0, |w| {
-                    w.put_str(1, TABLE);
-                    w.put_str(2, chain.name);
-                });
+                empty(batch, chain.name);
             }
             for rule in &chain.rules {
                 new_rule(batch, chain.name, rule, counts.get(&rule.name).copied());
@@ -368,15 +389,21 @@ pub(super) fn write(
     })
 }
 
-/// Whether rules can be replaced inside the chains that are there.
-fn keepable(seen: &Seen, mode: Mode, chains: &[Chain], sets: &[Set]) -> bool {
+fn empty(batch: &mut Batch, chain: &str) {
+    batch.add(format!("empty chain {chain}"), DELETE_RULE, 0, |w| {
+        w.put_str(1, TABLE);
+        w.put_str(2, chain);
+    });
+}
+
+/// Whether chains and rules can be replaced inside the table that is there, whose sets remember flows.
+fn keepable(seen: &Seen, mode: Mode, sets: &[Set]) -> bool {
     // An orphan loses the owner flag and regains it when it is adopted; "dormant" can be taken back.
     let flags_fit = seen.flags & PERSIST == flags(mode) & PERSIST && (mode == Mode::Owned || seen.owner.is_none());
     flags_fit
-        && seen.comment.as_deref() == Some(rules::table_comment().as_str())
+        && (seen.is_current() || seen.is_former())
         && sets.iter().all(|set| seen.set(set.name).is_none_or(|old| old.defined_as(set)))
         && (seen.timeouts.is_none() || seen.has_timeouts())
-        && seen.chains.iter().all(|old| chains.iter().any(|chain| chain.name == old.name && chain.hook == old.hook))
 }
 
 /// Deletes the table; fine if there is none.
@@ -397,6 +424,28 @@ fn new_table(batch: &mut Batch, mode: Mode) {
         w.put_be32(2, flags(mode));
         put_comment(w, 6, &rules::table_comment());
     });
+}
+
+/// Makes a table of the release before remember the flows that begin from now on, and changes nothing else of it.
+pub(super) fn learn(socket: &mut Socket, mode: Mode, chains: &[Chain], sets: &[Set]) -> Result<(), Error> {
+    transaction(socket, |batch| {
+        if mode == Mode::Owned {
+            // Only to be acknowledged as its owner.
+            batch.add("update the table", NEW_TABLE, 0, |w| {
+                w.put_str(1, TABLE);
+                w.put_be32(2, flags(mode));
+            });
+        }
+        for (set, id) in sets.iter().zip(1..) {
+            batch.add(format!("create set {}", set.name), flows::NEW_SET, CREATE, |w| flows::put_set(w, set, id));
+        }
+        for chain in chains {
+            new_chain(batch, chain);
+            for rule in &chain.rules {
+                new_rule(batch, chain.name, rule, None);
+            }
+        }
+    })
 }
 
 fn new_timeouts(batch: &mut Batch) {

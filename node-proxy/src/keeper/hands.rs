@@ -14,7 +14,22 @@ use mesh_net::{Netns, NetnsError, NetnsId};
 use rustix::fs::SealFlags;
 
 /// What reaches each of the [`LISTENERS`].
-const REACHES: [Reach; LISTENERS.len()] = [Reach::OwnPort, Reach::Steered, Reach::OwnPort];
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Reaches([Reach; LISTENERS.len()]);
+
+impl Reaches {
+    /// For rules of the release before, which translate what is captured: an answer with our mark would not be translated back.
+    pub const FORMER: Self = Self([Reach::OwnPort, Reach::Steered, Reach::OwnPort]);
+
+    /// For rules that know the proxy's packets by its sockets.
+    pub const fn owned(mark: Mark) -> Self {
+        Self([Reach::Owned(mark); LISTENERS.len()])
+    }
+
+    fn give(self, listeners: &[OwnedFd; LISTENERS.len()]) -> std::io::Result<()> {
+        listeners.iter().zip(self.0).try_for_each(|(listener, reach)| socket::set_reach(listener, reach))
+    }
+}
 
 /// Where a pod's listeners came from.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -85,12 +100,22 @@ impl Hands {
     }
 
     /// Takes the listeners of a pod that were handed over, or opens them; `pod` is its name for the message.
-    pub fn open(&mut self, slot: u32, netns: Netns, uid: &str, pod: &str) -> Result<Come, Refused> {
+    pub fn open(
+        &mut self,
+        slot: u32,
+        netns: Netns,
+        uid: &str,
+        pod: &str,
+        reaches: Reaches,
+    ) -> Result<Come, Refused> {
         if let Some((_, listeners)) = self.inherited.remove(uid).filter(|(of, _)| *of == netns.id()) {
+            if let Err(error) = reaches.give(&listeners) {
+                tracing::warn!(pod, %error, "listeners that were handed over keep what reaches them");
+            }
             self.pods.insert(slot, Rc::new(Held { netns, listeners }));
             return Ok(Come::Inherited);
         }
-        match self.open_listeners(&netns) {
+        match self.open_listeners(&netns, reaches) {
             Ok(listeners) => {
                 self.pods.insert(slot, Rc::new(Held { netns, listeners }));
                 Ok(Come::Opened)
@@ -106,7 +131,16 @@ impl Hands {
         }
     }
 
-    fn open_listeners(&self, netns: &Netns) -> Result<[OwnedFd; LISTENERS.len()], OpenError> {
+    /// Sets what reaches the listeners of a pod that is held, should it be.
+    pub fn give(&self, netns: NetnsId, reaches: Reaches) {
+        for held in self.pods.values().filter(|held| held.netns.id() == netns) {
+            if let Err(error) = reaches.give(&held.listeners) {
+                tracing::warn!(%netns, %error, "listeners of a pod keep what reaches them");
+            }
+        }
+    }
+
+    fn open_listeners(&self, netns: &Netns, reaches: Reaches) -> Result<[OwnedFd; LISTENERS.len()], OpenError> {
         if netns.id() == self.home {
             return Err(OpenError::Own);
         }
@@ -114,9 +148,9 @@ impl Hands {
             // The limit is each namespace's own.
             let backlog = socket::somaxconn();
             let [outbound, inbound, tunnel] = LISTENERS;
-            let [out, steered, own] = REACHES;
+            let [of_outbound, of_inbound, of_tunnel] = reaches.0;
             let open = |port, reach| socket::listen(port, reach, backlog);
-            Ok::<_, ListenError>([open(outbound, out)?, open(inbound, steered)?, open(tunnel, own)?])
+            Ok::<_, ListenError>([open(outbound, of_outbound)?, open(inbound, of_inbound)?, open(tunnel, of_tunnel)?])
         })?;
         Ok(opened?)
     }
@@ -126,12 +160,11 @@ impl Hands {
     pub fn inherit(&mut self, uid: String, netns: NetnsId, fds: Vec<OwnedFd>) -> Result<(), String> {
         let listeners: [OwnedFd; LISTENERS.len()] =
             fds.try_into().map_err(|fds: Vec<OwnedFd>| format!("{} descriptors", fds.len()))?;
-        for (listener, (port, reach)) in listeners.iter().zip(LISTENERS.into_iter().zip(REACHES)) {
+        for (listener, port) in listeners.iter().zip(LISTENERS) {
             let is = socket::listening_port(listener).map_err(|error| format!("port {port}: {error}"))?;
             if is != Some(port) {
                 return Err(format!("a listener on port {is:?} in the place of {port}"));
             }
-            socket::set_reach(listener, reach).map_err(|error| format!("port {port}: {error}"))?;
         }
         self.inherited.insert(uid, (netns, listeners));
         Ok(())

@@ -7,13 +7,13 @@ use std::time::Duration;
 use mesh_api::link::handover::Handed;
 use mesh_api::link::proxy::{FromKeeper, Refused, ToKeeper};
 use mesh_api::link::worker::{FromWorker, LISTENERS, ToWorker};
-use mesh_model::Reason;
+use mesh_model::{Mark, Reason};
 use mesh_net::{Netns, NetnsId};
 use tokio::time::Instant;
 
 use super::counts::{Counts, Holding};
 use super::handover::{self, Giving, Taking};
-use super::hands::{Come, Hands};
+use super::hands::{Come, Hands, Reaches};
 use super::outbox::Carried;
 use super::state::{Action, Event, Fds, State};
 use super::watcher::{self, WatcherLink};
@@ -43,6 +43,7 @@ struct Arriving {
     uid: String,
     /// For messages.
     name: String,
+    reaches: Reaches,
 }
 
 impl Keeper {
@@ -138,7 +139,13 @@ impl Keeper {
                     Ok(netns) => {
                         let key = netns.id();
                         tracing::info!(pod = name, uid = pod.uid, netns = %key, "pod named by pod-watcher");
-                        self.arriving = Some(Arriving { netns, uid: pod.uid.clone(), name });
+                        let reaches = match Mark::from_random(pod.mark).filter(|_| self.watcher.owns_packets()) {
+                            Some(mark) => Reaches::owned(mark),
+                            None => Reaches::FORMER,
+                        };
+                        // Before it is acknowledged: pod-watcher writes rules that know them.
+                        self.hands.give(key, reaches);
+                        self.arriving = Some(Arriving { netns, uid: pod.uid.clone(), name, reaches });
                         self.step(Event::Add { id, pod, netns: key });
                         self.arriving = None;
                     }
@@ -265,8 +272,8 @@ impl Keeper {
     fn act(&mut self, action: Action) -> Option<Event> {
         match action {
             Action::Open { slot } => {
-                let Arriving { netns, uid, name } = self.arriving.take()?;
-                let refused = match self.hands.open(slot, netns, &uid, &name) {
+                let Arriving { netns, uid, name, reaches } = self.arriving.take()?;
+                let refused = match self.hands.open(slot, netns, &uid, &name, reaches) {
                     Ok(come) => {
                         if come == Come::Opened {
                             self.counts.so_far.listeners_opened += LISTENERS.len() as u64;

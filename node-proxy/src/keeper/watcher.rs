@@ -5,7 +5,7 @@ use std::os::fd::OwnedFd;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use mesh_api::link::proxy::{FromKeeper, HANDOVER, STATS, ToKeeper};
+use mesh_api::link::proxy::{FromKeeper, HANDOVER, OWNED, STATS, ToKeeper};
 use mesh_api::link::{self, Hello, LinkError};
 use mesh_net::seqpacket::{AsyncConn, Packet};
 use tokio::time::Instant;
@@ -43,7 +43,7 @@ pub struct WatcherLink {
 enum Link {
     Down { dial_at: Instant },
     Greeting { conn: AsyncConn, outbox: Outbox, until: Instant },
-    Up { conn: AsyncConn, outbox: Outbox, since: Instant, stats: bool, hands_over: bool },
+    Up { conn: AsyncConn, outbox: Outbox, since: Instant, stats: bool, hands_over: bool, owns: bool },
 }
 
 #[derive(Debug, thiserror::Error)]
@@ -85,6 +85,11 @@ impl WatcherLink {
         matches!(self.link, Link::Up { stats: true, .. })
     }
 
+    /// Whether its rules know the proxy's packets by marked listeners.
+    pub fn owns_packets(&self) -> bool {
+        matches!(self.link, Link::Up { owns: true, .. })
+    }
+
     /// The next thing that happens on the link. Cancel-safe: each await is, and the state is changed only after one.
     pub async fn next(&mut self) -> Heard {
         loop {
@@ -111,7 +116,7 @@ impl WatcherLink {
                     return Err(Broken::NotRoot(peer.uid));
                 }
                 let mut outbox = Outbox::default();
-                outbox.push(link::encode(&FromKeeper::Hello(Hello::of("keeper").with(HANDOVER))), Carried::Nothing);
+                outbox.push(link::encode(&FromKeeper::Hello(Hello::of("keeper").with(HANDOVER).with(OWNED))), Carried::Nothing);
                 self.link = Link::Greeting { conn, outbox, until: Instant::now() + HELLO };
                 Ok(None)
             }
@@ -124,11 +129,12 @@ impl WatcherLink {
                     return Err(Broken::Protocol("first message is not a greeting"));
                 };
                 let (version, stats, hands_over) = (hello.agree()?, hello.can(STATS), hello.can(HANDOVER));
+                let owns = hello.can(OWNED);
                 tracing::info!(watcher = hello.component, version, "pod-watcher link is up");
                 self.complained = false;
                 let now = Link::Down { dial_at: *until };
                 if let Link::Greeting { conn, outbox, .. } = std::mem::replace(&mut self.link, now) {
-                    self.link = Link::Up { conn, outbox, since: Instant::now(), stats, hands_over };
+                    self.link = Link::Up { conn, outbox, since: Instant::now(), stats, hands_over, owns };
                 }
                 Ok(Some(Heard::Up))
             }

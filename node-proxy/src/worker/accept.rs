@@ -10,7 +10,7 @@ use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use mesh_model::{ClientAddr, OrigDst, Reason};
+use mesh_model::{ClientAddr, OrigDst, Reason, ports};
 use mesh_net::socket;
 use rustix::net::SocketFlags;
 use tokio::io::unix::AsyncFd;
@@ -91,11 +91,7 @@ impl Arrived {
     /// Puts it on this thread. `None` when the kernel will not have it.
     pub fn take(self) -> Option<Accepted> {
         let Arrived { socket, peer, pod, port, place, at } = self;
-        let destination = match port {
-            Port::Outbound | Port::Inbound => socket::original_dst(&socket),
-            // Not redirected: where a tunnel leads is said by its requests.
-            Port::Tunnel => None,
-        };
+        let destination = destination(port, &socket);
         let stream = TcpStream::from_std(std::net::TcpStream::from(socket))
             .inspect_err(|error| tracing::warn!(%error, %peer, "an accepted socket cannot be served"))
             .ok()?;
@@ -225,10 +221,23 @@ fn refuse(here: &Thread, pod: &Pod, port: Port, socket: &OwnedFd, peer: SocketAd
     // The socket is closed by the caller: with this, by a reset. It can only fail when the peer is gone already.
     let _ = socket::reset_on_close(socket);
     let client = ClientAddr::new(peer);
-    let destination: Option<OrigDst> = socket::original_dst(socket);
+    let destination = destination(port, socket);
     let connection = Arc::new(Connection::new(ConnectionId::random(), port.direction(), client, destination));
     let cause = format!("pod {} has used up its budget of connections", pod.name());
     Record::new(&here.proxy.sinks, &connection, pod).refused(&Refusal::of(Reason::Overloaded, cause));
+}
+
+/// Where an accepted connection wanted to go. On the way out it was steered, and has that as its own address; only rules of the release
+/// before translate it to our port. Where a tunnel leads is said by its requests.
+fn destination(port: Port, socket: &OwnedFd) -> Option<OrigDst> {
+    match port {
+        Port::Outbound => socket::steered_dst(socket)
+            .filter(|to| to.port() != ports::OUTBOUND)
+            .or_else(|| socket::original_dst(socket))
+            .or_else(|| socket::steered_dst(socket)),
+        Port::Inbound => socket::original_dst(socket),
+        Port::Tunnel => None,
+    }
 }
 
 fn accept(listener: &OwnedFd) -> io::Result<(OwnedFd, SocketAddr)> {

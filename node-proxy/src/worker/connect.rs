@@ -157,7 +157,11 @@ pub async fn open(dialer: &Dialer, authorized: &Authorized, asking: Asking) -> R
     Ok(Reached(match authorized.to() {
         To::App { pod, address } => {
             let source = source_for(identified, *address)?;
-            End::Tcp(towards_app(&dialer.mint, pod.slot(), source, *address).await?)
+            // A pod that calls itself: sockets that are bound to `lo` do not hear answers from its own address.
+            End::Tcp(match pod.has_address(source.ip()) {
+                true => towards_itself(&dialer.mint, pod.slot(), source, *address).await?,
+                false => towards_app(&dialer.mint, pod.slot(), source, *address).await?,
+            })
         }
         To::Clear(address) => End::Tcp(towards_peer(&dialer.mint, identified.pod().slot(), *address).await?),
         To::Tunnel { address, accepted } => {
@@ -178,26 +182,46 @@ fn source_for(identified: &Identified, to: SocketAddr) -> Result<SocketAddr, Con
     other.map(|ip| SocketAddr::new(*ip, 0)).ok_or(ConnectError::NoSourceAddress { client, to })
 }
 
+/// From here on a port is one that kernels choose for whoever asks for none (the start of `ip_local_port_range`). Below it stand the ports
+/// that applications listen on: one that bears a caller's port could not be bound by an application that comes later, and those below
+/// 1024 cannot be bound here at all.
+const FIRST_CHOSEN: u16 = 32_768;
+
 /// Connects to the application of a pod from a foreign source address.
 async fn towards_app(mint: &Mint, slot: u32, source: SocketAddr, to: SocketAddr) -> Result<TcpStream, ConnectError> {
     let any_port = SocketAddr::new(source.ip(), 0);
     let fd = mint.take(slot, family(to), Purpose::TowardsApp).await?;
-    let bound =
-        if source.port() == 0 { Err(io::ErrorKind::AddrInUse.into()) } else { socket::bind_source(&fd, source) };
-    match bound {
+    let wanted = if source.port() < FIRST_CHOSEN { any_port } else { source };
+    let reached = match socket::bind_source(&fd, wanted) {
         Ok(()) => match connect(fd, to).await {
-            // Another socket has this very 4-tuple: the caller's own, when a pod calls itself.
-            Err(ConnectError::Failed { source, .. }) if is_taken(&source) => {}
-            done => return done,
+            // Another socket has this very 4-tuple.
+            Err(ConnectError::Failed { source, .. }) if is_taken(&source) && wanted != any_port => {
+                let fd = mint.take(slot, family(to), Purpose::TowardsApp).await?;
+                socket::bind_source(&fd, any_port).map_err(|error| ConnectError::io(to, error))?;
+                connect(fd, to).await
+            }
+            done => done,
         },
-        Err(error) if is_taken(&error) => {
+        Err(error) if is_taken(&error) && wanted != any_port => {
             socket::bind_source(&fd, any_port).map_err(|error| ConnectError::io(to, error))?;
-            return connect(fd, to).await;
+            connect(fd, to).await
         }
-        Err(error) => return Err(ConnectError::io(to, error)),
+        Err(error) => Err(ConnectError::io(to, error)),
+    };
+    match reached {
+        // Nobody listens where packets come by `lo`; an application may listen on an interface. For a socket that is bound to nothing
+        // the kernel takes the pod's address for one of that interface.
+        Err(ConnectError::Failed { source: error, .. }) if error.kind() == io::ErrorKind::ConnectionRefused => {
+            towards_itself(mint, slot, source, to).await
+        }
+        reached => reached,
     }
-    let fd = mint.take(slot, family(to), Purpose::TowardsApp).await?;
-    socket::bind_source(&fd, any_port).map_err(|error| ConnectError::io(to, error))?;
+}
+
+/// The same by a socket that is bound to no interface, from any port.
+async fn towards_itself(mint: &Mint, slot: u32, source: SocketAddr, to: SocketAddr) -> Result<TcpStream, ConnectError> {
+    let fd = mint.take(slot, family(to), Purpose::TowardsPeer).await?;
+    socket::bind_source(&fd, SocketAddr::new(source.ip(), 0)).map_err(|error| ConnectError::io(to, error))?;
     connect(fd, to).await
 }
 

@@ -76,6 +76,10 @@ impl Identified {
 /// From the pod's own application: who speaks is known from the listener.
 pub fn outbound(pod: &Arc<Pod>, client: ClientAddr, destination: Option<OrigDst>) -> Result<Identified, Unidentified> {
     let destination = destination.ok_or(Unidentified::NoOriginalDestination)?;
+    // An application may dial our listener itself: nothing was captured, and the way out would lead back to it.
+    if is_reserved(destination.port()) && (pod.has_address(destination.ip()) || destination.ip().is_loopback()) {
+        return Err(Unidentified::ReservedPort(destination.port()));
+    }
     let client = from_its_own(pod, client)?;
     Ok(Identified { pod: pod.clone(), source: Some(pod.identity().clone()), client, destination })
 }
@@ -158,6 +162,18 @@ mod tests {
         assert_eq!(from("[::ffff:198.18.1.5]:40000"), "198.18.1.5:40000");
         for claimed in ["127.0.0.1:40000", "198.18.1.9:40000", "[::1]:40000", "[::ffff:127.0.0.1]:40000"] {
             assert_eq!(from(claimed), "198.18.1.5:0", "{claimed}");
+        }
+    }
+
+    #[test]
+    fn an_application_that_dials_our_own_listener_is_refused_and_the_same_port_elsewhere_is_not() {
+        let pod = pod(1, &facts("shop", "web", "198.18.1.5"));
+        let reason = |destination| outbound(&pod, client(), to(destination)).err().map(|error| error.reason());
+        for own in ["198.18.1.5:15001", "127.0.0.1:15001", "[::1]:15006", "[::ffff:127.0.0.1]:15008"] {
+            assert_eq!(reason(own), Some(Reason::ReservedPort), "{own}");
+        }
+        for other in ["203.0.113.1:15001", "198.18.1.5:80"] {
+            assert_eq!(reason(other), None, "{other}");
         }
     }
 

@@ -157,7 +157,7 @@ pub fn facts(uid: &str) -> PodFacts {
 /// Ports that something listens on in the pod.
 pub fn listening(netns: &Netns) -> Vec<u16> {
     let listeners = netns.run(|| Diag::open()?.listeners()).expect("entered").expect("sock_diag");
-    let mut ports: Vec<u16> = listeners.iter().map(SocketAddr::port).collect();
+    let mut ports: Vec<u16> = listeners.iter().map(|listener| listener.address.port()).collect();
     ports.sort_unstable();
     ports
 }

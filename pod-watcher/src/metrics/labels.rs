@@ -150,6 +150,9 @@ impl From<&Drift> for DriftKind {
             | Drift::TableFlags { .. }
             | Drift::TableNotOwned
             | Drift::TableVersion
+            | Drift::SetMissing { .. }
+            | Drift::SetExtra { .. }
+            | Drift::TimeoutsMissing
             | Drift::Unrecognised => Self::Table,
             Drift::ChainMissing { .. } | Drift::ChainChanged { .. } | Drift::ChainExtra { .. } => Self::Chain,
             Drift::RuleMissing { .. }

@@ -27,7 +27,10 @@ impl Node {
         match action {
             Action::Apply { epoch, stage } => self.apply(uid, epoch, stage),
             Action::Remove { epoch } => self.job(uid, Job::Remove { epoch }),
-            Action::ReadListeners { epoch } => self.job(uid, Job::Listeners { epoch }),
+            Action::ReadListeners { epoch } => {
+                let Some(mark) = self.pods.get(uid).map(|entry| entry.mark) else { return };
+                self.job(uid, Job::Listeners { epoch, mark });
+            }
             Action::Offer { keeper, epoch } => self.offer(uid, keeper, epoch),
             Action::Update { keeper } => {
                 let Some(pod) = self.pods.get(uid).map(|entry| entry.facts()) else { return };

@@ -444,7 +444,7 @@ impl Node {
 fn stage(stage: capture::Stage) -> Stage {
     match stage {
         capture::Stage::Deny => Stage::Deny,
-        capture::Stage::Redirect => Stage::Redirect,
-        capture::Stage::Drain => Stage::Drain,
+        capture::Stage::Redirect | capture::Stage::Part => Stage::Redirect,
+        capture::Stage::Learn | capture::Stage::Drain => Stage::Drain,
     }
 }

@@ -43,7 +43,9 @@ fn rules(stage: Option<capture::Stage>) -> &'static str {
     match stage {
         None => "none",
         Some(capture::Stage::Deny) => "deny",
+        Some(capture::Stage::Learn) => "learn",
         Some(capture::Stage::Redirect) => "redirect",
+        Some(capture::Stage::Part) => "part",
         Some(capture::Stage::Drain) => "drain",
     }
 }
@@ -79,9 +81,9 @@ impl Node {
         self.metrics.pods(self.pods.values().map(|entry| match entry.rules {
             None => PodState::Plain,
             Some(capture::Stage::Deny) => PodState::Denied,
-            Some(capture::Stage::Redirect) if entry.machine.is_served() => PodState::Served,
-            Some(capture::Stage::Redirect) => PodState::Unserved,
-            Some(capture::Stage::Drain) => PodState::Draining,
+            Some(capture::Stage::Redirect | capture::Stage::Part) if entry.machine.is_served() => PodState::Served,
+            Some(capture::Stage::Redirect | capture::Stage::Part) => PodState::Unserved,
+            Some(capture::Stage::Learn | capture::Stage::Drain) => PodState::Draining,
         }));
         self.metrics.keepers.set(i64::try_from(self.keepers.len()).unwrap_or(i64::MAX));
     }

@@ -122,14 +122,16 @@ fn serve(conn: &Conn, seen: &Mutex<Vec<Seen>>, answers: Answers) {
             ToKeeper::Add { id, pod } => {
                 let netns = Netns::from_fd(fds.pop().expect("one descriptor")).expect("a netns");
                 let (uid, name) = (pod.uid.clone(), format!("{}/{}", pod.namespace, pod.name));
+                let mark = mesh_model::Mark::from_random(pod.mark).expect("a mark");
                 note(Seen::Add { pod: name, facts: pod, in_force: in_force(&netns) });
                 match answers {
                     Answers::Serve => {
                         pods.remove(&uid);
                         let open = netns.run(|| {
+                            let reach = Reach::Owned(mark);
                             LISTENERS
                                 .iter()
-                                .map(|port| socket::listen(*port, Reach::Steered, 128))
+                                .map(|port| socket::listen(*port, reach, 128))
                                 .collect::<Result<Vec<_>, _>>()
                         });
                         match open.expect("entered") {

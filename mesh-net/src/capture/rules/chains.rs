@@ -203,6 +203,19 @@ pub(super) fn resets(own: Mark) -> Vec<Rule> {
     ]
 }
 
+/// Beside the rules of the release before.
+pub(super) fn learn_in() -> Vec<Rule> {
+    let outside = || not_on(Meta::InputInterface, LOOPBACK);
+    each("learn-in", |family| [outside(), syn(), known(family, Way::In), put(family.before())]).into()
+}
+
+/// The same.
+pub(super) fn learn_out(own: Mark) -> Vec<Rule> {
+    let mut rules = vec![rule("learn-not", [marked(own.value()), accept()]), rule("learn-local", [to_self(), accept()])];
+    rules.extend(each("learn-out", |family| [syn(), known(family, Way::Out), put(family.before())]));
+    rules
+}
+
 /// Where the proxy would reach itself.
 pub(super) fn towards_us() -> Vec<Rule> {
     [OUTBOUND, INBOUND, TUNNEL]

@@ -45,6 +45,8 @@ pub(super) const SCHEMA: u32 = 3;
 /// A chain without a hook. Its one rule carries stage and generation as comment: the table's own user data cannot be changed
 /// after its creation (`nf_tables_updtable`), and creating it anew would leave a moment without rules.
 pub(super) const ABOUT: &str = "about";
+/// What leaves a socket.
+pub(super) const OUTPUT: &str = "output_route";
 /// Chains without a hook that others jump to.
 const REFUSE: &str = "refuse";
 const RESETS: &str = "resets";
@@ -152,6 +154,9 @@ pub(super) struct Rule {
     pub(super) exprs: Vec<Expr>,
 }
 
+/// The comment of a table of the release before.
+pub(super) const FORMER_COMMENT: &str = "culvert schema 2";
+
 /// The comment of the table.
 pub(super) fn table_comment() -> String {
     format!("culvert schema {SCHEMA}")
@@ -191,9 +196,19 @@ pub(super) fn prescribe(spec: &Spec, exclusions: &Exclusions) -> Vec<Chain> {
         Chain { name: "prerouting_raw", hook: hook("filter", 0, -300), rules: chains::untrack(mark) },
         Chain { name: "prerouting_nat", hook: hook("nat", 0, -100), rules: chains::translate(stage, exclusions) },
         Chain { name: "prerouting_filter", hook: hook("filter", 0, -50), rules: chains::arrive(stage, mark, exclusions) },
-        Chain { name: "output_route", hook: hook("route", 3, -300), rules: chains::leave(stage, mark, exclusions) },
+        Chain { name: OUTPUT, hook: hook("route", 3, -300), rules: chains::leave(stage, mark, exclusions) },
         // Before the translation of sources (100): a flow is asked for as its socket has it.
         Chain { name: "postrouting_filter", hook: hook("filter", 4, 90), rules: chains::part(stage, mark) },
+    ]
+}
+
+/// What a table of the release before needs besides its own rules to remember the flows that begin: as their sockets have them, behind
+/// its translation on the way in, before it on the way out.
+pub(super) fn learning(own: Mark) -> Vec<Chain> {
+    let hook = |number, priority| Some(Hook { kind: "filter".to_owned(), number, priority });
+    vec![
+        Chain { name: "learn_in", hook: hook(0, -45), rules: chains::learn_in() },
+        Chain { name: "learn_out", hook: hook(3, -301), rules: chains::learn_out(own) },
     ]
 }
 
