@@ -99,7 +99,8 @@ impl Diag {
         let mut found = false;
         self.ask(&request(local, remote, u32::MAX), 0, &mut |socket| {
             // The kernel's lookup falls back to a listener on the local port, and would find a socket by a different scope.
-            let unproven = [TCP_SYN_SENT, TCP_SYN_RECV, TCP_NEW_SYN_RECV, TCP_CLOSE, TCP_LISTEN].contains(&socket.state);
+            let unproven =
+                [TCP_SYN_SENT, TCP_SYN_RECV, TCP_NEW_SYN_RECV, TCP_CLOSE, TCP_LISTEN].contains(&socket.state);
             found |= !unproven && socket.local == local && socket.remote == remote;
         })?;
         Ok(found)

@@ -293,7 +293,10 @@ mod tests {
         check(|seen| (seen.flags, seen.owner) = (4, None), &["table inet culvert is not owned by pod-watcher"]);
         check(|seen| seen.comment = None, &["table inet culvert is of another version"]);
         check(|seen| seen.chains.retain(|chain| chain.name != "output_route"), &["chain output_route is missing"]);
-        check(|seen| chain(seen, "output_route").policy = 0, &["chain output_route has another hook, priority or policy"]);
+        check(
+            |seen| chain(seen, "output_route").policy = 0,
+            &["chain output_route has another hook, priority or policy"],
+        );
         check(
             |seen| drop(chain(seen, "output_route").rules.pop()),
             &["rule \"capture-out\" of chain output_route is missing"],
@@ -312,7 +315,10 @@ mod tests {
             |seen| chain(seen, "output_route").rules.push(SeenRule { name: String::new(), exprs: vec![Expr::Accept] }),
             &["rule (accept) was added at the end of chain output_route"],
         );
-        check(|seen| chain(seen, "output_route").rules.swap(0, 1), &["rules of chain output_route stand in another order"]);
+        check(
+            |seen| chain(seen, "output_route").rules.swap(0, 1),
+            &["rules of chain output_route stand in another order"],
+        );
         let another = SeenChain { name: "x".to_owned(), hook: None, policy: 1, rules: Vec::new() };
         check(|seen| seen.chains.push(another), &["chain x was added"]);
         check(|seen| drop(seen.sets.remove(0)), &["set before4 is missing or changed"]);

@@ -47,7 +47,8 @@ pub(super) fn read(socket: &mut Socket) -> io::Result<Vec<Link>> {
         |_| {},
         |message, found| {
             let Some(header) = message.payload.get(..FIXED) else { return };
-            let number = |at: usize| header.get(at..at + 4).and_then(|bytes| bytes.try_into().ok()).map(u32::from_ne_bytes);
+            let number =
+                |at: usize| header.get(at..at + 4).and_then(|bytes| bytes.try_into().ok()).map(u32::from_ne_bytes);
             let (Some(index), Some(flags)) = (number(4), number(8)) else { return };
             if message.kind != NEW_LINK {
                 return;

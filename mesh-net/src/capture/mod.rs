@@ -28,10 +28,10 @@ use mesh_model::Mark;
 
 pub use drift::Drift;
 pub use error::Error;
+pub use flows::Flow;
 #[cfg(feature = "tokio")]
 pub use monitor::{Change, Changed, Changer, Monitor};
 pub use probe::owned_supported;
-pub use flows::Flow;
 pub use routes::{ROUTE_TABLES, RULE_PRIORITY};
 pub use rules::{FWMARK, TABLE};
 pub use session::{Applied, FLOWS, Found, Session};

@@ -286,9 +286,8 @@ fn remove_former(socket: &mut Socket, seen: &Seen) -> Result<(), Error> {
     let former = |rule: &&SeenRule| rule.is == Some(Which::Captured) && rule.table == FORMER_TABLE;
     for family in seen.rules.iter().filter(former).map(|rule| rule.family) {
         let told = |what: &str| Error::kernel(format!("{what} of an earlier version ({})", family.name()));
-        let bound = |rule: &&SeenRule| {
-            rule.family == family && rule.is == Some(Which::BoundToLo) && rule.table == FORMER_TABLE
-        };
+        let bound =
+            |rule: &&SeenRule| rule.family == family && rule.is == Some(Which::BoundToLo) && rule.table == FORMER_TABLE;
         for rule in seen.rules.iter().filter(bound) {
             delete_rule(socket, &rule.payload).map_err(told("delete the ip rule"))?;
         }

@@ -100,8 +100,14 @@ pub const TAMPERING: &[(&str, &str)] = &[
         "the ipv6 ip rule of sockets bound to lo is missing or changed",
     ),
     ("ip route flush table 15001100", "the ipv4 route of the mesh's table by lo is missing or changed"),
-    ("ip -6 route del local default dev lo table 15001100", "the ipv6 route of the mesh's table by lo is missing or changed"),
-    ("ip route replace unreachable default table 15001100", "the ipv4 route of the mesh's table by lo is missing or changed"),
+    (
+        "ip -6 route del local default dev lo table 15001100",
+        "the ipv6 route of the mesh's table by lo is missing or changed",
+    ),
+    (
+        "ip route replace unreachable default table 15001100",
+        "the ipv4 route of the mesh's table by lo is missing or changed",
+    ),
 ];
 
 #[test]

@@ -259,7 +259,10 @@ fn a_process_of_the_pod_reads_only_the_public_marks() {
                     setpriv --reuid 65534 --regid 65534 --clear-groups --bounding-set -all ss -tnaieO";
     let seen = sh(&bed.pod, &readable.replace("ss -tnaieO; cat", "cat"));
     let conntrack = sh(&bed.pod, "cat /proc/thread-self/net/nf_conntrack");
-    assert!(!conntrack.contains("mark=") || conntrack.matches("mark=0").count() == conntrack.matches("mark=").count(), "{conntrack}");
+    assert!(
+        !conntrack.contains("mark=") || conntrack.matches("mark=0").count() == conntrack.matches("mark=").count(),
+        "{conntrack}"
+    );
     assert_eq!(seen.matches(&format!("{FWMARK:#x}")).count(), 2, "{seen}");
     for spelling in [format!("{}", mark().value()), format!("{:x}", mark().value())] {
         assert!(!seen.to_lowercase().contains(&spelling), "{spelling} in {seen}");

@@ -9,7 +9,8 @@ use std::io::ErrorKind;
 use std::net::SocketAddr;
 
 use crate::bed::{
-    Bed, FAMILIES, accept, assert_talks, assert_untouched, dial, dial_from, listen, listen_as_app, loopback, mark, pod, spec, world,
+    Bed, FAMILIES, accept, assert_talks, assert_untouched, dial, dial_from, listen, listen_as_app, loopback, mark, pod,
+    spec, world,
 };
 
 const APP: u16 = 8080;

@@ -8,6 +8,7 @@ mod escape;
 mod flows;
 #[cfg(feature = "tokio")]
 mod monitor;
+mod owners;
 mod rules;
 mod spoof;
 mod timing;

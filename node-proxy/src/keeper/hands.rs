@@ -100,14 +100,7 @@ impl Hands {
     }
 
     /// Takes the listeners of a pod that were handed over, or opens them; `pod` is its name for the message.
-    pub fn open(
-        &mut self,
-        slot: u32,
-        netns: Netns,
-        uid: &str,
-        pod: &str,
-        reaches: Reaches,
-    ) -> Result<Come, Refused> {
+    pub fn open(&mut self, slot: u32, netns: Netns, uid: &str, pod: &str, reaches: Reaches) -> Result<Come, Refused> {
         if let Some((_, listeners)) = self.inherited.remove(uid).filter(|(of, _)| *of == netns.id()) {
             if let Err(error) = reaches.give(&listeners) {
                 tracing::warn!(pod, %error, "listeners that were handed over keep what reaches them");

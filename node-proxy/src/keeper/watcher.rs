@@ -116,7 +116,10 @@ impl WatcherLink {
                     return Err(Broken::NotRoot(peer.uid));
                 }
                 let mut outbox = Outbox::default();
-                outbox.push(link::encode(&FromKeeper::Hello(Hello::of("keeper").with(HANDOVER).with(OWNED))), Carried::Nothing);
+                outbox.push(
+                    link::encode(&FromKeeper::Hello(Hello::of("keeper").with(HANDOVER).with(OWNED))),
+                    Carried::Nothing,
+                );
                 self.link = Link::Greeting { conn, outbox, until: Instant::now() + HELLO };
                 Ok(None)
             }

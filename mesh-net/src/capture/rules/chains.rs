@@ -6,8 +6,8 @@ use mesh_model::{Exclusions, Mark};
 use super::excluded;
 use super::parts::{
     TCP, UDP, Way, accept, change, count, drop, flow, from_landing, from_self, in_set, jump, land, mark, marked,
-    not_on, not_syn, not_to_port, of_any_note, of_any_socket, of_family, of_socket, of_transparent_socket, on, opening, refuse,
-    reset, steer, syn, tcp, to_landing, to_others, to_port, to_self, translated, transport,
+    not_on, not_syn, not_to_port, of_any_note, of_any_socket, of_family, of_socket, of_transparent_socket, on, opening,
+    refuse, reset, steer, syn, tcp, to_landing, to_others, to_port, to_self, translated, transport, with_flow_label,
 };
 use super::{FWMARK, Family, LOOPBACK, RESETS, Rule, TIMEOUTS, TOWARDS_US, rule};
 use crate::capture::Stage;
@@ -88,7 +88,9 @@ pub(super) fn arrive(stage: Stage, own: Mark, exclusions: &Exclusions) -> Vec<Ru
         Stage::Redirect | Stage::Part => {
             rules.push(rule("input-captured", [to_landing(), steer(INBOUND)]));
             rules.extend(excluded::inbound(exclusions));
-            rules.extend(each("before-in", |family| [not_syn(), known(family, Way::In), in_set(family.before()), accept()]));
+            rules.extend(each("before-in", |family| {
+                [not_syn(), known(family, Way::In), in_set(family.before()), accept()]
+            }));
             rules.extend(each("excluded-in", |family| {
                 [not_syn(), known(family, Way::In), in_set(family.excluded()), accept()]
             }));
@@ -131,9 +133,8 @@ pub(super) fn leave(stage: Stage, own: Mark, exclusions: &Exclusions) -> Vec<Rul
         rule("local-spoofed", [to_self(), refuse()]),
     ];
     let captured = |rules: &mut Vec<Rule>| {
-        let steered = |family: Family| {
-            [known(family, Way::Out), in_set(family.captured()), count(), mark(FWMARK), untracked()]
-        };
+        let steered =
+            |family: Family| [known(family, Way::Out), in_set(family.captured()), count(), mark(FWMARK), untracked()];
         rules.extend(each("still-captured", steered));
     };
     match stage {
@@ -193,12 +194,15 @@ pub(super) fn refusals() -> Vec<Rule> {
     vec![rule("refused", [vec![limit], count(), vec![Expr::Reset]]), rule("silenced", [drop()])]
 }
 
-/// A reset on its way out. One that belongs to no socket is our own, of [`refusals`]; all others go the way of their socket.
+/// A reset on its way out. One that belongs to no socket is our own, of [`refusals`]; all others go the way of their socket. What the
+/// kernel itself answers over IPv6 belongs to no socket either, but has a flow label (`auto_flowlabels`, on unless somebody switches it
+/// off), and ours has none (`nf_reject_ip6hdr_put`).
 pub(super) fn resets(own: Mark) -> Vec<Rule> {
     let back = || vec![Expr::counter(), Expr::Return];
     vec![
         rule("reset-of-socket", [of_any_socket(), back()]),
         rule("reset-of-note", [of_any_note(), back()]),
+        rule("reset-of-kernel", [of_family(Family::V6), with_flow_label(), back()]),
         rule("reset-of-nobody", [count(), mark(own.value()), vec![Expr::Untrack, Expr::Accept]]),
     ]
 }
@@ -211,7 +215,8 @@ pub(super) fn learn_in() -> Vec<Rule> {
 
 /// The same.
 pub(super) fn learn_out(own: Mark) -> Vec<Rule> {
-    let mut rules = vec![rule("learn-not", [marked(own.value()), accept()]), rule("learn-local", [to_self(), accept()])];
+    let mut rules =
+        vec![rule("learn-not", [marked(own.value()), accept()]), rule("learn-local", [to_self(), accept()])];
     rules.extend(each("learn-out", |family| [syn(), known(family, Way::Out), put(family.before())]));
     rules
 }
@@ -243,4 +248,3 @@ fn put(set: &str) -> Vec<Expr> {
 fn take(set: &str) -> Vec<Expr> {
     [change(set, Change::Delete), count()].concat()
 }
-

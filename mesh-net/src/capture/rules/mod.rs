@@ -118,9 +118,8 @@ pub(super) struct Set {
 
 /// The table's sets.
 pub(super) fn sets(size: u32) -> Vec<Set> {
-    let of = |family: Family| {
-        [family.before(), family.excluded(), family.captured()].map(|name| Set { name, family, size })
-    };
+    let of =
+        |family: Family| [family.before(), family.excluded(), family.captured()].map(|name| Set { name, family, size });
     Family::BOTH.into_iter().flat_map(of).collect()
 }
 
@@ -195,7 +194,11 @@ pub(super) fn prescribe(spec: &Spec, exclusions: &Exclusions) -> Vec<Chain> {
         Chain { name: TOWARDS_US, hook: None, rules: chains::towards_us() },
         Chain { name: "prerouting_raw", hook: hook("filter", 0, -300), rules: chains::untrack(mark) },
         Chain { name: "prerouting_nat", hook: hook("nat", 0, -100), rules: chains::translate(stage, exclusions) },
-        Chain { name: "prerouting_filter", hook: hook("filter", 0, -50), rules: chains::arrive(stage, mark, exclusions) },
+        Chain {
+            name: "prerouting_filter",
+            hook: hook("filter", 0, -50),
+            rules: chains::arrive(stage, mark, exclusions),
+        },
         Chain { name: OUTPUT, hook: hook("route", 3, -300), rules: chains::leave(stage, mark, exclusions) },
         // Before the translation of sources (100): a flow is asked for as its socket has it.
         Chain { name: "postrouting_filter", hook: hook("filter", 4, 90), rules: chains::part(stage, mark) },
@@ -274,7 +277,11 @@ mod tests {
                     let owned = |expr: &Expr| match expr {
                         // The proxy's own, by the mark or by a socket that is transparent; steered to the proxy; to the pod itself, or
                         // for others; a flow that is known; another protocol; by `lo`, or from another interface.
-                        Expr::Socket(_) | Expr::Steer | Expr::DestinationType | Expr::InSet(_) | Expr::ChangeSet { .. } => true,
+                        Expr::Socket(_)
+                        | Expr::Steer
+                        | Expr::DestinationType
+                        | Expr::InSet(_)
+                        | Expr::ChangeSet { .. } => true,
                         Expr::Meta(Meta::Mark | Meta::InputInterface | Meta::OutputInterface) => true,
                         Expr::CtStatus => true,
                         Expr::Cmp { equal: false, value } => value == &[6],

@@ -137,6 +137,12 @@ pub(super) fn of_any_note() -> Vec<Expr> {
     vec![Expr::Socket(OfSocket::Transparent), Expr::Bitwise { mask: vec![0], xor: vec![0] }, equal(&[0])]
 }
 
+/// RFC 8200, 3: the lower 20 bits of the first word.
+pub(super) fn with_flow_label() -> Vec<Expr> {
+    let label = Expr::Bitwise { mask: vec![0, 0x0f, 0xff, 0xff], xor: vec![0; 4] };
+    vec![Expr::Network { offset: 0, len: 4, at: 0 }, label, unequal(&[0; 4])]
+}
+
 /// Which end of a flow is the pod's.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Way {
