@@ -438,13 +438,13 @@ fn put_route(writer: &mut Writer, table: u32, interface: u32, metric: Option<u32
     }
 }
 
-/// The route by `lo` comes first for whoever is bound to nothing.
+/// The route by `lo` comes first for whoever is bound to nothing; two of one metric would take each other's place.
 const fn metric(family: Family, interface: u32) -> u32 {
     match (interface, family) {
         (LOOPBACK, Family::V4) => 0,
         // For IPv6 none means 1024.
         (LOOPBACK, Family::V6) => 1,
-        _ => 99,
+        _ => 1_000 + interface,
     }
 }
 
