@@ -3,6 +3,7 @@
 use std::fmt;
 use std::net::IpAddr;
 use std::str::FromStr;
+use std::time::Duration;
 
 /// Key of a service on the wire and in the store; printed `namespace/hostname`.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -62,6 +63,27 @@ pub struct Service {
     /// Whether endpoints that are not healthy are used as well (`publishNotReadyAddresses`).
     pub publish_not_ready: bool,
     /// Which endpoints a client is sent to.
+    pub near: Near,
+    /// Where clients are sent elsewhere than `near` says.
+    pub external: Option<External>,
+    /// How long after its last connection a client is led to the same endpoint again (`sessionAffinity: ClientIP`).
+    pub session_affinity: Option<Duration>,
+}
+
+impl Service {
+    /// Which endpoints a client of this virtual address is sent to.
+    pub fn near_at(&self, vip: IpAddr) -> Near {
+        let external = self.external.as_ref().filter(|external| external.vips.contains(&vip.to_canonical()));
+        external.map_or(self.near, |external| external.near)
+    }
+}
+
+/// Virtual addresses that `internalTrafficPolicy` says nothing of (`externalIPs`), where it says something of the others.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct External {
+    /// These; they are among the service's virtual addresses too.
+    pub vips: Vec<IpAddr>,
+    /// Which endpoints a client of these is sent to.
     pub near: Near,
 }
 

@@ -5,6 +5,7 @@
 
 mod addresses;
 mod authorization;
+mod behind;
 mod endpoints;
 mod fate;
 mod incremental;

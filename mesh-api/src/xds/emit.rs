@@ -1,14 +1,17 @@
 //! Model → wire, for the control plane. Never fails: the model holds nothing that the wire cannot say.
 
 use std::net::IpAddr;
+use std::time::Duration;
 
 use mesh_model::policy::{
     Action, AddressBlock, Match, Policy, Rule, Scope, ServiceAccountMatch, StringMatch, block_parts,
 };
-use mesh_model::{Health, Near, NetworkPolicy, Service, Telemetry, Tunnel, Workload};
+use mesh_model::{
+    Endpoint, External, Health, Hints, Near, NetworkPolicy, Readiness, Service, Telemetry, Tunnel, Workload,
+};
 use prost::Message;
 
-use super::{POLICY_EXTENSION, WORKLOAD_EXTENSION, culvert, security, workload as wire};
+use super::{POLICY_EXTENSION, SERVICE_EXTENSION, WORKLOAD_EXTENSION, culvert, security, workload as wire};
 
 impl From<&Workload> for wire::Address {
     fn from(workload: &Workload) -> Self {
@@ -35,6 +38,10 @@ impl From<&Workload> for wire::Address {
             }
             .into(),
             pod_uid: pod_uid.as_ref().map(ToString::to_string).unwrap_or_default(),
+            endpoints: services
+                .iter()
+                .filter_map(|(key, endpoint)| Some((key.to_string(), endpoint_beyond(endpoint, *health)?)))
+                .collect(),
         };
         let message = wire::Workload {
             uid: uid.to_string(),
@@ -61,7 +68,11 @@ impl From<&Workload> for wire::Address {
             }
             .into(),
             cluster_id: uid.cluster().unwrap_or_default().to_owned(),
-            services: services.iter().map(|(key, ports)| (key.to_string(), port_list(ports))).collect(),
+            services: services
+                .iter()
+                .filter(|(_, endpoint)| is_listed(endpoint, *health))
+                .map(|(key, endpoint)| (key.to_string(), port_list(&endpoint.ports)))
+                .collect(),
             network_mode: if *host_network { wire::NetworkMode::HostNetwork } else { wire::NetworkMode::Standard }
                 .into(),
             extensions: vec![wire::Extension {
@@ -80,6 +91,30 @@ fn locality(telemetry: &Telemetry) -> Option<wire::Locality> {
     known.then(|| wire::Locality { region: region.clone(), zone: zone.clone(), subzone: String::new() })
 }
 
+/// Whether the workload's own list has the service. Whoever does not know our extension leads callers to what is listed there and healthy.
+fn is_listed(endpoint: &Endpoint, health: Health) -> bool {
+    endpoint.readiness != Readiness::Ending || health == Health::Unhealthy
+}
+
+/// What Istio's fields cannot say of an endpoint, if there is anything.
+fn endpoint_beyond(endpoint: &Endpoint, health: Health) -> Option<culvert::Endpoint> {
+    let Endpoint { ports, readiness, hints: Hints { zones, nodes } } = endpoint;
+    let port =
+        |&(service, target): &(u16, u16)| culvert::Port { service_port: service.into(), target_port: target.into() };
+    let beyond = culvert::Endpoint {
+        readiness: match readiness {
+            Readiness::Unsaid => culvert::Readiness::Unsaid,
+            Readiness::Ready => culvert::Readiness::Ready,
+            Readiness::Ending => culvert::Readiness::Ending,
+        }
+        .into(),
+        ports: if is_listed(endpoint, health) { Vec::new() } else { ports.iter().map(port).collect() },
+        zones: zones.clone(),
+        nodes: nodes.clone(),
+    };
+    (beyond != culvert::Endpoint::default()).then_some(beyond)
+}
+
 fn port_list(ports: &[(u16, u16)]) -> wire::PortList {
     let pair = |&(service, target): &(u16, u16)| wire::Port {
         service_port: service.into(),
@@ -92,7 +127,8 @@ fn port_list(ports: &[(u16, u16)]) -> wire::PortList {
 impl From<&Service> for wire::Address {
     fn from(service: &Service) -> Self {
         use wire::load_balancing::{HealthPolicy, Mode, Scope};
-        let Service { key, name, vips, ports, subject_alt_names, publish_not_ready, near } = service;
+        let Service { key, name, vips, ports, subject_alt_names, publish_not_ready, near, external, session_affinity } =
+            service;
         // As istiod says it: every scope down to the one that is meant.
         let zone = [Scope::Network, Scope::Region, Scope::Zone];
         let (scopes, mode) = match near {
@@ -124,10 +160,33 @@ impl From<&Service> for wire::Address {
                 .collect(),
             subject_alt_names: subject_alt_names.iter().map(ToString::to_string).collect(),
             load_balancing: (balancing != wire::LoadBalancing::default()).then_some(balancing),
+            extensions: service_beyond(*session_affinity, external.as_ref()).into_iter().collect(),
             ..wire::Service::default()
         };
         Self { r#type: Some(wire::address::Type::Service(message)) }
     }
+}
+
+/// What Istio's fields cannot say of a service, if there is anything.
+fn service_beyond(session_affinity: Option<Duration>, external: Option<&External>) -> Option<wire::Extension> {
+    let mut beyond = culvert::Service {
+        // A day is the most that Kubernetes takes.
+        session_affinity_seconds: session_affinity.map_or(0, |time| u32::try_from(time.as_secs()).unwrap_or(u32::MAX)),
+        ..culvert::Service::default()
+    };
+    if let Some(External { vips, near }) = external {
+        beyond.external_addresses = vips.iter().copied().map(ip_bytes).collect();
+        beyond.set_external_preference(match near {
+            // Nothing ties these to the own node.
+            Near::Any | Near::OnlyNode => culvert::Preference::None,
+            Near::PreferZone => culvert::Preference::Zone,
+            Near::PreferNode => culvert::Preference::Node,
+        });
+    }
+    (beyond != culvert::Service::default()).then(|| wire::Extension {
+        name: SERVICE_EXTENSION.to_owned(),
+        config: Some(any("culvert.workload.v1.Service", &beyond)),
+    })
 }
 
 /// The bytes of an address on the wire.

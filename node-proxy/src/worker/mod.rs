@@ -21,6 +21,7 @@ mod probe;
 mod identify;
 
 mod route;
+mod sessions;
 
 mod authorize;
 

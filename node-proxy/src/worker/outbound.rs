@@ -5,7 +5,7 @@
 
 use std::net::IpAddr;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use mesh_model::{Mesh, OrigDst, Reason};
 use tokio::sync::OwnedSemaphorePermit;
@@ -216,8 +216,9 @@ fn look(proxy: &Proxy, identified: &Identified) -> Looked {
         node: &proxy.settings.node,
         ranges: &proxy.settings.ranges,
         loads: &proxy.loads,
+        now: Instant::now(),
     };
-    match route::resolve(view, identified.pod(), destination) {
+    match route::resolve(view, identified.pod(), identified.client().ip(), destination) {
         Ok(routed) => Ok((mesh, routed)),
         Err(no_route) => Err((destination.ip(), no_route)),
     }

@@ -303,5 +303,7 @@ pub fn service(name: &str, vips: &[&str]) -> Service {
         subject_alt_names: Vec::new(),
         publish_not_ready: false,
         near: mesh_model::Near::Any,
+        external: None,
+        session_affinity: None,
     }
 }

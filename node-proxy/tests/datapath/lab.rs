@@ -198,6 +198,8 @@ impl Lab {
                 subject_alt_names: Vec::new(),
                 publish_not_ready: false,
                 near: mesh_model::Near::Any,
+                external: None,
+                session_affinity: None,
             })
         });
         eventually("the worker has the change", || {

@@ -122,9 +122,11 @@ fn pods_of_one_node_talk_by_pod_address_and_service_and_see_each_others_own_addr
                 subject_alt_names: Vec::new(),
                 publish_not_ready: false,
                 near: mesh_model::Near::Any,
+                external: None,
+                session_affinity: None,
             });
             let mut behind = workload("cart", 6);
-            behind.services.insert(key.clone(), vec![(80, address.port())]);
+            behind.services.insert(key.clone(), mesh_model::Endpoint::at([(80, address.port())]));
             mesh.apply_workload(behind)
         });
         let mut client = web.connects(vip).expect("connect");
