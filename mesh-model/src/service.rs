@@ -45,6 +45,40 @@ pub struct ServicePort {
     pub service_port: u16,
     /// The port at the endpoint; `None` when it is a named port, which the workload's own list resolves.
     pub target_port: Option<u16>,
+    /// What is spoken there.
+    pub app_protocol: AppProtocol,
+}
+
+/// What is spoken at a port, as far as somebody says. Nothing here is decided by it: for those who read HTTP.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum AppProtocol {
+    /// Nobody says.
+    #[default]
+    Unknown,
+    /// HTTP/1.1.
+    Http11,
+    /// HTTP/2.
+    Http2,
+    /// gRPC.
+    Grpc,
+    /// No more than TCP.
+    Tcp,
+    /// TLS of the application's own.
+    Tls,
+}
+
+/// The families of which a service has addresses.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum IpFamilies {
+    /// Nobody says.
+    #[default]
+    Automatic,
+    /// IPv4 alone.
+    V4,
+    /// IPv6 alone.
+    V6,
+    /// Both.
+    Dual,
 }
 
 /// A service as the proxy needs it.
@@ -68,6 +102,10 @@ pub struct Service {
     pub external: Option<External>,
     /// How long after its last connection a client is led to the same endpoint again (`sessionAffinity: ClientIP`).
     pub session_affinity: Option<Duration>,
+    /// The families of its addresses.
+    pub ip_families: IpFamilies,
+    /// It is to be reached through a waypoint, which this mesh does not do: not at all.
+    pub needs_waypoint: bool,
 }
 
 impl Service {

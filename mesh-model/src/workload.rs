@@ -132,6 +132,8 @@ pub struct Workload {
     pub network_policy: NetworkPolicy,
     /// A host-network pod shares its node's address and is never found by address.
     pub host_network: bool,
+    /// It is to be reached through a waypoint, which this mesh does not do: not at all. What reaches the pod itself is judged as ever.
+    pub needs_waypoint: bool,
     /// What it is called in metrics and logs.
     pub telemetry: Arc<Telemetry>,
 }

@@ -167,6 +167,7 @@ fn other<'p>(endpoint: &Endpoint, slice: &Key, ip: IpAddr, place: &Place<'_>, po
     let of_node = |label: &str| telemetry::of_node(&node, label, objects).unwrap_or_default().to_owned();
     let zone = endpoint.zone.clone().filter(|zone| !zone.is_empty());
     let (region, zone) = (of_node(telemetry::REGION), zone.unwrap_or_else(|| of_node(telemetry::ZONE)));
+    let subzone = of_node(telemetry::SUBZONE);
     let uid = WorkloadUid(format!("{}/discovery.k8s.io/EndpointSlice/{namespace}/{name}/{ip}", config.cluster_id));
     let workload = Workload {
         uid: uid.clone(),
@@ -183,12 +184,14 @@ fn other<'p>(endpoint: &Endpoint, slice: &Key, ip: IpAddr, place: &Place<'_>, po
         network_policy: NetworkPolicy::Selected,
         // Whoever may write a slice must not thereby say in whose name an address of the cluster answers.
         host_network: true,
+        needs_waypoint: false,
         telemetry: Telemetry {
             workload_name: name.clone(),
             canonical_name: name.clone(),
             canonical_revision: "latest".to_owned(),
             region,
             zone,
+            subzone,
         }
         .into(),
     };

@@ -4,6 +4,7 @@
 //! as a [`Problem`].
 
 mod addresses;
+mod app_protocol;
 mod authorization;
 mod behind;
 mod endpoints;

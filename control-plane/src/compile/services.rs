@@ -6,16 +6,19 @@ use std::time::Duration;
 use k8s_openapi::api::core::v1::{ClientIPConfig, ServicePort as CorePort, ServiceSpec, SessionAffinityConfig};
 use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
 use mesh_api::manifests::{Key, Kind, ObjectRef};
-use mesh_model::{External, Near, Service, ServiceKey, ServicePort};
+use mesh_model::{External, IpFamilies, Near, Service, ServiceKey, ServicePort};
 
 use super::addresses::Addresses;
 use super::place::Place;
-use super::{CompileConfig, Problem};
+use super::{CompileConfig, Problem, app_protocol};
 
 /// Seconds for which a client stays with an endpoint where a Service does not say it (Service, `timeoutSeconds`: "Default value is
 /// 10800 (for 3 hours)"), and the most that it may say.
 const AFFINITY: u32 = 10_800;
 const LONGEST_AFFINITY: u32 = 86_400;
+
+/// Istio's annotation of Services.
+const TRAFFIC_DISTRIBUTION: &str = "networking.istio.io/traffic-distribution";
 
 /// All services of the namespace but those that are only a DNS alias. Anyone who may write one may name any address in `externalIPs`
 /// (CVE-2020-8554): what is a pod's or another Service's own is theirs.
@@ -40,8 +43,8 @@ pub(super) fn services(place: &Place<'_>, addresses: &Addresses, problems: &mut 
             selector: _,
             // The alias is DNS's alone.
             external_name: _,
+            ip_families,
             // How addresses are given to it is the API server's business.
-            ip_families: _,
             ip_family_policy: _,
             // Of clients that come from outside of the cluster, by a node's port or a load balancer. Those that come from pods are led to
             // every endpoint (as kube-proxy does it: "traffic sent to an External IP … from within the cluster will always get "Cluster"
@@ -77,7 +80,8 @@ pub(super) fn services(place: &Place<'_>, addresses: &Addresses, problems: &mut 
             }
         }
         let ports = ports.iter().flatten().filter_map(|port| service_port(port, &mut complain)).collect();
-        let preferred = preferred(traffic_distribution.as_deref(), &mut complain);
+        let annotation = object.metadata.annotations.as_ref().and_then(|all| all.get(TRAFFIC_DISTRIBUTION));
+        let preferred = preferred(traffic_distribution.as_deref(), annotation.map(String::as_str), &mut complain);
         // What only the own node may serve stays there, whatever else is preferred (as kube-proxy reads the two).
         let near = if is_local(internal_traffic_policy.as_deref(), &mut complain) { Near::OnlyNode } else { preferred };
         services.push(Service {
@@ -90,6 +94,8 @@ pub(super) fn services(place: &Place<'_>, addresses: &Addresses, problems: &mut 
             near,
             external: (near != preferred && !external.is_empty())
                 .then_some(External { vips: external, near: preferred }),
+            ip_families: families(ip_families.iter().flatten()),
+            needs_waypoint: false,
             session_affinity: affinity(session_affinity.as_deref(), session_affinity_config.as_ref(), &mut complain),
         });
     }
@@ -103,10 +109,8 @@ fn service_port(port: &CorePort, complain: &mut impl FnMut(String)) -> Option<Se
         port,
         protocol,
         target_port,
-        // What slices find their ports by.
-        name: _,
-        // For applications and proxies that read them.
-        app_protocol: _,
+        name,
+        app_protocol,
         // For clients from outside: kube-proxy's.
         node_port: _,
     } = port;
@@ -123,19 +127,40 @@ fn service_port(port: &CorePort, complain: &mut impl FnMut(String)) -> Option<Se
         // A named port is looked up at each endpoint.
         Some(IntOrString::String(_)) => None,
     };
-    Some(ServicePort { service_port, target_port })
+    let app_protocol = app_protocol::of(app_protocol.as_deref(), name.as_deref());
+    Some(ServicePort { service_port, target_port, app_protocol })
 }
 
-/// Which endpoints are preferred. A value that Kubernetes does not know yet prefers nothing: every endpoint is right.
-fn preferred(distribution: Option<&str>, complain: &mut impl FnMut(String)) -> Near {
-    match distribution {
-        None | Some("") => Near::Any,
-        Some("PreferSameNode") => Near::PreferNode,
-        Some("PreferSameZone" | "PreferClose") => Near::PreferZone,
-        Some(other) => {
-            complain(format!("trafficDistribution {other:?} is not known: no endpoint is preferred"));
+/// Which endpoints are preferred, by the field, else by Istio's annotation from before there was one. A value that Kubernetes does not know
+/// yet prefers nothing: every endpoint is right.
+fn preferred(field: Option<&str>, annotation: Option<&str>, complain: &mut impl FnMut(String)) -> Near {
+    let (said, by) = match field.filter(|said| !said.is_empty()) {
+        Some(field) => (field, "trafficDistribution"),
+        None => (annotation.unwrap_or_default(), TRAFFIC_DISTRIBUTION),
+    };
+    match said.to_ascii_lowercase().as_str() {
+        // Of one network they are all.
+        "" | "prefersamenetwork" => Near::Any,
+        "prefersamenode" => Near::PreferNode,
+        "prefersamezone" | "preferclose" => Near::PreferZone,
+        _ => {
+            complain(format!("{by} {said:?} is not known: no endpoint is preferred"));
             Near::Any
         }
+    }
+}
+
+fn families<'s>(named: impl Iterator<Item = &'s String>) -> IpFamilies {
+    let (mut v4, mut v6) = (false, false);
+    for family in named {
+        v4 |= family == "IPv4";
+        v6 |= family == "IPv6";
+    }
+    match (v4, v6) {
+        (true, true) => IpFamilies::Dual,
+        (true, false) => IpFamilies::V4,
+        (false, true) => IpFamilies::V6,
+        (false, false) => IpFamilies::Automatic,
     }
 }
 

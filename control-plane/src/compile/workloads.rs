@@ -73,6 +73,7 @@ fn one(place: &Place<'_>, key: &Key, pod: &Pod, problems: &mut Vec<Problem>) -> 
         services: BTreeMap::new(),
         network_policy: NetworkPolicy::Selected,
         host_network,
+        needs_waypoint: false,
         telemetry: telemetry::of(pod, node, place.objects).into(),
     };
     if workload.tunnel == Tunnel::Hbone

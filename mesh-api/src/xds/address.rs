@@ -1,7 +1,8 @@
 //! Workloads: wire → model; and what they and [services](super::service) have in common.
 //!
-//! A record that asks for something this mesh does not do (waypoints, gateways between networks, address blocks, unknown values)
-//! is refused as a whole. To serve the part we understand would send traffic past what the record demands.
+//! A record that asks for something this mesh does not do (gateways between networks, address blocks, unknown values) is refused as a
+//! whole. To serve the part we understand would send traffic past what the record demands. One with a waypoint is kept: its own pod is
+//! served by it, and whoever wants to reach it is refused.
 
 use std::collections::BTreeMap;
 use std::net::IpAddr;
@@ -167,9 +168,6 @@ fn workload(message: wire::Workload) -> Result<Workload, BadField> {
         workload_type: _,
         capacity: _,
     } = message;
-    if waypoint.is_some() {
-        return Err(BadField::Unsupported("a waypoint"));
-    }
     if network_gateway.is_some() {
         return Err(BadField::Unsupported("a network gateway"));
     }
@@ -222,7 +220,9 @@ fn workload(message: wire::Workload) -> Result<Workload, BadField> {
             canonical_revision: clip(&canonical_revision),
             region: clip(&locality.region),
             zone: clip(&locality.zone),
+            subzone: clip(&locality.subzone),
         }),
+        needs_waypoint: waypoint.is_some(),
     };
     // It must be able to show an identity, or be none of the mesh's.
     if workload.tunnel == Tunnel::Hbone {
@@ -259,7 +259,9 @@ fn service_key(field: &'static str, text: &str) -> Result<ServiceKey, BadField> 
     text.parse().map_err(|_| BadField::Key { field, text: clip(text) })
 }
 
+/// A pair without a port at the workload leads nowhere, and is no reason to do without the workload.
 fn port_pairs(pairs: impl Iterator<Item = (u32, u32)>) -> Result<Vec<(u16, u16)>, BadField> {
+    let pairs = pairs.filter(|(_, target)| *target != 0);
     pairs.map(|(service, target)| Ok((port("service_port", service)?, port("target_port", target)?))).collect()
 }
 

@@ -7,7 +7,8 @@ use mesh_model::policy::{
     Action, AddressBlock, Match, Policy, Rule, Scope, ServiceAccountMatch, StringMatch, block_parts,
 };
 use mesh_model::{
-    Endpoint, External, Health, Hints, Near, NetworkPolicy, Readiness, Service, Telemetry, Tunnel, Workload,
+    AppProtocol, Endpoint, External, Health, Hints, IpFamilies, Near, NetworkPolicy, Readiness, Service, Telemetry,
+    Tunnel, Workload,
 };
 use prost::Message;
 
@@ -29,6 +30,7 @@ impl From<&Workload> for wire::Address {
             services,
             network_policy,
             host_network,
+            needs_waypoint,
             telemetry,
         } = workload;
         let extension = culvert::Extension {
@@ -67,7 +69,9 @@ impl From<&Workload> for wire::Address {
                 Health::Unhealthy => wire::WorkloadStatus::Unhealthy,
             }
             .into(),
-            cluster_id: uid.cluster().unwrap_or_default().to_owned(),
+            // A key begins with it, whatever it is a key of.
+            cluster_id: uid.0.split('/').next().unwrap_or_default().to_owned(),
+            waypoint: needs_waypoint.then(wire::GatewayAddress::default),
             services: services
                 .iter()
                 .filter(|(_, endpoint)| is_listed(endpoint, *health))
@@ -86,9 +90,9 @@ impl From<&Workload> for wire::Address {
 }
 
 fn locality(telemetry: &Telemetry) -> Option<wire::Locality> {
-    let Telemetry { region, zone, .. } = telemetry;
-    let known = !region.is_empty() || !zone.is_empty();
-    known.then(|| wire::Locality { region: region.clone(), zone: zone.clone(), subzone: String::new() })
+    let Telemetry { region, zone, subzone, .. } = telemetry;
+    let locality = wire::Locality { region: region.clone(), zone: zone.clone(), subzone: subzone.clone() };
+    (locality != wire::Locality::default()).then_some(locality)
 }
 
 /// Whether the workload's own list has the service. Whoever does not know our extension leads callers to what is listed there and healthy.
@@ -127,8 +131,19 @@ fn port_list(ports: &[(u16, u16)]) -> wire::PortList {
 impl From<&Service> for wire::Address {
     fn from(service: &Service) -> Self {
         use wire::load_balancing::{HealthPolicy, Mode, Scope};
-        let Service { key, name, vips, ports, subject_alt_names, publish_not_ready, near, external, session_affinity } =
-            service;
+        let Service {
+            key,
+            name,
+            vips,
+            ports,
+            subject_alt_names,
+            publish_not_ready,
+            near,
+            external,
+            session_affinity,
+            ip_families,
+            needs_waypoint,
+        } = service;
         // As istiod says it: every scope down to the one that is meant.
         let zone = [Scope::Network, Scope::Region, Scope::Zone];
         let (scopes, mode) = match near {
@@ -155,15 +170,36 @@ impl From<&Service> for wire::Address {
                 .map(|port| wire::Port {
                     service_port: port.service_port.into(),
                     target_port: port.target_port.unwrap_or_default().into(),
-                    app_protocol: wire::AppProtocol::Unknown.into(),
+                    app_protocol: app_protocol(port.app_protocol).into(),
                 })
                 .collect(),
             subject_alt_names: subject_alt_names.iter().map(ToString::to_string).collect(),
             load_balancing: (balancing != wire::LoadBalancing::default()).then_some(balancing),
+            ip_families: match ip_families {
+                IpFamilies::Automatic => wire::IpFamilies::Automatic,
+                IpFamilies::V4 => wire::IpFamilies::Ipv4Only,
+                IpFamilies::V6 => wire::IpFamilies::Ipv6Only,
+                IpFamilies::Dual => wire::IpFamilies::Dual,
+            }
+            .into(),
             extensions: service_beyond(*session_affinity, external.as_ref()).into_iter().collect(),
+            // Of all that may have its host name it is the one that Kubernetes means: every service here is a Service.
+            canonical: true,
+            waypoint: needs_waypoint.then(wire::GatewayAddress::default),
             ..wire::Service::default()
         };
         Self { r#type: Some(wire::address::Type::Service(message)) }
+    }
+}
+
+fn app_protocol(spoken: AppProtocol) -> wire::AppProtocol {
+    match spoken {
+        AppProtocol::Unknown => wire::AppProtocol::Unknown,
+        AppProtocol::Http11 => wire::AppProtocol::Http11,
+        AppProtocol::Http2 => wire::AppProtocol::Http2,
+        AppProtocol::Grpc => wire::AppProtocol::Grpc,
+        AppProtocol::Tcp => wire::AppProtocol::Tcp,
+        AppProtocol::Tls => wire::AppProtocol::Tls,
     }
 }
 

@@ -3,7 +3,7 @@
 use std::net::IpAddr;
 use std::time::Duration;
 
-use mesh_model::{External, Identity, Near, Service, ServiceKey, ServicePort};
+use mesh_model::{AppProtocol, External, Identity, IpFamilies, Near, Service, ServiceKey, ServicePort};
 
 use super::address::{BadField, extension, filled, ip, known, port};
 use super::{SERVICE_EXTENSION, culvert, workload as wire};
@@ -22,16 +22,12 @@ pub(super) fn service(message: wire::Service) -> Result<Service, BadField> {
         ip_families,
         weighted_waypoints,
         extensions,
-        // Preferences in lookups by host name, which L4 does not make.
+        // A preference in lookups by host name, which L4 does not make.
         canonical: _,
         visibility: _,
         // For gateways.
         ingress_use_waypoint: _,
     } = message;
-    if waypoint.is_some() || !weighted_waypoints.is_empty() {
-        return Err(BadField::Unsupported("a waypoint"));
-    }
-    known::<wire::IpFamilies>("ip_families", ip_families)?;
     let (publish_not_ready, near) = load_balancing.map_or(Ok((false, Near::Any)), balancing)?;
     let extension: culvert::Service = extension(SERVICE_EXTENSION, &extensions)?;
     let culvert::Service { session_affinity_seconds, external_addresses, external_preference } = extension;
@@ -48,6 +44,13 @@ pub(super) fn service(message: wire::Service) -> Result<Service, BadField> {
             0 => None,
             seconds => Some(Duration::from_secs(seconds.into())),
         },
+        ip_families: match known("ip_families", ip_families)? {
+            wire::IpFamilies::Automatic => IpFamilies::Automatic,
+            wire::IpFamilies::Ipv4Only => IpFamilies::V4,
+            wire::IpFamilies::Ipv6Only => IpFamilies::V6,
+            wire::IpFamilies::Dual => IpFamilies::Dual,
+        },
+        needs_waypoint: waypoint.is_some() || !weighted_waypoints.is_empty(),
     })
 }
 
@@ -98,9 +101,16 @@ fn vip(address: wire::NetworkAddress) -> Result<IpAddr, BadField> {
 
 fn service_port(message: wire::Port) -> Result<ServicePort, BadField> {
     let wire::Port { service_port, target_port, app_protocol } = message;
-    known::<wire::AppProtocol>("app_protocol", app_protocol)?;
     Ok(ServicePort {
         service_port: port("service_port", service_port)?,
         target_port: if target_port == 0 { None } else { Some(port("target_port", target_port)?) },
+        app_protocol: match known("app_protocol", app_protocol)? {
+            wire::AppProtocol::Unknown => AppProtocol::Unknown,
+            wire::AppProtocol::Http11 => AppProtocol::Http11,
+            wire::AppProtocol::Http2 => AppProtocol::Http2,
+            wire::AppProtocol::Grpc => AppProtocol::Grpc,
+            wire::AppProtocol::Tcp => AppProtocol::Tcp,
+            wire::AppProtocol::Tls => AppProtocol::Tls,
+        },
     })
 }

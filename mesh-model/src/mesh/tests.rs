@@ -147,6 +147,7 @@ fn workload() -> impl Strategy<Value = Workload> {
             services,
             network_policy: NetworkPolicy::Selected,
             host_network,
+            needs_waypoint: false,
             telemetry: Default::default(),
         },
     )
@@ -158,12 +159,14 @@ fn service() -> impl Strategy<Value = Service> {
             name: key.hostname.clone(),
             key,
             vips,
-            ports: vec![ServicePort { service_port: 80, target_port: Some(8080) }],
+            ports: vec![ServicePort { service_port: 80, target_port: Some(8080), app_protocol: Default::default() }],
             subject_alt_names: vec![],
             publish_not_ready,
             near: crate::Near::Any,
             external: None,
             session_affinity: None,
+            ip_families: Default::default(),
+            needs_waypoint: false,
         }
     })
 }

@@ -12,6 +12,7 @@ use mesh_model::{ClientAddr, Mesh, OrigDst, Reason, ServiceKey};
 
 use super::accept::Accepted;
 use super::authorize::{self, Authorized};
+use super::baggage;
 use super::connect::{self, Asking, CERTIFICATE, Reached};
 use super::connection::{Connection, ConnectionId, Direction, Phase};
 use super::copy;
@@ -258,13 +259,11 @@ fn parameter<'h>(header: &'h str, name: &str) -> Option<&'h str> {
     Some(value.trim_matches('"'))
 }
 
-/// The destination workload in the form of ambient's `baggage`.
+/// The destination workload, for the far end.
 fn baggage(here: &Thread, pod: &Pod) -> String {
-    let name = pod.name();
-    format!(
-        "k8s.cluster.name={},k8s.namespace.name={},k8s.pod.name={}",
-        here.proxy.settings.cluster, name.namespace, name.name
-    )
+    let mesh = here.proxy.mesh();
+    let telemetry = pod.workload(&mesh).map(|workload| &*workload.telemetry);
+    baggage::of(&here.proxy.settings.cluster, pod.name(), telemetry)
 }
 
 #[cfg(test)]

@@ -25,6 +25,7 @@ mod sessions;
 
 mod authorize;
 
+mod baggage;
 mod connect;
 mod mint;
 

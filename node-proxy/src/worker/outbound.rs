@@ -12,6 +12,7 @@ use tokio::sync::OwnedSemaphorePermit;
 
 use super::accept::Accepted;
 use super::authorize::{self, Authorized, To};
+use super::baggage;
 use super::connect::{self, Asking, Reached};
 use super::connection::{Connection, Phase};
 use super::copy;
@@ -89,7 +90,7 @@ async fn set_up(
         Err((_, no_route)) => return Err(no_route.into()),
         Ok(found) => found,
     };
-    let asking = Asking { id: connection.id, service_host: None, baggage: baggage(&here.proxy, pod) };
+    let asking = Asking { id: connection.id, service_host: None, baggage: baggage(&here.proxy, pod, &mesh) };
     let (service, targets) = match routed {
         Routed::Outside(destination) => {
             return outside(here, &identified, destination, asking, connection, record).await;
@@ -251,11 +252,8 @@ async fn wait_for_record(proxy: &Proxy, identified: &Identified) -> Result<(Arc<
     }
 }
 
-/// The source workload in the form of ambient's `baggage`.
-fn baggage(proxy: &Proxy, pod: &Pod) -> String {
-    let name = pod.name();
-    format!(
-        "k8s.cluster.name={},k8s.namespace.name={},k8s.pod.name={}",
-        proxy.settings.cluster, name.namespace, name.name
-    )
+/// The source workload, for the far end.
+fn baggage(proxy: &Proxy, pod: &Pod, mesh: &Mesh) -> String {
+    let telemetry = pod.workload(mesh).map(|workload| &*workload.telemetry);
+    baggage::of(&proxy.settings.cluster, pod.name(), telemetry)
 }

@@ -40,6 +40,9 @@ pub enum NoRoute {
     /// A mesh pod of this node that the keeper has not named yet; it is naming them.
     #[error("pod {0} of this node is not served yet")]
     NotServedYet(PodName),
+    /// What is called is to be reached through a waypoint.
+    #[error("{0} is to be reached through a waypoint")]
+    Waypoint(String),
     /// The record of the destination makes no identity that its certificate could be checked against.
     #[error("the record of workload {0} makes no identity")]
     NoIdentity(PodName),
@@ -53,6 +56,7 @@ impl NoRoute {
             NoRoute::Unknown(_) => Reason::UnknownDestination,
             NoRoute::NoPort { .. } | NoRoute::NoEndpoint(_) => Reason::NoEndpoint,
             NoRoute::NotServedYet(_) => Reason::NotReady,
+            NoRoute::Waypoint(_) => Reason::WaypointNeeded,
             NoRoute::NoIdentity(_) => Reason::Malformed,
         }
     }
@@ -152,6 +156,9 @@ pub struct View<'a> {
 pub fn resolve(view: View<'_>, source: &Pod, client: IpAddr, destination: OrigDst) -> Result<Routed, NoRoute> {
     let (ip, port) = (destination.ip(), destination.port());
     if let Some(service) = view.mesh.service_at(ip) {
+        if service.needs_waypoint {
+            return Err(NoRoute::Waypoint(format!("service {}", service.key)));
+        }
         let targets = endpoints::targets(view, source, client, service, destination)?;
         return Ok(Routed::Inside { service: Some(service.clone()), targets });
     }
@@ -182,6 +189,7 @@ fn target(
     if let Some(pod) = view.table.at(address.ip()) {
         // The record at this address may still be that of the address's previous holder: the pod's own, or none.
         let workload = pod.workload(view.mesh).cloned();
+        past_no_waypoint(workload.as_deref())?;
         let way = if source.is_unselected(view.mesh) && pod.is_unselected(view.mesh) {
             Way::Short(pod.clone())
         } else {
@@ -190,6 +198,7 @@ fn target(
         return Ok(Target { address, workload, identity: Some(pod.identity().clone()), way });
     }
     let Some(workload) = workload else { return Err(NoRoute::Unknown(OrigDst::new(address))) };
+    past_no_waypoint(Some(&workload))?;
     match workload.tunnel {
         Tunnel::Clear => Ok(Target { address, workload: Some(workload), identity: None, way: Way::Clear }),
         Tunnel::Hbone if workload.node == view.node && !view.table.is_complete() => {
@@ -200,6 +209,14 @@ fn target(
             let way = Way::Tunnel { accepted: accepted(&identity, further) };
             Ok(Target { address, workload: Some(workload), identity: Some(identity), way })
         }
+    }
+}
+
+/// Policies on HTTP may be in force at the waypoint alone: nobody is led past it.
+fn past_no_waypoint(workload: Option<&Workload>) -> Result<(), NoRoute> {
+    match workload {
+        Some(workload) if workload.needs_waypoint => Err(NoRoute::Waypoint(format!("pod {}", workload.pod))),
+        _ => Ok(()),
     }
 }
 

@@ -113,3 +113,31 @@ fn internal_traffic_policy_says_nothing_of_external_addresses() {
     let both = ", internalTrafficPolicy: Local, externalTrafficPolicy: Local, trafficDistribution: PreferSameZone";
     assert_eq!(told(both), format!(" local-only{except} prefers-zone"));
 }
+
+#[test]
+fn what_istios_fields_say_of_a_service_is_said() {
+    use mesh_api::xds::workload::{self as wire, Address, address::Type};
+    let spec = "{clusterIP: 198.18.9.1, ipFamilies: [IPv4, IPv6], ports: [{name: http-web, port: 80}, {name: db, port: 81, appProtocol: tcp}]}";
+    let all = compiled(&[object("Service", "shop", "web", spec), slice("{}")].concat());
+    let Some(Type::Service(service)) = Address::from(&all.services[0]).r#type else { panic!("a service") };
+    assert_eq!((service.canonical, service.ip_families), (true, wire::IpFamilies::Dual.into()));
+    let spoken: Vec<i32> = service.ports.iter().map(|port| port.app_protocol).collect();
+    assert_eq!(spoken, [wire::AppProtocol::Http11 as i32, wire::AppProtocol::Tcp as i32]);
+    let Some(Type::Workload(endpoint)) = Address::from(&all.workloads[0]).r#type else { panic!("a workload") };
+    assert_eq!(endpoint.cluster_id, "Kubernetes", "also of what is no pod");
+}
+
+#[test]
+fn istios_annotation_prefers_endpoints_where_the_field_says_nothing() {
+    let near = |annotation: &str, field: &str| {
+        let yaml = object("Service", "shop", "web", &format!("{{ports: [{{port: 80}}]{field}}}"));
+        let annotations = format!("name: web, annotations: {{networking.istio.io/traffic-distribution: {annotation}}}");
+        let all = compiled(&yaml.replace("name: web", &annotations));
+        (all.services[0].near, all.problems.len())
+    };
+    assert_eq!(near("PreferClose", ""), (Near::PreferZone, 0));
+    assert_eq!(near("PreferSameNode", ""), (Near::PreferNode, 0));
+    assert_eq!(near("preferSameNetwork", ""), (Near::Any, 0));
+    assert_eq!(near("PreferClose", ", trafficDistribution: PreferSameNode"), (Near::PreferNode, 0));
+    assert_eq!(near("Nearby", ""), (Near::Any, 1));
+}

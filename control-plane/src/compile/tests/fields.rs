@@ -104,11 +104,7 @@ const ROWS: &[(&str, &str, Row)] = &[
         Elsewhere("kube-proxy, for load balancers", |w| w.spec().health_check_node_port = Some(30_001)),
     ),
     ("ServiceSpec", "internal_traffic_policy", Carried(|w| w.spec().internal_traffic_policy = text("Local"))),
-    (
-        "ServiceSpec",
-        "ip_families",
-        Elsewhere("the API server, which gives addresses by it", |w| w.spec().ip_families = Some(vec!["IPv4".into()])),
-    ),
+    ("ServiceSpec", "ip_families", Carried(|w| w.spec().ip_families = Some(vec!["IPv4".into()]))),
     (
         "ServiceSpec",
         "ip_family_policy",
@@ -130,11 +126,7 @@ const ROWS: &[(&str, &str, Row)] = &[
     ("ServiceSpec", "session_affinity_config", Within),
     ("ServiceSpec", "traffic_distribution", Carried(|w| w.spec().traffic_distribution = text("PreferSameZone"))),
     ("ServiceSpec", "type_", Carried(|w| w.spec().type_ = text("ExternalName"))),
-    (
-        "ServicePort",
-        "app_protocol",
-        Elsewhere("applications that read it", |w| w.port().app_protocol = text("kubernetes.io/h2c")),
-    ),
+    ("ServicePort", "app_protocol", Carried(|w| w.port().app_protocol = text("kubernetes.io/h2c"))),
     ("ServicePort", "name", Carried(|w| w.port().name = text("another"))),
     (
         "ServicePort",

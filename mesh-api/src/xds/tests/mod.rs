@@ -10,8 +10,8 @@ use mesh_model::policy::{
     Action, Clause, Match, Policy, PolicyKey, Rule, Scope, ServiceAccountMatch, StringMatch, address_block,
 };
 use mesh_model::{
-    Endpoint, External, Health, Hints, Identity, Near, NetworkPolicy, PodName, PodUid, Readiness, Service, ServiceKey,
-    ServicePort, Telemetry, TrustDomain, Tunnel, Workload, WorkloadUid,
+    AppProtocol, Endpoint, External, Health, Hints, Identity, IpFamilies, Near, NetworkPolicy, PodName, PodUid,
+    Readiness, Service, ServiceKey, ServicePort, Telemetry, TrustDomain, Tunnel, Workload, WorkloadUid,
 };
 use proptest::prelude::*;
 use prost::Message;

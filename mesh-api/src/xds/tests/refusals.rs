@@ -18,6 +18,7 @@ fn any_workload() -> Workload {
         services: Default::default(),
         network_policy: NetworkPolicy::Unselected,
         host_network: false,
+        needs_waypoint: false,
         telemetry: Default::default(),
     }
 }
@@ -39,7 +40,6 @@ fn a_workload_that_asks_for_what_we_do_not_do_is_refused_whole() {
     assert_eq!(workload_problem(|_| {}), None);
     assert_eq!(workload_problem(|w| w.uid.clear()), Some(Missing("uid")));
     assert_eq!(workload_problem(|w| w.name.clear()), Some(Missing("name")));
-    assert_eq!(workload_problem(|w| w.waypoint = Some(Default::default())), Some(Unsupported("a waypoint")));
     assert_eq!(
         workload_problem(|w| w.network_gateway = Some(Default::default())),
         Some(Unsupported("a network gateway"))
@@ -112,6 +112,48 @@ fn our_extension_must_be_readable_and_there_once() {
 }
 
 #[test]
+fn a_record_with_a_waypoint_is_kept_and_marked() {
+    let read = |address: workload::Address| Record::try_from(address).expect("a record");
+    let Some(workload::address::Type::Workload(mut message)) = workload::Address::from(&any_workload()).r#type else {
+        panic!("a workload");
+    };
+    message.waypoint = Some(Default::default());
+    let Record::Workload(kept) = read(workload::Address { r#type: Some(workload::address::Type::Workload(message)) })
+    else {
+        panic!("a workload");
+    };
+    assert_eq!(kept, Workload { needs_waypoint: true, ..any_workload() });
+    let weighted = |s: &mut workload::Service| s.weighted_waypoints = vec![Default::default()];
+    let changes: [fn(&mut workload::Service); 2] = [weighted, |s| s.waypoint = Some(Default::default())];
+    for change in changes {
+        let mut message = workload::Service {
+            name: "cart".to_owned(),
+            namespace: "shop".to_owned(),
+            hostname: "cart.shop.svc.cluster.local".to_owned(),
+            ..Default::default()
+        };
+        change(&mut message);
+        let Record::Service(kept) = read(workload::Address { r#type: Some(workload::address::Type::Service(message)) })
+        else {
+            panic!("a service");
+        };
+        assert!(kept.needs_waypoint);
+    }
+}
+
+#[test]
+fn a_port_that_leads_nowhere_is_left_out_and_the_workload_stays() {
+    let Some(workload::address::Type::Workload(mut message)) = workload::Address::from(&any_workload()).r#type else {
+        panic!("a workload");
+    };
+    let pair = |service_port, target_port| workload::Port { service_port, target_port, app_protocol: 0 };
+    message.services.insert("shop/a".to_owned(), workload::PortList { ports: vec![pair(80, 0), pair(81, 8081)] });
+    let address = workload::Address { r#type: Some(workload::address::Type::Workload(message)) };
+    let Ok(Record::Workload(kept)) = Record::try_from(address) else { panic!("a workload") };
+    assert_eq!(kept.services.values().map(|endpoint| &endpoint.ports[..]).collect::<Vec<_>>(), [&[(81, 8081)]]);
+}
+
+#[test]
 fn whoever_does_not_know_our_extension_leads_nobody_to_an_endpoint_that_comes_to_its_end() {
     let listed = |health, readiness| {
         let key: ServiceKey = "shop/cart.shop.svc.cluster.local".parse().expect("a key");
@@ -149,8 +191,6 @@ fn a_service_that_asks_for_what_we_do_not_do_is_refused_whole() {
     use BadField::*;
     assert_eq!(service_problem(|_| {}), None);
     assert_eq!(service_problem(|s| s.hostname.clear()), Some(Missing("hostname")));
-    assert_eq!(service_problem(|s| s.waypoint = Some(Default::default())), Some(Unsupported("a waypoint")));
-    assert_eq!(service_problem(|s| s.weighted_waypoints = vec![Default::default()]), Some(Unsupported("a waypoint")));
     let vip = |length| workload::NetworkAddress { network: String::new(), address: vec![10, 0, 0, 0], length };
     assert_eq!(service_problem(|s| s.addresses = vec![vip(None), vip(Some(32))]), None);
     let block = Some(Unsupported("a block of service addresses"));

@@ -45,6 +45,7 @@ fn world(known: bool) -> World {
             services: Default::default(),
             network_policy: NetworkPolicy::Unselected,
             host_network: false,
+            needs_waypoint: false,
             telemetry: Default::default(),
         });
     }

@@ -29,6 +29,7 @@ fn workload(name: &str, node: &str, address: &str) -> Workload {
         services: BTreeMap::new(),
         network_policy: NetworkPolicy::Unselected,
         host_network: false,
+        needs_waypoint: false,
         telemetry: Default::default(),
     }
 }
@@ -42,12 +43,14 @@ fn service(name: &str, vips: &[&str]) -> Service {
         key: key(name),
         name: name.into(),
         vips: vips.iter().map(|ip| ip.parse().expect("address")).collect(),
-        ports: vec![ServicePort { service_port: 80, target_port: Some(8080) }],
+        ports: vec![ServicePort { service_port: 80, target_port: Some(8080), app_protocol: Default::default() }],
         subject_alt_names: Vec::new(),
         publish_not_ready: false,
         near: Near::Any,
         external: None,
         session_affinity: None,
+        ip_families: Default::default(),
+        needs_waypoint: false,
     }
 }
 
@@ -217,7 +220,7 @@ fn a_service_leads_to_its_healthy_endpoints_on_their_target_port() {
 #[test]
 fn a_named_target_port_is_each_workloads_own() {
     let named = Service {
-        ports: vec![ServicePort { service_port: 80, target_port: None }],
+        ports: vec![ServicePort { service_port: 80, target_port: None, app_protocol: Default::default() }],
         ..service("cart", &["198.18.128.9"])
     };
     let mut one = workload("c1", "node-2", "198.18.2.7");
@@ -541,4 +544,19 @@ fn a_client_of_a_service_with_session_affinity_is_led_to_one_endpoint_and_anothe
         .map(|world| world.way("198.18.128.9:80"))
         .collect();
     assert_eq!(all.len(), 4, "{all:?}");
+}
+
+#[test]
+fn what_is_to_be_reached_through_a_waypoint_is_refused_as_a_destination_and_calls_others_itself() {
+    let led = |workload: Workload| Workload { needs_waypoint: true, ..workload };
+    let world = World::new().with(led(workload("cart", "node-2", "198.18.2.7")));
+    assert_eq!(world.way("198.18.2.7:8080"), "WaypointNeeded");
+    let world = world.with(led(workload("near", "node-1", "198.18.1.6"))).local(2, "near", "198.18.1.6");
+    assert_eq!(world.way("198.18.1.6:8080"), "WaypointNeeded", "not by the short way either");
+    let to_service = Service { needs_waypoint: true, ..service("cart", &["198.18.128.9"]) };
+    let endpoint = behind(workload("c1", "node-2", "198.18.2.8"), "cart");
+    let world = World::new().service(to_service).with(endpoint);
+    assert_eq!(world.way("198.18.128.9:80"), "WaypointNeeded");
+    let world = world.with(led(workload("web", "node-1", "198.18.1.5")));
+    assert_eq!(world.way("198.18.2.8:8080"), "tunnel 198.18.2.8:8080");
 }
