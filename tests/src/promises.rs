@@ -15,6 +15,7 @@ mod doubt;
 mod exact_counts;
 mod exclusions;
 mod figure;
+mod further_addresses;
 mod live_policy;
 mod machine;
 mod marks;
