@@ -31,6 +31,7 @@ mod restart;
 mod same_node;
 mod scale;
 mod scrape;
+mod services;
 mod source_port;
 mod support;
 mod tables;
