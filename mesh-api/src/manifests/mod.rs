@@ -13,6 +13,7 @@ mod pod;
 pub mod security;
 mod stamps;
 mod store;
+mod texts;
 mod trim;
 
 use std::collections::BTreeMap;
