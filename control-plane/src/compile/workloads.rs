@@ -89,7 +89,7 @@ fn one(place: &Place<'_>, key: &Key, pod: &Pod, problems: &mut Vec<Problem>) -> 
 
 /// HBONE exactly where the node captures the pod: both sides decide by the same function.
 fn tunnel(objects: &Objects, config: &CompileConfig, namespace: &str, pod: &Pod) -> Tunnel {
-    match manifests::enrolled(objects.namespaces.get(namespace), pod, &config.excluded_namespaces) {
+    match manifests::enrolled(objects.namespaces.get(namespace), pod, &config.outside) {
         Enrolment::Enrolled => Tunnel::Hbone,
         Enrolment::Plain(_) => Tunnel::Clear,
     }

@@ -25,7 +25,7 @@ pub(crate) fn config() -> CompileConfig {
         cluster_domain: "cluster.local".into(),
         root_namespace: "culvert-system".into(),
         default_mode: DefaultMode::Permissive,
-        excluded_namespaces: vec!["kube-system".into()],
+        outside: Outside { namespaces: vec!["kube-system".into()], runtimes: vec!["kata".into()] },
     }
 }
 
