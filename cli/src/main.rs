@@ -58,7 +58,7 @@ fn print(answer: &Answer) -> ExitCode {
         Ok(()) => {}
     }
     for silent in &answer.silent {
-        eprintln!("culvert: {silent}");
+        print::tell(format_args!("culvert: {silent}"));
     }
     match (answer.silent.is_empty(), answer.well) {
         (true, true) => ExitCode::SUCCESS,
@@ -68,7 +68,7 @@ fn print(answer: &Answer) -> ExitCode {
 }
 
 fn failed(failure: &Failure) -> ExitCode {
-    eprintln!("culvert: {failure}");
+    print::tell(format_args!("culvert: {failure}"));
     ExitCode::from(failure.status())
 }
 

@@ -4,7 +4,7 @@
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
-use mesh_api::manifests::{Namespace, Pod};
+use mesh_api::manifests::{Namespace, OTHER_KERNELS, Outside, Pod};
 use mesh_kube::tool::Reach;
 use mesh_kube::{Api, escape};
 use serde::de::DeserializeOwned;
@@ -99,8 +99,8 @@ pub fn typed<T: DeserializeOwned>(objects: Vec<Value>) -> Vec<T> {
     objects.into_iter().filter_map(|object| serde_json::from_value(object).ok()).collect()
 }
 
-/// Namespaces whose pods are never enrolled, as the pod-watcher of this cluster is told; its defaults where it is not told.
-pub fn excluded(pod_watcher: Option<&Value>) -> Vec<String> {
+/// What is never enrolled, as the pod-watcher of this cluster is told; its defaults where it is not told.
+pub fn outside(pod_watcher: Option<&Value>) -> Outside {
     let containers = pod_watcher.and_then(|object| object.pointer("/spec/template/spec/containers"));
     let containers: &[Value] = containers.and_then(Value::as_array).map_or(&[], Vec::as_slice);
     let told = |flag: &str, variable: &str, default: &str| -> Vec<String> {
@@ -112,9 +112,9 @@ pub fn excluded(pod_watcher: Option<&Value>) -> Vec<String> {
         let names = values.into_iter().flat_map(|value| value.split(','));
         names.filter(|name| !name.is_empty()).map(str::to_owned).collect()
     };
-    let mut excluded = told("--exclude-namespace", "CULVERT_EXCLUDE_NAMESPACES", "kube-system");
-    excluded.extend(told("--own-namespace", "CULVERT_OWN_NAMESPACE", NAMESPACE));
-    excluded
+    let mut namespaces = told("--exclude-namespace", "CULVERT_EXCLUDE_NAMESPACES", "kube-system");
+    namespaces.extend(told("--own-namespace", "CULVERT_OWN_NAMESPACE", NAMESPACE));
+    Outside { namespaces, runtimes: told("--uncaptured-runtime", "CULVERT_UNCAPTURED_RUNTIMES", OTHER_KERNELS) }
 }
 
 /// The values of a flag of a container, `--flag=value` or `--flag value`.
@@ -138,15 +138,19 @@ mod tests {
     use super::*;
 
     #[test]
-    fn excluded_namespaces_are_those_that_pod_watcher_is_told() {
-        assert_eq!(excluded(None), ["kube-system", "culvert-system"]);
+    fn what_is_never_enrolled_is_what_pod_watcher_is_told() {
+        assert_eq!(outside(None).namespaces, ["kube-system", "culvert-system"]);
+        assert_eq!(outside(None).runtimes, ["kata", "runsc", "gvisor"]);
         let env = json!([{"name": "CULVERT_EXCLUDE_NAMESPACES", "value": "kube-system,infra"}, {"name": "CULVERT_OWN_NAMESPACE", "value": "mesh"}]);
         let object =
             json!({"spec": {"template": {"spec": {"containers": [{"name": "pod-watcher", "env": env.clone()}]}}}});
-        assert_eq!(excluded(Some(&object)), ["kube-system", "infra", "mesh"]);
+        assert_eq!(outside(Some(&object)).namespaces, ["kube-system", "infra", "mesh"]);
         let args = json!(["--exclude-namespace=a,b", "--exclude-namespace", "c", "--own-namespace=m", "--excluded"]);
         let object = json!({"spec": {"template": {"spec": {"containers": [{"args": args, "env": env}]}}}});
-        assert_eq!(excluded(Some(&object)), ["a", "b", "c", "m"], "flags win");
+        assert_eq!(outside(Some(&object)).namespaces, ["a", "b", "c", "m"], "flags win");
+        let args = json!(["--uncaptured-runtime="]);
+        let object = json!({"spec": {"template": {"spec": {"containers": [{"args": args}]}}}});
+        assert_eq!(outside(Some(&object)).runtimes, Vec::<String>::new(), "none");
     }
 
     #[test]

@@ -1,5 +1,7 @@
 //! Answers as text: the same values as columns for people or as JSON for programs; times as a person wants them.
 
+use std::io::Write as _;
+
 use k8s_openapi::jiff::Timestamp;
 use mesh_daemon::table::{self, Column};
 use serde_json::Value;
@@ -31,6 +33,11 @@ pub fn rows(output: Output, columns: &[Column], rows: &[Value]) -> String {
         Output::Table if rows.is_empty() => String::new(),
         Output::Table => table::render(columns, rows),
     }
+}
+
+/// How far a verb has come, on standard error: whether or not anybody reads that.
+pub fn tell(line: impl std::fmt::Display) {
+    let _ = writeln!(std::io::stderr(), "{line}");
 }
 
 /// A value for programs.

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use mesh_api::manifests::{
-    Enrolment, MESH_LABEL, Namespace, Pod, enrolled, is_terminal, node_name, pod_name, service_account,
+    Enrolment, MESH_LABEL, Namespace, Outside, Pod, enrolled, is_terminal, node_name, pod_name, service_account,
 };
 use mesh_daemon::table::{Column, column};
 use serde_json::{Value, json};
@@ -11,7 +11,7 @@ use serde_json::{Value, json};
 use crate::args::Output;
 use crate::ask::{self, Proxy};
 use crate::failure::Failure;
-use crate::mesh::{Mesh, excluded, path_of};
+use crate::mesh::{Mesh, outside, path_of};
 use crate::names::{CAPTURED, Component};
 use crate::print::{self, Answer};
 
@@ -43,8 +43,8 @@ pub async fn run(mesh: &Mesh, output: Output, which: &Which) -> Result<Answer, F
     let query = which.node.as_deref().map(|node| format!("fieldSelector=spec.nodeName%3D{}", mesh_kube::escape(node)));
     let pods = mesh.pods(which.namespace.as_deref(), &query.unwrap_or_default()).await?;
     let namespaces = mesh.namespaces().await?;
-    let excluded = excluded(mesh.get(&path_of(Component::PodWatcher)).await?.as_ref());
-    let mut seen: Vec<(Seen, &Pod)> = pods.iter().map(|pod| (Seen::of(pod, &namespaces, &excluded), pod)).collect();
+    let outside = outside(mesh.get(&path_of(Component::PodWatcher)).await?.as_ref());
+    let mut seen: Vec<(Seen, &Pod)> = pods.iter().map(|pod| (Seen::of(pod, &namespaces, &outside), pod)).collect();
     seen.retain(|(seen, _)| which.all || seen.concerns_the_mesh());
     let (proxies, silent) = if which.brief {
         (BTreeMap::new(), Vec::new())
@@ -108,8 +108,8 @@ impl State {
 
 impl Seen {
     /// From the API server's objects alone.
-    pub fn of(pod: &Pod, namespaces: &BTreeMap<String, Namespace>, excluded: &[String]) -> Self {
-        let wanted = enrolled(namespaces.get(&pod_name(pod).namespace), pod, excluded);
+    pub fn of(pod: &Pod, namespaces: &BTreeMap<String, Namespace>, outside: &Outside) -> Self {
+        let wanted = enrolled(namespaces.get(&pod_name(pod).namespace), pod, outside);
         let conditions = pod.status.as_ref().and_then(|status| status.conditions.as_ref());
         let condition = conditions.into_iter().flatten().find(|condition| condition.type_ == CAPTURED);
         let holds = condition.map(|condition| condition.status == "True");
@@ -215,7 +215,7 @@ mod tests {
             (pod(None, Some("True"), "Succeeded"), State::Ended, false),
         ];
         for (pod, state, concerns) in cases {
-            let seen = Seen::of(&pod, &namespaces(), &[]);
+            let seen = Seen::of(&pod, &namespaces(), &Outside::default());
             assert_eq!((seen.state, seen.concerns_the_mesh()), (state, concerns), "{pod:?}");
         }
     }
@@ -232,7 +232,7 @@ mod tests {
         };
         let proxies = [("n1".to_owned(), proxy)].into();
         let pod = pod(Some("enabled"), Some("False"), "Running");
-        let row = row(&Seen::of(&pod, &namespaces(), &[]), &pod, &proxies, 1000);
+        let row = row(&Seen::of(&pod, &namespaces(), &Outside::default()), &pod, &proxies, 1000);
         let want = json!({"enrolled_by": "pod", "shown": "not-captured: PortTaken", "connections": 3, "expires_in": "1m00s", "certificate_age_seconds": 100});
         for (key, value) in want.as_object().expect("an object") {
             assert_eq!(&row[key], value, "{key} of {row:#}");
@@ -244,7 +244,7 @@ mod tests {
     #[test]
     fn a_pod_whose_proxy_is_silent_has_no_identity_rather_than_a_guessed_one() {
         let pod = pod(None, Some("True"), "Running");
-        let row = row(&Seen::of(&pod, &namespaces(), &[]), &pod, &BTreeMap::new(), 1000);
+        let row = row(&Seen::of(&pod, &namespaces(), &Outside::default()), &pod, &BTreeMap::new(), 1000);
         assert!(row["identity"].is_null() && row["connections"].is_null(), "{row:#}");
         assert_eq!((row["enrolled_by"].as_str(), row["service_account"].as_str()), (Some("namespace"), Some("buyer")));
     }

@@ -78,6 +78,7 @@ impl Cluster {
         let _ = std::fs::remove_file(&archive); // it goes with the cluster at the latest
         loaded?;
         step("PostgreSQL's image on every node");
+        self.wait_for_names()?;
         self.apply(OBJECTS)?;
         let pods = PODS.map(|name| format!("pod/{name}"));
         let mut wait = vec!["wait", "-n", NAMESPACE, "--for=condition=Ready", DEADLINE];

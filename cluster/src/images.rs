@@ -7,15 +7,17 @@ use anyhow::{Context as _, Result, ensure};
 use image::Image;
 use lab::{Lab, Node, binaries};
 
-use crate::parts::BUSYBOX;
+use crate::parts::{BUSYBOX, Parts};
 
 /// The lab's servers and clients (`culvert-lab app`, `culvert-lab client`), with busybox's shell and tools.
 pub const APPS: &str = "localhost/culvert/lab:1";
+/// The cluster's DNS; named in `dns.yaml`.
+pub(crate) const DNS: &str = "localhost/culvert/coredns:1";
 /// Named in containerd's configuration.
 const PAUSE: &str = "localhost/culvert/pause:1";
 
 /// Writes the archives into the cluster's directory.
-pub(crate) fn write(lab: &Lab) -> Result<()> {
+pub(crate) fn write(lab: &Lab, parts: &Parts) -> Result<()> {
     let dir = lab.dir().join("images");
     std::fs::create_dir(&dir).with_context(|| format!("make {}", dir.display()))?;
     let own = |name: &str| {
@@ -27,14 +29,23 @@ pub(crate) fn write(lab: &Lab) -> Result<()> {
         .entrypoint(&["/pause"])
         .user(65535)
         .write(&dir.join("pause.tar"))?;
+    Image::new(DNS)
+        .file(&parts.coredns, "/coredns", 0o755)
+        .entrypoint(&["/coredns"])
+        .user(65534)
+        .write(&dir.join("coredns.tar"))?;
     let lab = own("culvert-lab")?;
     let apps = Image::new(APPS).file(lab, "/bin/culvert-lab", 0o755).entrypoint(&["/bin/culvert-lab"]);
     with_busybox(apps)?.write(&dir.join("apps.tar"))
 }
 
+/// How names are resolved: what a static C library does by itself.
+const NSSWITCH: &str = "hosts: files dns\n";
+
 /// With a shell, tools and a place for their files.
 pub(crate) fn with_busybox(image: Image) -> Result<Image> {
     let image = image.file(BUSYBOX, "/bin/busybox", 0o755).dir("/tmp", 0o1777);
+    let image = image.text(NSSWITCH, "/etc/nsswitch.conf", 0o644);
     Ok(applets()?.iter().fold(image, |image, name| image.link("busybox", &format!("/bin/{name}"))))
 }
 

@@ -16,6 +16,7 @@
 
 mod control;
 pub mod demo;
+mod dns;
 mod images;
 mod kubectl;
 mod make;

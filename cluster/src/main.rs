@@ -10,6 +10,7 @@ use clap::{Parser, Subcommand, ValueEnum};
 use cluster::demo::{self, Demo};
 use cluster::mesh::Mesh;
 use cluster::{Cluster, Config, status};
+use lab::out::say;
 use lab::{interrupt, state};
 
 /// A real Kubernetes on this machine: two nodes and a control plane, dual stack.
@@ -86,10 +87,7 @@ fn main() -> ExitCode {
     let Cli { verb, name } = Cli::parse();
     let ended = run(verb, &name);
     interrupt::wait_if_stopping();
-    ended.unwrap_or_else(|error| {
-        eprintln!("cluster: {error:#}");
-        ExitCode::FAILURE
-    })
+    ended.unwrap_or_else(|error| lab::out::end("cluster", &error))
 }
 
 fn run(verb: Verb, name: &str) -> Result<ExitCode> {
@@ -107,24 +105,31 @@ fn run(verb: Verb, name: &str) -> Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
-fn up(name: &str, nodes: usize, mesh: bool, demo: bool) -> Result<()> {
-    let (mesh, demo) = (mesh.then(Mesh::find).transpose()?, demo.then(Demo::find).transpose()?);
+fn up(name: &str, nodes: usize, mesh: bool, has_demo: bool) -> Result<()> {
+    let (mesh, demo) = (mesh.then(Mesh::find).transpose()?, has_demo.then(Demo::find).transpose()?);
     interrupt::take_down_on_signal(&state::Dir::of(name)?)?;
     let config = Config { name: name.to_owned(), nodes };
-    let cluster = Cluster::up(&config, |step| eprintln!("cluster: {step}"))?;
+    let cluster = Cluster::up(&config, tell)?;
     if let Some(mesh) = mesh {
-        cluster.install(&mesh, |step| eprintln!("cluster: {step}"))?;
+        cluster.install(&mesh, tell)?;
     }
     let named = if name == "cluster" { String::new() } else { format!(" --name {name}") };
     if let Some(demo) = demo {
-        cluster.demo(&demo, |step| eprintln!("cluster: {step}"))?;
-        say(&shop(&named))?;
+        cluster.demo(&demo, tell)?;
     }
     cluster.keep()?;
+    if has_demo {
+        say(&shop(&named))?;
+    }
     say(&format!(
         "cluster {name} is up. Try:\n  cargo xtask cluster{named} shell -- kubectl get nodes -o wide\n  \
          cargo xtask cluster{named} status\n  cargo xtask cluster{named} down"
     ))
+}
+
+/// A step, for whoever waits; nobody need.
+fn tell(step: &str) {
+    let _ = writeln!(std::io::stderr(), "cluster: {step}");
 }
 
 /// What to look at in the demo.
@@ -175,8 +180,4 @@ fn shell(name: &str, argv: Vec<OsString>) -> Result<ExitCode> {
     let status = cluster.lab().fabric().in_netns(start)?.wait()?;
     let code = status.code().unwrap_or_else(|| 128 + status.signal().unwrap_or_default());
     Ok(u8::try_from(code).map_or(ExitCode::FAILURE, ExitCode::from))
-}
-
-fn say(text: &str) -> Result<()> {
-    Ok(writeln!(std::io::stdout(), "{text}")?)
 }

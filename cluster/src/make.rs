@@ -57,7 +57,7 @@ impl Cluster {
         step("keys and certificates");
         let api = control::start(lab)?;
         step("etcd; the API server is starting");
-        images::write(lab)?;
+        images::write(lab, &cluster.parts)?;
         step("images");
         cluster.on_each_node(|node| node::runtime(lab, node))?;
         step("containerd on every node, images loaded");
@@ -67,6 +67,8 @@ impl Cluster {
         cluster.route_services()?;
         lab.nodes().iter().try_for_each(|node| cluster.wait_ready(node, None))?;
         step(&format!("{} nodes Ready", config.nodes));
+        cluster.start_dns()?;
+        step("DNS started");
         Ok(cluster)
     }
 

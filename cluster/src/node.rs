@@ -10,15 +10,12 @@ use serde_json::{Value, json};
 
 use crate::control::{PODS, program, server};
 use crate::pki::{Pki, Use};
-use crate::{images, ready};
+use crate::{dns, images, ready};
 
 /// containerd listens within a second, on a busy machine within ten.
 const DEADLINE: Duration = Duration::from_secs(60);
 /// Where containerd listens, as the node sees it.
 const SOCKET: &str = "/run/containerd/containerd.sock";
-/// The address that DNS of the cluster has, when there is one.
-const DNS: &str = "198.18.128.10";
-
 /// Kernel settings of the whole machine that kubelet would set (`setupKernelTunables`): each node has a copy.
 pub(crate) const SHIELD: [&str; 6] = [
     "/proc/sys/vm/overcommit_memory",
@@ -148,7 +145,7 @@ fn kubelet(lab: &Lab, name: &str, group: &str) -> Value {
         "authorization": { "mode": "Webhook" },
         "tlsCertFile": pki(&format!("{name}-server.crt")),
         "tlsPrivateKeyFile": pki(&format!("{name}-server.key")),
-        "clusterDNS": [DNS],
+        "clusterDNS": dns::ADDRESSES,
         "clusterDomain": "cluster.local",
         "resolvConf": "",
         "failSwapOn": false,

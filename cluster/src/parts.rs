@@ -14,6 +14,8 @@ pub struct Parts {
     pub components: PathBuf,
     /// `kubectl`.
     pub kubectl: PathBuf,
+    /// `coredns`.
+    pub coredns: PathBuf,
 }
 
 /// Programs of Debian packages, by the path each must be at.
@@ -30,7 +32,7 @@ const PROGRAMS: [(&str, &str); 6] = [
 pub(crate) const BUSYBOX: &str = "/bin/busybox";
 
 impl Parts {
-    /// As `CULVERT_KUBERNETES` and `CULVERT_KUBECTL` say. An error names what is missing and how to get it.
+    /// As `CULVERT_KUBERNETES`, `CULVERT_KUBECTL` and `CULVERT_COREDNS` say. An error names what is missing and how to get it.
     pub fn find() -> Result<Parts> {
         let given = |name: &str| {
             let path = std::env::var_os(name).map(PathBuf::from);
@@ -38,8 +40,12 @@ impl Parts {
                 format!("{name} is not set: run this through cargo xtask, which makes Kubernetes and sets it")
             })
         };
-        let parts = Parts { components: given("CULVERT_KUBERNETES")?, kubectl: given("CULVERT_KUBECTL")? };
-        for path in [&parts.components.join("kubelet"), &parts.kubectl] {
+        let parts = Parts {
+            components: given("CULVERT_KUBERNETES")?,
+            kubectl: given("CULVERT_KUBECTL")?,
+            coredns: given("CULVERT_COREDNS")?,
+        };
+        for path in [&parts.components.join("kubelet"), &parts.kubectl, &parts.coredns] {
             ensure!(path.is_file(), "{} is not there: cargo xtask cluster parts makes it", path.display());
         }
         let missing: Vec<&str> =

@@ -1,4 +1,5 @@
-//! DEL: a container must always be able to go away. Nothing on our side makes it fail: with pod-watcher down a marker is left.
+//! DEL: a container must always be able to go away. Nothing makes it fail, whatever it is asked with: what cannot be read is done without,
+//! and with pod-watcher down a marker is left.
 //!
 //! CNI 1.1 DEL: "Plugins should generally complete a DEL action without error even if some resources are missing."
 
@@ -8,7 +9,6 @@ use mesh_api::link::cni::{Attachment, FromWatcher, ToWatcher};
 use mesh_api::link::state_dir::MarkedVerb;
 
 use crate::env::{Container, Lookup};
-use crate::error::CniError;
 use crate::netconf::Netconf;
 use crate::result::PrevResult;
 use crate::{ask, standing};
@@ -17,10 +17,12 @@ use crate::{ask, standing};
 const PATIENCE: Duration = Duration::from_secs(3);
 
 /// Prints nothing.
-pub fn run(lookup: Lookup<'_>, conf: Netconf) -> Result<Vec<u8>, CniError> {
-    let container = Container::read(lookup)?;
-    if container.pod.require_named().is_err() || conf.exclude_namespaces.contains(&container.pod.namespace) {
-        return Ok(Vec::new());
+pub fn run(lookup: Lookup<'_>, stdin: &[u8]) -> Vec<u8> {
+    let conf = Netconf::lenient(stdin);
+    // Without the container's id there is nothing to say: pod-watcher finds out by the netns having no process any more.
+    let Some(container) = Container::lenient(lookup) else { return Vec::new() };
+    if conf.exclude_namespaces.contains(&container.pod.namespace) {
+        return Vec::new();
     }
     // prevResult is there only if the runtime kept it, and a DEL does not depend on it.
     let addresses = PrevResult::read(conf.prev_result.clone(), conf.version).map(|result| result.addresses().to_vec());
@@ -41,5 +43,5 @@ pub fn run(lookup: Lookup<'_>, conf: Netconf) -> Result<Vec<u8>, CniError> {
             let _ = standing::mark(&conf.state_dir, MarkedVerb::Del, &attachment);
         }
     }
-    Ok(Vec::new())
+    Vec::new()
 }

@@ -68,32 +68,43 @@ pub struct PodArgs {
 }
 
 impl Container {
+    /// The same for DEL, as far as it can be read: a pod is found by its container's id too.
+    pub fn lenient(lookup: Lookup<'_>) -> Option<Self> {
+        let ifname = interface_name(lookup).unwrap_or_default();
+        Some(Self { id: id(lookup).ok()?, ifname, pod: PodArgs::lenient(&lookup("CNI_ARGS").unwrap_or_default()) })
+    }
+
     /// From CNI_CONTAINERID, CNI_IFNAME and CNI_ARGS.
     pub fn read(lookup: Lookup<'_>) -> Result<Self, CniError> {
-        let id = required(lookup, "CNI_CONTAINERID")?;
-        // CNI 1.1: "Must not be empty. Must start with an alphanumeric character, optionally followed by any combination of one or
-        // more alphanumeric characters, underscore (_), dot (.) or hyphen (-)." The length is ours: it becomes a file name.
-        let fine = id.len() <= 200
-            && id.starts_with(|c: char| c.is_ascii_alphanumeric())
-            && id.chars().all(|c| c.is_ascii_alphanumeric() || matches!(c, '_' | '.' | '-'));
-        if !fine {
-            return Err(bad(
-                "CNI_CONTAINERID",
-                "is not a container id of the spec's form",
-                "letters, digits, '_', '.', '-', up to 200",
-            ));
-        }
-        let ifname = required(lookup, "CNI_IFNAME")?;
-        // As libcni's ValidateInterfaceName, after the kernel's dev_valid_name.
-        let fine = ifname.len() <= 15
-            && !matches!(ifname.as_str(), "." | "..")
-            && !ifname.chars().any(|c| c == '/' || c == ':' || c.is_whitespace() || c.is_control());
-        if !fine {
-            return Err(bad("CNI_IFNAME", "is not an interface name", "at most 15 characters, no '/', ':' or space"));
-        }
+        let (id, ifname) = (id(lookup)?, interface_name(lookup)?);
         let pod = PodArgs::parse(&lookup("CNI_ARGS").unwrap_or_default())?;
         Ok(Self { id, ifname, pod })
     }
+}
+
+fn id(lookup: Lookup<'_>) -> Result<String, CniError> {
+    let id = required(lookup, "CNI_CONTAINERID")?;
+    // CNI 1.1: "Must not be empty. Must start with an alphanumeric character, optionally followed by any combination of one or
+    // more alphanumeric characters, underscore (_), dot (.) or hyphen (-)." The length is ours: it becomes a file name.
+    let fine = id.len() <= 200
+        && id.starts_with(|c: char| c.is_ascii_alphanumeric())
+        && id.chars().all(|c| c.is_ascii_alphanumeric() || matches!(c, '_' | '.' | '-'));
+    if fine {
+        return Ok(id);
+    }
+    Err(bad("CNI_CONTAINERID", "is not a container id of the spec's form", "letters, digits, '_', '.', '-', up to 200"))
+}
+
+fn interface_name(lookup: Lookup<'_>) -> Result<String, CniError> {
+    let ifname = required(lookup, "CNI_IFNAME")?;
+    // As libcni's ValidateInterfaceName, after the kernel's dev_valid_name.
+    let fine = ifname.len() <= 15
+        && !matches!(ifname.as_str(), "." | "..")
+        && !ifname.chars().any(|c| c == '/' || c == ':' || c.is_whitespace() || c.is_control());
+    if fine {
+        return Ok(ifname);
+    }
+    Err(bad("CNI_IFNAME", "is not an interface name", "at most 15 characters, no '/', ':' or space"))
 }
 
 impl PodArgs {
@@ -130,6 +141,19 @@ impl PodArgs {
             return Err(bad("CNI_ARGS", "holds a K8S_POD_UID that is not a pod uid", "check what the runtime sends"));
         }
         Ok(Self { namespace, name, uid })
+    }
+
+    /// What can be read of it: each pair alone.
+    fn lenient(text: &str) -> Self {
+        let mut whole = Self { namespace: String::new(), name: String::new(), uid: String::new() };
+        for Self { namespace, name, uid } in text.split(';').filter_map(|pair| Self::parse(pair).ok()) {
+            for (known, found) in [(&mut whole.namespace, namespace), (&mut whole.name, name), (&mut whole.uid, uid)] {
+                if !found.is_empty() {
+                    *known = found;
+                }
+            }
+        }
+        whole
     }
 
     /// ADD and CHECK need to know whose netns it is: what has no name cannot be judged.
@@ -214,6 +238,22 @@ mod tests {
             assert_eq!(error.code, Code::Environment, "{name}={value}");
             assert!(error.msg.starts_with(name), "{}", error.msg);
         }
+    }
+
+    #[test]
+    fn a_del_has_what_can_be_read_of_its_variables() {
+        let lenient = |args: &str, ifname: &str| {
+            let pairs = [("CNI_CONTAINERID", "c1"), ("CNI_IFNAME", ifname), ("CNI_ARGS", args)];
+            let lookup = |name: &str| pairs.iter().find(|(key, _)| *key == name).map(|(_, value)| (*value).to_owned());
+            let Container { ifname, pod: PodArgs { namespace, name, uid }, .. } =
+                Container::lenient(&lookup).expect("an id");
+            format!("{ifname} {namespace}/{name} {uid}")
+        };
+        assert_eq!(lenient(FINE[2].1, "eth0"), "eth0 shop/cart-0 1-2");
+        assert_eq!(lenient("K8S_POD_NAMESPACE=shop;what;K8S_POD_NAME=a/b;K8S_POD_UID=1;=;", "a/b"), " shop/ 1");
+        assert_eq!(lenient(";;;", ""), " / ");
+        assert_eq!(Container::lenient(&|_| None), None);
+        assert_eq!(Container::lenient(&|name| (name == "CNI_CONTAINERID").then(|| "../x".to_owned())), None);
     }
 
     #[test]

@@ -21,13 +21,18 @@ use std::io::{Read, Write};
 use std::process::ExitCode;
 
 use error::{CniError, Code};
-use netconf::{MAX_STDIN, Netconf, Strictness};
+use netconf::{MAX_STDIN, Netconf};
 
 fn main() -> ExitCode {
     let lookup = |name: &str| std::env::var(name).ok();
     let mut stdin = Vec::new();
     let read = std::io::stdin().lock().take(MAX_STDIN as u64 + 1).read_to_end(&mut stdin);
-    let (answer, code) = match read.map_err(unreadable).and_then(|_| run(&lookup, &stdin)) {
+    let answer = match env::Command::read(&lookup) {
+        // Whatever came of reading: a container must always be able to go away.
+        Ok(env::Command::Del) => Ok(del::run(&lookup, &stdin)),
+        command => read.map_err(unreadable).and_then(|_| run(command?, &lookup, &stdin)),
+    };
+    let (answer, code) = match answer {
         Ok(answer) => (answer, ExitCode::SUCCESS),
         Err(error) => (error.to_json(&netconf::version_of(&stdin)), ExitCode::FAILURE),
     };
@@ -37,7 +42,7 @@ fn main() -> ExitCode {
 }
 
 /// One call: what goes to standard output.
-fn run(lookup: env::Lookup<'_>, stdin: &[u8]) -> Result<Vec<u8>, CniError> {
+fn run(command: env::Command, lookup: env::Lookup<'_>, stdin: &[u8]) -> Result<Vec<u8>, CniError> {
     if stdin.len() > MAX_STDIN {
         return Err(CniError::new(
             Code::Decode,
@@ -45,13 +50,13 @@ fn run(lookup: env::Lookup<'_>, stdin: &[u8]) -> Result<Vec<u8>, CniError> {
             "check the conflist in /etc/cni/net.d",
         ));
     }
-    match env::Command::read(lookup)? {
+    match command {
         env::Command::Version => version::run(stdin),
-        env::Command::Add => add::run(lookup, Netconf::parse(stdin, Strictness::Strict)?),
-        env::Command::Del => del::run(lookup, Netconf::parse(stdin, Strictness::Lenient)?),
-        env::Command::Check => check::run(lookup, Netconf::parse(stdin, Strictness::Strict)?),
-        env::Command::Gc => gc::run(Netconf::parse(stdin, Strictness::Strict)?),
-        env::Command::Status => status::run(Netconf::parse(stdin, Strictness::Strict)?),
+        env::Command::Add => add::run(lookup, Netconf::parse(stdin)?),
+        env::Command::Del => Ok(del::run(lookup, stdin)),
+        env::Command::Check => check::run(lookup, Netconf::parse(stdin)?),
+        env::Command::Gc => gc::run(Netconf::parse(stdin)?),
+        env::Command::Status => status::run(Netconf::parse(stdin)?),
     }
 }
 
@@ -72,10 +77,9 @@ mod tests {
         #[test]
         fn garbage_on_standard_input_never_panics_and_is_code_6_or_7(
             bytes in proptest::collection::vec(any::<u8>(), 1..300),
-            verb in prop_oneof!["ADD", "DEL", "CHECK", "GC", "STATUS"],
+            verb in proptest::sample::select(vec![env::Command::Add, env::Command::Check, env::Command::Gc, env::Command::Status]),
         ) {
-            let lookup = |name: &str| (name == "CNI_COMMAND").then(|| verb.clone());
-            let error = run(&lookup, &bytes).expect_err("garbage");
+            let error = run(verb, &|_| None, &bytes).expect_err("garbage");
             prop_assert!(matches!(error.code, Code::Decode | Code::Config), "{error:?}");
             let printed: serde_json::Value = serde_json::from_slice(&error.to_json(&netconf::version_of(&bytes))).expect("JSON");
             prop_assert_eq!(printed["code"].as_u64(), Some(u64::from(error.code.number())));
@@ -84,7 +88,7 @@ mod tests {
 
     #[test]
     fn a_call_without_a_command_is_code_4() {
-        let error = run(&|_| None, b"{}").expect_err("no CNI_COMMAND");
+        let error = env::Command::read(&|_| None).expect_err("no CNI_COMMAND");
         assert_eq!(error.code, Code::Environment);
     }
 }

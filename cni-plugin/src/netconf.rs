@@ -52,16 +52,6 @@ pub struct Netconf {
     pub valid_attachments: Option<Vec<(String, String)>>,
 }
 
-/// How unknown keys of ours are met.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Strictness {
-    /// Refused with code 7.
-    Strict,
-    /// Ignored, and unusable values of ours become defaults. For DEL: a configuration written for a newer plugin must not keep
-    /// pods from going away.
-    Lenient,
-}
-
 /// The version to answer in, as far as the input can be understood at all.
 pub fn version_of(stdin: &[u8]) -> String {
     serde_json::from_slice::<Value>(stdin)
@@ -72,8 +62,27 @@ pub fn version_of(stdin: &[u8]) -> String {
 }
 
 impl Netconf {
+    /// What can be read of standard input; the rest has its default. For DEL: no configuration, also one that was written for a newer
+    /// plugin, may keep a pod from going away.
+    pub fn lenient(stdin: &[u8]) -> Self {
+        let object: Map<String, Value> = serde_json::from_slice(stdin).unwrap_or_default();
+        let version = object.get("cniVersion").and_then(Value::as_str).and_then(|text| SpecVersion::parse(text).ok());
+        let alone = |(key, value): (&String, &Value)| Map::from_iter([(key.clone(), value.clone())]);
+        let usable = object.iter().map(alone).filter(|setting| Own::read(setting).is_ok()).flatten().collect();
+        let Own { socket, timeout, exclude_namespaces, state_dir } = Own::read(&usable).unwrap_or_default();
+        Self {
+            version: version.unwrap_or(SpecVersion::NEWEST),
+            socket,
+            timeout,
+            exclude_namespaces,
+            state_dir,
+            prev_result: object.get("prevResult").cloned(),
+            valid_attachments: None,
+        }
+    }
+
     /// From standard input.
-    pub fn parse(stdin: &[u8], strictness: Strictness) -> Result<Self, CniError> {
+    pub fn parse(stdin: &[u8]) -> Result<Self, CniError> {
         let object: Map<String, Value> = serde_json::from_slice(stdin).map_err(|error| {
             CniError::new(
                 Code::Decode,
@@ -91,13 +100,8 @@ impl Netconf {
             Some(Value::String(name)) if !name.is_empty() => {}
             _ => return Err(config("name of the network is missing")),
         }
-        let own = Own::read(&object).or_else(|error| match strictness {
-            Strictness::Strict => Err(error),
-            Strictness::Lenient => Ok(Own::default()),
-        })?;
-        if strictness == Strictness::Strict
-            && let Some(key) = object.keys().find(|key| !known(key))
-        {
+        let own = Own::read(&object)?;
+        if let Some(key) = object.keys().find(|key| !known(key)) {
             let key: String = key.chars().take(60).collect();
             return Err(config(format!("{key:?} is not a setting of culvert-cni")));
         }
@@ -190,7 +194,7 @@ mod tests {
     use proptest::prelude::*;
 
     fn parse(text: &str) -> Result<Netconf, CniError> {
-        Netconf::parse(text.as_bytes(), Strictness::Strict)
+        Netconf::parse(text.as_bytes())
     }
 
     #[test]
@@ -233,10 +237,13 @@ mod tests {
     }
 
     #[test]
-    fn del_reads_past_settings_it_does_not_know() {
-        let text = r#"{"cniVersion":"1.0.0","name":"n","type":"t","future":1,"timeoutSeconds":"x"}"#;
-        let read = Netconf::parse(text.as_bytes(), Strictness::Lenient).expect("lenient");
-        assert_eq!(read.timeout, TIMEOUT);
+    fn del_reads_past_whatever_it_cannot_use() {
+        let text =
+            r#"{"cniVersion":"9","future":1,"timeoutSeconds":"x","stateDir":"/elsewhere","socket":7,"prevResult":[]}"#;
+        let read = Netconf::lenient(text.as_bytes());
+        assert_eq!((read.timeout, read.version), (TIMEOUT, SpecVersion::NEWEST));
+        assert_eq!(read.socket, std::path::Path::new(mesh_api::link::cni::SOCKET));
+        assert_eq!(read.state_dir, std::path::Path::new("/elsewhere"));
     }
 
     #[test]
@@ -249,7 +256,7 @@ mod tests {
     proptest! {
         #[test]
         fn garbage_is_code_6_or_7_and_never_a_panic(bytes in proptest::collection::vec(any::<u8>(), 0..200)) {
-            let error = Netconf::parse(&bytes, Strictness::Strict).expect_err("garbage");
+            let error = Netconf::parse(&bytes).expect_err("garbage");
             prop_assert!(matches!(error.code, Code::Decode | Code::Config), "{error:?}");
         }
 

@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use anyhow::Context as _;
 use clap::{Args, Parser, Subcommand};
+use mesh_api::manifests::Outside;
 use mesh_daemon::logs::Format;
 use mesh_kube::Place;
 use mesh_model::TrustDomain;
@@ -69,6 +70,16 @@ pub struct MeshArgs {
         value_name = "NAMESPACE"
     )]
     pub exclude_namespace: Vec<String>,
+    /// Part of the name of a runtime class whose pods have a kernel of their own and are never captured. May be repeated; give the
+    /// same to pod-watcher.
+    #[arg(
+        long,
+        env = "CULVERT_UNCAPTURED_RUNTIMES",
+        value_delimiter = ',',
+        default_value = mesh_api::manifests::OTHER_KERNELS,
+        value_name = "PART"
+    )]
+    pub uncaptured_runtime: Vec<String>,
 }
 
 /// Flags of `serve`.
@@ -203,7 +214,7 @@ impl MeshArgs {
             cluster_domain: self.cluster_domain,
             root_namespace: self.root_namespace,
             default_mode: self.default_mode,
-            excluded_namespaces: self.exclude_namespace,
+            outside: Outside { namespaces: self.exclude_namespace, runtimes: self.uncaptured_runtime },
         };
         anyhow::ensure!(
             !config.cluster_id.is_empty() && !config.cluster_id.contains('/'),
@@ -277,7 +288,7 @@ mod tests {
         assert_eq!(settings.callers, Callers::File("/s/tokens.json".into()));
         assert_eq!(settings.names, ["a", "198.19.255.1"]);
         assert_eq!(settings.longest, Duration::from_secs(24 * 3600));
-        assert_eq!(settings.compile.excluded_namespaces, ["kube-system"]);
+        assert_eq!(settings.compile.outside.namespaces, ["kube-system"]);
     }
 
     #[test]

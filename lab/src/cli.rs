@@ -169,10 +169,7 @@ enum Verb {
 pub(crate) fn main() -> ExitCode {
     let ended = run(Cli::parse());
     interrupt::wait_if_stopping();
-    ended.unwrap_or_else(|error| {
-        eprintln!("culvert-lab: {error:#}");
-        ExitCode::FAILURE
-    })
+    ended.unwrap_or_else(|error| lab::out::end("culvert-lab", &error))
 }
 
 fn run(cli: Cli) -> Result<ExitCode> {

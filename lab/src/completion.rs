@@ -1,18 +1,12 @@
 //! Shell completion from the very definition of the command line: verbs, and the flags of each.
 
-use std::io::Write;
-
 use anyhow::Result;
 use clap::Command;
 
 /// Prints a script for `bash` or `zsh` (which reads bash's after `bashcompinit`).
 pub(crate) fn print(command: &Command, shell: &str) -> Result<()> {
-    let mut out = std::io::stdout().lock();
-    if shell == "zsh" {
-        writeln!(out, "autoload -U +X bashcompinit && bashcompinit")?;
-    }
-    out.write_all(bash(command).as_bytes())?;
-    Ok(())
+    let head = if shell == "zsh" { "autoload -U +X bashcompinit && bashcompinit\n" } else { "" };
+    lab::out::say(format!("{head}{}", bash(command)).trim_end())
 }
 
 fn bash(command: &Command) -> String {

@@ -1,5 +1,6 @@
 //! Ctrl-C in the middle of anything: the lab is taken down from its records while the main thread is wherever it is.
 
+use std::io::Write as _;
 use std::sync::{PoisonError, RwLock, RwLockReadGuard};
 
 use anyhow::{Result, ensure};
@@ -39,9 +40,11 @@ pub fn take_all_down_on_signal(dirs: Vec<Dir>) -> Result<()> {
         });
         *STOPPING.write().unwrap_or_else(PoisonError::into_inner) = true;
         for dir in dirs.iter().filter(|dir| dir.exists()) {
-            eprintln!("\nculvert-lab: taking lab {} down", dir.name());
+            // Nobody may be reading: the lab is taken down all the same.
+            let _ = writeln!(std::io::stderr(), "\nculvert-lab: taking lab {} down", dir.name());
             if let Err(error) = dir.down() {
-                eprintln!("culvert-lab: not everything went: {error:#} (culvert-lab down {})", dir.name());
+                let (name, mut err) = (dir.name(), std::io::stderr());
+                let _ = writeln!(err, "culvert-lab: not everything went: {error:#} (culvert-lab down {name})");
             }
         }
         std::process::exit(INTERRUPTED)

@@ -47,6 +47,7 @@ pub mod mesh;
 pub mod node;
 pub mod ns;
 pub mod objects;
+pub mod out;
 pub mod pid;
 pub mod plan;
 pub mod pod;

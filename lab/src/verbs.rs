@@ -1,11 +1,12 @@
 //! The verbs for people: up, down, status, exec, add, rm, policy.
 
-use std::io::{Read, Write};
+use std::io::Read;
 use std::process::ExitCode;
 
 use anyhow::{Context, Result, ensure};
 use clap::Args;
 use comfy_table::{ContentArrangement, Table, presets};
+use lab::out::say;
 use lab::pod::{ECHO, HTTP};
 use lab::{App, Config, Exit, Lab, MeshConfig, Pod, Service, binaries, interrupt, state};
 
@@ -242,7 +243,8 @@ pub(crate) fn capture(name: &str, seconds: u64, markers: &[String]) -> Result<()
     let lab = Lab::attach(name)?;
     let markers: Vec<&[u8]> = markers.iter().map(|m| m.as_bytes()).collect();
     let capture = lab.capture(&markers)?;
-    std::thread::park_timeout(std::time::Duration::from_secs(seconds)); // the time is what was asked for
+    // The time is what was asked for. Not by parking: somebody's token may be left, which ends that at once.
+    std::thread::sleep(std::time::Duration::from_secs(seconds));
     let mut rows = table(&["from", "to", "", "payload packets", "payload bytes", "markers"]);
     for (ends, flow) in capture.flows()?.iter().filter(|(_, flow)| flow.packets > 0) {
         rows.add_row(vec![
@@ -267,10 +269,6 @@ pub(crate) fn table(header: &[&str]) -> Table {
 
 pub(crate) fn join(ips: &[std::net::IpAddr]) -> String {
     ips.iter().map(ToString::to_string).collect::<Vec<_>>().join(" ")
-}
-
-pub(crate) fn say(text: &str) -> Result<()> {
-    Ok(writeln!(std::io::stdout(), "{text}")?)
 }
 
 /// Whether every binary of the mesh lies beside this one.

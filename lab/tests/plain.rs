@@ -168,3 +168,25 @@ fn a_pod_gets_the_addresses_it_asks_for_and_a_prober_counts_the_phases_of_its_li
     assert!(report["ok"].as_u64() > Some(20), "{report}");
     lab.down()
 }
+
+#[test]
+fn the_capture_of_the_command_line_looks_for_as_long_as_it_was_asked_to() -> Result<()> {
+    let lab = Lab::up(Config::default().families(Families::V4))?;
+    let a = lab.add_pod(Pod::new("shop", "a"))?;
+    let b = lab.add_pod(Pod::new("shop", "b").node(2))?;
+    let start = std::time::Instant::now();
+    let capture = std::process::Command::new(env!("CARGO_BIN_EXE_culvert-lab"))
+        .args(["capture", "--name", lab.name(), "--for", "3", "--marker", "seen-in-clear"])
+        .stdout(std::process::Stdio::piped())
+        .spawn()?;
+    let to = std::net::SocketAddr::new(b.v4(), pod::ECHO).to_string();
+    while start.elapsed().as_millis() < 2_500 {
+        assert_eq!(a.run_client(&["connect", &to, "--send", "seen-in-clear"])?["ok"], 1);
+    }
+    let output = capture.wait_with_output()?;
+    assert!(start.elapsed().as_secs() >= 3, "{:?}", start.elapsed());
+    let table = String::from_utf8(output.stdout)?;
+    let seen = table.lines().any(|line| line.contains(&to) && line.contains(&a.v4().to_string()));
+    assert!(output.status.success() && seen, "{table}");
+    lab.down()
+}

@@ -23,6 +23,6 @@ pub use mesh::Mesh;
 pub use pod::{Mark, PodName, PodUid};
 pub use ranges::ClusterRanges;
 pub use reason::Reason;
-pub use service::{BadServiceKey, Near, Service, ServiceKey, ServicePort};
+pub use service::{AppProtocol, BadServiceKey, External, IpFamilies, Near, Service, ServiceKey, ServicePort};
 pub use telemetry::Telemetry;
-pub use workload::{ClaimRank, Health, NetworkPolicy, Tunnel, Workload, WorkloadUid};
+pub use workload::{ClaimRank, Endpoint, Health, Hints, NetworkPolicy, Readiness, Tunnel, Workload, WorkloadUid};

@@ -87,6 +87,8 @@ reasons! {
     VersionMismatch,
     /// A bug of ours: an invariant did not hold.
     Internal,
+    /// The record of the destination wants a waypoint, which this mesh does not do.
+    WaypointNeeded,
 }
 
 impl fmt::Display for Reason {

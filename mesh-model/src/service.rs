@@ -3,6 +3,7 @@
 use std::fmt;
 use std::net::IpAddr;
 use std::str::FromStr;
+use std::time::Duration;
 
 /// Key of a service on the wire and in the store; printed `namespace/hostname`.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -44,6 +45,40 @@ pub struct ServicePort {
     pub service_port: u16,
     /// The port at the endpoint; `None` when it is a named port, which the workload's own list resolves.
     pub target_port: Option<u16>,
+    /// What is spoken there.
+    pub app_protocol: AppProtocol,
+}
+
+/// What is spoken at a port, as far as somebody says. Nothing here is decided by it: for those who read HTTP.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum AppProtocol {
+    /// Nobody says.
+    #[default]
+    Unknown,
+    /// HTTP/1.1.
+    Http11,
+    /// HTTP/2.
+    Http2,
+    /// gRPC.
+    Grpc,
+    /// No more than TCP.
+    Tcp,
+    /// TLS of the application's own.
+    Tls,
+}
+
+/// The families of which a service has addresses.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum IpFamilies {
+    /// Nobody says.
+    #[default]
+    Automatic,
+    /// IPv4 alone.
+    V4,
+    /// IPv6 alone.
+    V6,
+    /// Both.
+    Dual,
 }
 
 /// A service as the proxy needs it.
@@ -62,6 +97,31 @@ pub struct Service {
     /// Whether endpoints that are not healthy are used as well (`publishNotReadyAddresses`).
     pub publish_not_ready: bool,
     /// Which endpoints a client is sent to.
+    pub near: Near,
+    /// Where clients are sent elsewhere than `near` says.
+    pub external: Option<External>,
+    /// How long after its last connection a client is led to the same endpoint again (`sessionAffinity: ClientIP`).
+    pub session_affinity: Option<Duration>,
+    /// The families of its addresses.
+    pub ip_families: IpFamilies,
+    /// It is to be reached through a waypoint, which this mesh does not do: not at all.
+    pub needs_waypoint: bool,
+}
+
+impl Service {
+    /// Which endpoints a client of this virtual address is sent to.
+    pub fn near_at(&self, vip: IpAddr) -> Near {
+        let external = self.external.as_ref().filter(|external| external.vips.contains(&vip.to_canonical()));
+        external.map_or(self.near, |external| external.near)
+    }
+}
+
+/// Virtual addresses that `internalTrafficPolicy` says nothing of (`externalIPs`), where it says something of the others.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct External {
+    /// These; they are among the service's virtual addresses too.
+    pub vips: Vec<IpAddr>,
+    /// Which endpoints a client of these is sent to.
     pub near: Near,
 }
 

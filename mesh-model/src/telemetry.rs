@@ -13,4 +13,6 @@ pub struct Telemetry {
     pub region: String,
     /// The node's `topology.kubernetes.io/zone`.
     pub zone: String,
+    /// The node's `topology.istio.io/subzone`.
+    pub subzone: String,
 }

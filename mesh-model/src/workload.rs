@@ -64,6 +64,45 @@ pub enum NetworkPolicy {
     Unselected,
 }
 
+/// How a workload stands behind one service.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Endpoint {
+    /// (service port, port at the workload) pairs.
+    pub ports: Vec<(u16, u16)>,
+    /// Whether callers of the service may be led to it.
+    pub readiness: Readiness,
+    /// Whose clients it is meant for.
+    pub hints: Hints,
+}
+
+impl Endpoint {
+    /// Of these ports, and nothing else is known.
+    pub fn at(ports: impl Into<Vec<(u16, u16)>>) -> Self {
+        Self { ports: ports.into(), ..Self::default() }
+    }
+}
+
+/// Whether callers of a service may be led to an endpoint.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Readiness {
+    /// Nobody says it of this service: the workload's own health decides, and whether the service wants those that are not ready as well.
+    #[default]
+    Unsaid,
+    /// It is ready, whatever the workload's own health is.
+    Ready,
+    /// It comes to its end and still serves: for as long as there is none that is ready.
+    Ending,
+}
+
+/// Whose clients an endpoint is meant for (an EndpointSlice's `hints`); none: everybody's.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Hints {
+    /// Those of these zones.
+    pub zones: Vec<String>,
+    /// Those of these nodes.
+    pub nodes: Vec<String>,
+}
+
 /// One pod as the rest of the mesh knows it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Workload {
@@ -87,12 +126,14 @@ pub struct Workload {
     pub policies: Vec<PolicyKey>,
     /// Whether it may be chosen.
     pub health: Health,
-    /// The services it is an endpoint of, each with (service port, target port) pairs.
-    pub services: BTreeMap<ServiceKey, Vec<(u16, u16)>>,
+    /// The services it stands behind.
+    pub services: BTreeMap<ServiceKey, Endpoint>,
     /// Whether a NetworkPolicy selects it.
     pub network_policy: NetworkPolicy,
     /// A host-network pod shares its node's address and is never found by address.
     pub host_network: bool,
+    /// It is to be reached through a waypoint, which this mesh does not do: not at all. What reaches the pod itself is judged as ever.
+    pub needs_waypoint: bool,
     /// What it is called in metrics and logs.
     pub telemetry: Arc<Telemetry>,
 }

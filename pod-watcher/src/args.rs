@@ -162,6 +162,16 @@ pub struct RunArgs {
         default_value = "kube-system"
     )]
     pub exclude_namespaces: Vec<String>,
+    /// Part of the name of a runtime class whose pods have a kernel of their own and are never captured. May be repeated; give the
+    /// same to the control plane.
+    #[arg(
+        long = "uncaptured-runtime",
+        env = "CULVERT_UNCAPTURED_RUNTIMES",
+        value_delimiter = ',',
+        default_value = mesh_api::manifests::OTHER_KERNELS,
+        value_name = "PART"
+    )]
+    pub uncaptured_runtimes: Vec<String>,
     /// The mesh's own namespace: never enrolled.
     #[arg(long, env = "CULVERT_OWN_NAMESPACE", default_value = "culvert-system")]
     pub own_namespace: String,

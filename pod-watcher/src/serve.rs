@@ -50,6 +50,7 @@ pub async fn run(args: RunArgs) -> anyhow::Result<()> {
         table_mode,
         metrics_address,
         exclude_namespaces,
+        uncaptured_runtimes,
         own_namespace,
         on_enroll: OnEnroll::Keep,
         flow_limit,
@@ -102,7 +103,8 @@ pub async fn run(args: RunArgs) -> anyhow::Result<()> {
     let (trigger, stop) = drain::pair();
     group.spawn("metrics", http::serve(listener, routes.ready(readiness), stop.clone()));
 
-    let scope = Scope { node: node.clone(), excluded: exclude_namespaces, own: own_namespace };
+    let scope =
+        Scope { node: node.clone(), excluded: exclude_namespaces, runtimes: uncaptured_runtimes, own: own_namespace };
     let (asks, wanted) = mpsc::channel(WANTED);
     let (inputs, queue) = Inputs::new();
     let watching = Pending {

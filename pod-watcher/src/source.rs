@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
 use mesh_api::link::state_dir::Standing;
-use mesh_api::manifests::{self, Enrolment, Objects};
+use mesh_api::manifests::{self, Enrolment, NotEnrolled, Objects, Outside};
 use mesh_model::{Exclusions, PodName, PodUid};
 
 /// One pod of this node.
@@ -44,6 +44,13 @@ pub struct Records {
     pub unsettled: BTreeSet<PodUid>,
 }
 
+impl PodRecord {
+    /// Whether it asks for the mesh and cannot be had.
+    pub fn has_other_kernel(&self) -> bool {
+        self.enrolment == Enrolment::Plain(NotEnrolled::OtherKernel)
+    }
+}
+
 impl Records {
     /// The pod that the runtime means by a name and, where it says one, by a uid (a name is used again). For a static pod it says the
     /// one of kubelet's. A claimed uid counts only together with the name, so nobody gets another pod's attachment by it.
@@ -73,6 +80,8 @@ pub struct Scope {
     pub node: String,
     /// Never enrolled.
     pub excluded: Vec<String>,
+    /// See [`Outside::runtimes`].
+    pub runtimes: Vec<String>,
     /// The mesh's own namespace.
     pub own: String,
 }
@@ -92,8 +101,8 @@ impl Scope {
     /// The records of these objects.
     pub fn records(&self, objects: &Objects) -> Records {
         let mut records = Records::default();
-        let mut outside = self.excluded.clone();
-        outside.push(self.own.clone());
+        let namespaces = self.excluded.iter().chain([&self.own]).cloned().collect();
+        let outside = Outside { namespaces, runtimes: self.runtimes.clone() };
         for name in objects.namespaces.keys() {
             records.namespaces.insert(name.clone(), self.fixed(name).unwrap_or(Standing::Plain));
         }
@@ -193,8 +202,12 @@ spec: {nodeName: n1, containers: [{name: c, image: i}]}
         std::fs::write(dir.path().join("all.yaml"), manifests).expect("written");
         let (objects, rejected) = manifests::load_dir(dir.path(), &Objects::default());
         assert_eq!(rejected, []);
-        let scope =
-            Scope { node: "n1".to_owned(), excluded: vec!["kube-system".to_owned()], own: "culvert-system".to_owned() };
+        let scope = Scope {
+            node: "n1".to_owned(),
+            excluded: vec!["kube-system".to_owned()],
+            runtimes: vec!["kata".to_owned()],
+            own: "culvert-system".to_owned(),
+        };
         scope.records(&objects)
     }
 

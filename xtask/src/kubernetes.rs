@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, ensure};
 
-use crate::{cache, cargo, packages, phase, tools};
+use crate::{cache, cargo, coredns, packages, phase, tools};
 
 /// Newest version whose module the Go proxy serves.
 const VERSION: Version = Version { minor: 36, patch: 3 };
@@ -21,7 +21,7 @@ const MAIN: &str = include_str!("../kubernetes/main.go");
 /// Names it answers to.
 const COMPONENTS: [&str; 5] = ["kube-apiserver", "kube-controller-manager", "kube-scheduler", "kube-proxy", "kubelet"];
 /// How the build is done; part of the key under which its result is kept.
-const FLAGS: [&str; 4] = ["-trimpath", "-gcflags=all=-dwarf=false", "-mod=mod", "-buildvcs=false"];
+pub const FLAGS: [&str; 4] = ["-trimpath", "-gcflags=all=-dwarf=false", "-mod=mod", "-buildvcs=false"];
 /// How often a build in progress says how far it is.
 const PROGRESS: Duration = Duration::from_secs(20);
 
@@ -37,20 +37,23 @@ pub struct Parts {
     pub components: PathBuf,
     /// `kubectl`.
     pub kubectl: PathBuf,
+    /// `coredns`.
+    pub coredns: PathBuf,
 }
 
 impl Parts {
     /// What the cluster's own program reads from its environment.
-    pub fn environment(&self) -> [(&'static str, &Path); 2] {
-        [("CULVERT_KUBERNETES", &self.components), ("CULVERT_KUBECTL", &self.kubectl)]
+    pub fn environment(&self) -> [(&'static str, &Path); 3] {
+        let Self { components, kubectl, coredns } = self;
+        [("CULVERT_KUBERNETES", components), ("CULVERT_KUBECTL", kubectl), ("CULVERT_COREDNS", coredns)]
     }
 }
 
-/// Everything a cluster needs that is not built from this workspace: Debian packages, Kubernetes, kubectl.
+/// Everything a cluster needs that is not built from this workspace: Debian packages, Kubernetes, kubectl, CoreDNS.
 pub fn parts() -> anyhow::Result<Parts> {
     packages::ensure()?;
     packages::ensure_cluster()?;
-    Ok(Parts { components: components()?, kubectl: kubectl()? })
+    Ok(Parts { components: components()?, kubectl: kubectl()?, coredns: coredns::binary()? })
 }
 
 fn kubectl() -> anyhow::Result<PathBuf> {
@@ -107,7 +110,8 @@ fn build(draft: &Path) -> anyhow::Result<()> {
     Ok(())
 }
 
-fn go_in(go: &Path, dir: &Path) -> Command {
+/// Go, to be run in a directory.
+pub fn go_in(go: &Path, dir: &Path) -> Command {
     let mut command = Command::new(go);
     // GOFLAGS: the person's own could change what is built; a module cache that cannot be deleted is nobody's friend.
     command.current_dir(dir).env("CGO_ENABLED", "0").env("GOFLAGS", "-modcacherw").env("GOWORK", "off");
@@ -128,7 +132,7 @@ fn upstream(go: &Path, dir: &Path) -> anyhow::Result<PathBuf> {
 }
 
 /// Runs the compiler and says now and then how far it is: it names each package it begins with.
-fn compile(command: &mut Command) -> anyhow::Result<()> {
+pub fn compile(command: &mut Command) -> anyhow::Result<()> {
     let mut child = command.stderr(Stdio::piped()).spawn().with_context(|| format!("start {command:?}"))?;
     let (begun, mut said, mut packages) = (Instant::now(), Instant::now(), 0);
     let mut last = Vec::new();

@@ -7,6 +7,7 @@ mod bench;
 mod cache;
 mod cargo;
 mod cluster;
+mod coredns;
 mod figures;
 mod image;
 mod kubernetes;

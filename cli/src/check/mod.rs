@@ -139,8 +139,8 @@ async fn of_mesh(mesh: &Mesh) -> Result<Vec<Finding>, Failure> {
     }
     let own = mesh.own_pods().await?;
     let mut findings = running::components(&crate::status::components(&objects, &own));
-    let excluded = crate::mesh::excluded(objects.get(&Component::PodWatcher));
-    findings.extend(running::pods(&mesh.pods(None, "").await?, &mesh.namespaces().await?, &excluded));
+    let outside = crate::mesh::outside(objects.get(&Component::PodWatcher));
+    findings.extend(running::pods(&mesh.pods(None, "").await?, &mesh.namespaces().await?, &outside));
     let warnings = mesh.list("/apis/events.k8s.io/v1/events", "fieldSelector=type%3DWarning").await?;
     findings.extend(running::events(&warnings, print::now()));
     // Together: those that do not answer must not use up the others' time.

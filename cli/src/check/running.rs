@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use k8s_openapi::jiff::Timestamp;
-use mesh_api::manifests::{Namespace, Pod, pod_name};
+use mesh_api::manifests::{Namespace, Outside, Pod, pod_name};
 use serde_json::Value;
 
 use super::Finding;
@@ -48,10 +48,10 @@ pub fn components(rows: &[Value]) -> Vec<Finding> {
 }
 
 /// Pods that ask for the mesh and are not captured.
-pub fn pods(pods: &[Pod], namespaces: &BTreeMap<String, Namespace>, excluded: &[String]) -> Vec<Finding> {
+pub fn pods(pods: &[Pod], namespaces: &BTreeMap<String, Namespace>, outside: &Outside) -> Vec<Finding> {
     let (mut captured, mut findings) = (0, Vec::new());
     for pod in pods {
-        let seen = Seen::of(pod, namespaces, excluded);
+        let seen = Seen::of(pod, namespaces, outside);
         let object = format!("pod {}", pod_name(pod));
         match (seen.state, seen.said) {
             (State::Captured, _) => captured += 1,

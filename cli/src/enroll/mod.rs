@@ -12,7 +12,7 @@ use serde_json::{Value, json};
 
 use crate::args::{Enroll, Output};
 use crate::failure::Failure;
-use crate::mesh::{Mesh, excluded, path_of};
+use crate::mesh::{Mesh, outside, path_of};
 use crate::names::Component;
 use crate::print::{self, Answer};
 use crate::ps::{Seen, State};
@@ -39,7 +39,7 @@ pub async fn run(mesh: &Mesh, output: Output, args: &Enroll, enroll: bool) -> Re
     })?;
     let pod_watcher = mesh.get(&path_of(Component::PodWatcher)).await?;
     let pods = mesh.pods(Some(name), "").await?;
-    let plans = plan(&subject, enroll, Some(&namespace), &pods, &excluded(pod_watcher.as_ref()));
+    let plans = plan(&subject, enroll, Some(&namespace), &pods, &outside(pod_watcher.as_ref()));
     if plans.is_empty() && matches!(subject, Subject::Pod { .. }) {
         return Err(Failure::refused(format!("there is no pod {}", args.target), "see the pods: culvert ps --all"));
     }
@@ -105,14 +105,14 @@ async fn wait(mesh: &Mesh, subject: &Subject, plans: &[Plan]) -> Result<(), Fail
             .collect()
     };
     let (joining, leaving) = (of(Outcome::Joins), of(Outcome::Leaves));
-    let excluded = excluded(mesh.get(&path_of(Component::PodWatcher)).await?.as_ref());
+    let outside = outside(mesh.get(&path_of(Component::PodWatcher)).await?.as_ref());
     loop {
         let namespaces = mesh.namespaces().await?;
         let pods = mesh.pods(Some(subject.namespace()), "").await?;
         let mut late = Vec::new();
         for pod in &pods {
             let name = pod_name(pod).to_string();
-            let seen = Seen::of(pod, &namespaces, &excluded);
+            let seen = Seen::of(pod, &namespaces, &outside);
             let is_late = match seen.state {
                 State::NotCaptured | State::Waiting => joining.contains(name.as_str()),
                 State::Leaving => leaving.contains(name.as_str()),

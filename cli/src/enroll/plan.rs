@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use mesh_api::manifests::{
-    Enrolment, MESH_LABEL, Namespace, NotEnrolled, Pod, enrolled, exclusions, is_terminal, node_name, pod_name,
+    Enrolment, MESH_LABEL, Namespace, NotEnrolled, Outside, Pod, enrolled, exclusions, is_terminal, node_name, pod_name,
 };
 use mesh_model::ports::{INBOUND, OUTBOUND, TUNNEL, is_reserved};
 use serde_json::{Value, json};
@@ -95,7 +95,7 @@ pub fn plan(
     enroll: bool,
     namespace: Option<&Namespace>,
     pods: &[Pod],
-    excluded: &[String],
+    outside: &Outside,
 ) -> Vec<Plan> {
     let value = subject.value(enroll);
     let mut changed = namespace.cloned();
@@ -111,8 +111,8 @@ pub fn plan(
         if let Subject::Pod { .. } = subject {
             set(after.metadata.labels.get_or_insert_default(), value);
         }
-        let before = enrolled(namespace, pod, excluded);
-        let outcome = match (before, enrolled(changed.as_ref(), &after, excluded)) {
+        let before = enrolled(namespace, pod, outside);
+        let outcome = match (before, enrolled(changed.as_ref(), &after, outside)) {
             (Enrolment::Plain(_), Enrolment::Enrolled) => Outcome::Joins,
             (Enrolment::Enrolled, Enrolment::Plain(_)) => Outcome::Leaves,
             (Enrolment::Enrolled, Enrolment::Enrolled) => Outcome::StaysIn,
@@ -196,7 +196,8 @@ mod tests {
     fn check(subject: &str, enroll: bool, namespace: Value, change: Value, outcome: &Outcome, note: &str) {
         let namespace: Namespace =
             serde_json::from_value(json!({"metadata": {"name": "shop", "labels": namespace}})).expect("a namespace");
-        let plans = plan(&Subject::of(subject), enroll, Some(&namespace), &[pod(change)], &["kube-system".to_owned()]);
+        let outside = Outside { namespaces: vec!["kube-system".to_owned()], runtimes: vec!["kata".to_owned()] };
+        let plans = plan(&Subject::of(subject), enroll, Some(&namespace), &[pod(change)], &outside);
         assert_eq!(plans.len(), 1);
         assert_eq!(&plans[0].outcome, outcome, "{plans:?}");
         assert!(
@@ -230,6 +231,8 @@ mod tests {
         );
         let other = json!({"metadata.annotations": {"sidecar.istio.io/status": "{}"}});
         check("shop", true, none(), other, &Outcome::StaysOut(NotEnrolled::OtherMesh("istio sidecar")), "another mesh");
+        let kata = json!({"spec.runtimeClassName": "kata-qemu"});
+        check("shop", true, none(), kata, &Outcome::StaysOut(NotEnrolled::OtherKernel), "a kernel of its own");
         let excluded = json!({"metadata.namespace": "kube-system"});
         check("kube-system", true, none(), excluded, &Outcome::StaysOut(NotEnrolled::ExcludedNamespace), "");
         check("shop", false, mesh("enabled"), none(), &Outcome::Leaves, "");
@@ -254,6 +257,6 @@ mod tests {
     fn a_pod_that_has_ended_is_left_out_of_its_namespace() {
         let mut ended = pod(json!({}));
         ended.status = Some(serde_json::from_value(json!({"phase": "Succeeded"})).expect("a status"));
-        assert!(plan(&Subject::of("shop"), true, None, &[ended], &[]).is_empty());
+        assert!(plan(&Subject::of("shop"), true, None, &[ended], &Outside::default()).is_empty());
     }
 }

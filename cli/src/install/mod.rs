@@ -14,7 +14,7 @@ use serde_json::Value;
 use crate::failure::Failure;
 use crate::mesh::Mesh;
 use crate::names::{MANAGER, NAMESPACE, PART_OF};
-use crate::print::Answer;
+use crate::print::{self, Answer};
 use crate::rollout::{Rollout, holdup};
 use manifest::Stage;
 pub use manifest::{Object, read};
@@ -63,7 +63,7 @@ pub async fn run(mesh: &Mesh, files: &[PathBuf], how: How) -> Result<Answer, Fai
             Applied::NotJudged => ("not judged", "not judged: what it is in, or of, is not there yet"),
         };
         *count.entry(word).or_default() += 1;
-        eprintln!("{object}: {said}");
+        print::tell(format_args!("{object}: {said}"));
     }
     if how.wait && !how.dry_run {
         rolled_out(mesh, &objects).await?;
@@ -150,10 +150,10 @@ async fn rolled_out(mesh: &Mesh, objects: &[Object]) -> Result<(), Failure> {
             let there = mesh.get(&path(object, &resource)).await?.unwrap_or_default();
             let rollout = Rollout::of(&there);
             if rollout.is_observed && told.insert(object.to_string(), rollout) != Some(rollout) {
-                eprintln!(
+                print::tell(format_args!(
                     "{object}: {} of {} ready, {} of this version",
                     rollout.ready, rollout.desired, rollout.updated
-                );
+                ));
             }
             if !rollout.is_done() {
                 unfinished.push(object.to_string());

@@ -14,7 +14,7 @@ use crate::ask::is_of;
 use crate::failure::Failure;
 use crate::mesh::{Mesh, typed};
 use crate::names::{CAPTURED, Component, NOT_READY};
-use crate::print::Answer;
+use crate::print::{self, Answer};
 
 /// How to uninstall.
 #[derive(Clone, Copy)]
@@ -56,15 +56,15 @@ pub async fn run(mesh: &Mesh, files: &[PathBuf], how: How) -> Result<Answer, Fai
         if object.stage() == Stage::Definition && (!how.crds || !is_ours(&there)) {
             let why =
                 if how.crds { "it is not Culvert's" } else { "policies are made by it; --crds deletes it and them" };
-            eprintln!("{object}: stays: {why}");
+            print::tell(format_args!("{object}: stays: {why}"));
             continue;
         }
         deleted += 1;
         if how.dry_run {
-            eprintln!("{object}: would be deleted");
+            print::tell(format_args!("{object}: would be deleted"));
             continue;
         }
-        eprintln!("{object}: being deleted");
+        print::tell(format_args!("{object}: being deleted"));
         let body = json!({"kind": "DeleteOptions", "apiVersion": "v1", "propagationPolicy": "Foreground"});
         match mesh.api.write(Method::Delete, &at, &body).await {
             Ok(_) => {}
@@ -158,7 +158,7 @@ async fn take_labels(mesh: &Mesh) -> Result<(), Failure> {
                 Some(namespace) => format!("/api/v1/namespaces/{namespace}/pods/{name}"),
                 None => format!("/api/v1/namespaces/{name}"),
             };
-            eprintln!("{path}: without the label {MESH_LABEL}");
+            print::tell(format_args!("{path}: without the label {MESH_LABEL}"));
             let body = json!({"metadata": {"labels": {MESH_LABEL: null}}});
             match mesh.api.write(Method::Merge, &path, &body).await {
                 Ok(_) => {}

@@ -56,6 +56,9 @@ pub enum BadRequest {
     /// Too long all together.
     #[error("the names that are asked for have more than {MOST_BYTES} bytes")]
     Bytes,
+    /// On-demand: by addresses instead of names, or nothing until something is asked for.
+    #[error("on-demand subscriptions are not served: subscribe to everything (*), or to names of resources")]
+    OnDemand,
     /// A name that is none.
     #[error("a name is longer than {LONGEST_NAME} bytes")]
     LongName,
@@ -120,6 +123,11 @@ impl Session {
             ResourceType::Address => &mut self.addresses,
             ResourceType::Authorization => &mut self.policies,
         };
+        let all = |names: &[String]| names.iter().any(|name| name == "*");
+        let by_address = subscribe.iter().any(|name| of == ResourceType::Address && is_network_address(name));
+        if by_address || (all(&subscribe) && all(&unsubscribe)) {
+            return Err(BadRequest::OnDemand);
+        }
         let first = !subscription.open;
         if first || !subscribe.is_empty() || !unsubscribe.is_empty() {
             subscription.change(first, subscribe, unsubscribe, initial)?;
@@ -187,6 +195,11 @@ impl Session {
         };
         (of, Answer { head, resources })
     }
+}
+
+/// Istio's key of an address, `NETWORK/ADDRESS`, where the network may be empty.
+fn is_network_address(name: &str) -> bool {
+    name.split_once('/').is_some_and(|(_, address)| address.parse::<std::net::IpAddr>().is_ok())
 }
 
 /// What a client is to be told of one type.

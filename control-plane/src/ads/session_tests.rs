@@ -427,3 +427,25 @@ proptest! {
         }
     }
 }
+
+#[test]
+fn what_is_asked_for_on_demand_ends_the_stream() {
+    let asked = |subscribe_to: &[&str], unsubscribe: &[&str]| {
+        let mut request = subscribe(ADDRESS_TYPE, subscribe_to, &[]);
+        request.resource_names_unsubscribe = unsubscribe.iter().map(|name| (*name).to_owned()).collect();
+        Session::default().request(request)
+    };
+    for (names, unsubscribe) in [
+        (&["/198.18.1.3"][..], &[][..]),
+        (&["network-1/198.18.1.3"], &[]),
+        (&["/fd77::3"], &[]),
+        (&["Kubernetes//Pod/shop/cart", "/198.18.128.9"], &[]),
+        // "Nothing, until I ask": a ztunnel's first request on demand.
+        (&["*"], &["*"]),
+    ] {
+        assert_eq!(asked(names, unsubscribe), Err(BadRequest::OnDemand), "{names:?}");
+    }
+    for names in [&["*"][..], &[], &["Kubernetes//Pod/shop/cart", "shop/cart.shop.svc.cluster.local"]] {
+        assert_eq!(asked(names, &[]), Ok(Meaning::Subscribed), "{names:?}");
+    }
+}

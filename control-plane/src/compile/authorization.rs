@@ -187,7 +187,7 @@ fn behind<'p>(place: &Place<'_>, service: &Key, pods: &'p mut Pods) -> impl Iter
     let selector = selector.filter(|_| service.0 == place.namespace).cloned();
     enforcing(pods).filter(move |pod| {
         let selected = selector.as_ref().is_some_and(|selector| has_all(selector, &pod.labels));
-        selected || pod.workload.services.contains_key(&key) || pod.unready.contains(&key)
+        selected || pod.behind.contains(&key)
     })
 }
 

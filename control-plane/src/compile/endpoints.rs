@@ -1,18 +1,20 @@
-//! Endpoint slices: which workloads stand behind which service, at which ports.
+//! Endpoint slices: which workloads stand behind which service, at which ports, and whether callers are led there.
 //!
-//! Only endpoints that are ready are attached (a slice says ready for every endpoint of a service that publishes unready ones), so
-//! the slice decides for its service. Those that are not are remembered for policies, which are in force at a pod ready or not. An
-//! endpoint is a pod by reference, else by address; one that is no pod (the API server, for example) becomes a workload of its own that
-//! is reached in clear and is never found by its address.
+//! The slice decides that for its service, as kube-proxy reads it: whoever is ready, and while there is none, whoever comes to its end and
+//! still serves. What is not ready is remembered for policies, which are in force at a pod ready or not. An endpoint is a pod by
+//! reference, else by address; one that is no pod (the API server, for example) becomes a workload of its own that is reached in clear
+//! and is never found by its address.
 
-use std::collections::{BTreeMap, BTreeSet, HashSet};
+use std::collections::{BTreeMap, HashSet};
 use std::net::IpAddr;
 
-use k8s_openapi::api::discovery::v1::{Endpoint, EndpointSlice};
+use k8s_openapi::api::core::v1::Service;
+use k8s_openapi::api::discovery::v1::{Endpoint, EndpointConditions, EndpointHints, EndpointPort, EndpointSlice};
 use mesh_api::manifests::{Key, Kind};
-use mesh_model::{Health, NetworkPolicy, PodName, ServiceKey, Telemetry, Tunnel, Workload, WorkloadUid};
+use mesh_model::{Health, Hints, NetworkPolicy, PodName, Telemetry, Tunnel, Workload, WorkloadUid};
 
 use super::addresses::{Addresses, Wanted};
+use super::behind::{Behind, Ports, Stand, State};
 use super::place::Place;
 use super::services::{is_tcp, number, service_key};
 use super::workloads::{self, Compiling, Pods};
@@ -20,23 +22,6 @@ use super::{Problem, telemetry};
 
 /// The label that names a slice's service.
 const SERVICE_NAME: &str = "kubernetes.io/service-name";
-
-/// Ports of a service at one endpoint: (service port, port at the endpoint).
-type Ports = Vec<(u16, u16)>;
-
-/// The services that a pod stands behind.
-#[derive(Clone, Debug, Default)]
-pub(super) struct Behind {
-    pub(super) ready: BTreeMap<ServiceKey, Ports>,
-    /// Nobody is led to the pod as long as it is not ready there, but whoever reaches it is judged by the same policies.
-    pub(super) unready: BTreeSet<ServiceKey>,
-}
-
-impl Behind {
-    pub(super) fn contains(&self, service: &ServiceKey) -> bool {
-        self.ready.contains_key(service) || self.unready.contains(service)
-    }
-}
 
 /// Pods of other namespaces, and the services of this one that they stand behind.
 pub(super) type Lent = BTreeMap<Key, Behind>;
@@ -53,69 +38,63 @@ pub(super) struct Abroad {
 pub(super) fn attach(place: &Place<'_>, addresses: &Addresses, pods: &mut Pods, problems: &mut Vec<Problem>) -> Abroad {
     let mut abroad = Abroad::default();
     for (key, slice) in place.own(&place.objects.endpoint_slices) {
-        let labels = slice.metadata.labels.as_ref();
-        let Some(name) = labels.and_then(|labels| labels.get(SERVICE_NAME)) else { continue };
+        // Taken apart: a new field must be thought about here.
+        let EndpointSlice { address_type, endpoints, metadata, ports } = slice;
+        let Some(name) = metadata.labels.as_ref().and_then(|labels| labels.get(SERVICE_NAME)) else { continue };
         let service_object = (key.0.clone(), name.clone());
         let Some(service) = place.objects.services.get(&service_object) else { continue };
-        let ports = match ports(slice, service) {
+        let mut complain = |text: String| problems.push(Problem::new(Kind::EndpointSlice, key, text));
+        if !matches!(address_type.as_str(), "IPv4" | "IPv6") {
+            complain(format!("addressType {address_type:?}: only IPv4 and IPv6 lead anywhere; the slice is left out"));
+            continue;
+        }
+        let ports = match shared_ports(ports.iter().flatten(), service) {
             Ok(ports) => ports,
             Err(text) => {
-                problems.push(Problem::new(Kind::EndpointSlice, key, text));
+                complain(text);
                 continue;
             }
         };
         let service_key = service_key(&service_object, place.config);
-        for endpoint in slice.endpoints.iter().flatten() {
-            let ready = is_ready(endpoint);
+        let unready_too = service.spec.as_ref().and_then(|spec| spec.publish_not_ready_addresses).unwrap_or(false);
+        if endpoints.iter().flatten().any(|endpoint| endpoint.deprecated_topology.is_some()) {
+            complain("deprecatedTopology is not read: zone and nodeName say where an endpoint is".to_owned());
+        }
+        for endpoint in endpoints.iter().flatten() {
+            let stand = Stand { ports: ports.clone(), state: state(endpoint), hints: hints(endpoint), unready_too };
             for address in &endpoint.addresses {
                 let Ok(ip) = address.parse::<IpAddr>().map(|ip| ip.to_canonical()) else {
-                    problems.push(Problem::new(Kind::EndpointSlice, key, format!("{address:?} is not an address")));
+                    complain(format!("{address:?} is not an address"));
                     continue;
                 };
                 let found = referred(endpoint, ip, place, pods, &mut abroad.wanted)
                     .or_else(|| claiming(ip, place, addresses, &mut abroad.wanted));
-                let (services, unready) = match found {
-                    Some(pod) if pod.0 != place.namespace => {
-                        let behind = abroad.lent.entry(pod).or_default();
-                        (&mut behind.ready, &mut behind.unready)
-                    }
-                    Some((_, name)) => {
-                        let Some(pod) = workloads::find_mut(place, pods, &name) else { continue };
-                        (&mut pod.workload.services, &mut pod.unready)
-                    }
-                    None if ready => {
-                        let other = other(endpoint, key, ip, place, pods);
-                        (&mut other.workload.services, &mut other.unready)
-                    }
-                    None => continue,
+                let behind = match found {
+                    Some(pod) if pod.0 != place.namespace => abroad.lent.entry(pod).or_default(),
+                    Some((_, name)) => match workloads::find_mut(place, pods, &name) {
+                        Some(pod) => &mut pod.behind,
+                        None => continue,
+                    },
+                    None if stand.state == State::Unready => continue,
+                    None => &mut other(endpoint, key, ip, place, pods).behind,
                 };
-                match ready {
-                    true => add(services, &service_key, &ports),
-                    false => drop(unready.insert(service_key.clone())),
-                }
+                behind.add(&service_key, &stand);
             }
         }
     }
     abroad
 }
 
-/// Has a workload stand behind a service too.
-pub(super) fn add(services: &mut BTreeMap<ServiceKey, Ports>, service: &ServiceKey, ports: &[(u16, u16)]) {
-    let have = services.entry(service.clone()).or_default();
-    for pair in ports {
-        if !have.contains(pair) {
-            have.push(*pair);
-        }
-    }
-}
-
 /// (service port, port at the endpoint), for each TCP port that service and slice share by name.
-fn ports(slice: &EndpointSlice, service: &k8s_openapi::api::core::v1::Service) -> Result<Ports, String> {
+fn shared_ports<'s>(
+    offered: impl Iterator<Item = &'s EndpointPort> + Clone,
+    service: &Service,
+) -> Result<Ports, String> {
     let mut pairs = Vec::new();
     let wanted = service.spec.iter().flat_map(|spec| spec.ports.iter().flatten());
     for port in wanted.filter(|port| is_tcp(port.protocol.as_deref())) {
         let name = port.name.as_deref().unwrap_or_default();
-        let target = slice.ports.iter().flatten().find(|candidate| {
+        let target = offered.clone().find(|candidate| {
             is_tcp(candidate.protocol.as_deref()) && candidate.name.as_deref().unwrap_or_default() == name
         });
         // A slice has only those ports that its endpoints have.
@@ -128,9 +107,24 @@ fn ports(slice: &EndpointSlice, service: &k8s_openapi::api::core::v1::Service) -
     Ok(pairs)
 }
 
-/// Absent means ready (EndpointConditions, `ready`: "a nil value should be interpreted as true").
-fn is_ready(endpoint: &Endpoint) -> bool {
-    endpoint.conditions.as_ref().and_then(|conditions| conditions.ready) != Some(false)
+/// How an endpoint stands by its conditions. Absent means ready; serving is what ready is where it says nothing; not terminating.
+fn state(endpoint: &Endpoint) -> State {
+    let EndpointConditions { ready, serving, terminating } = endpoint.conditions.clone().unwrap_or_default();
+    let ready = ready.unwrap_or(true);
+    match (ready, serving.unwrap_or(ready) && terminating.unwrap_or(false)) {
+        (true, _) => State::Ready,
+        (false, true) => State::Ending,
+        (false, false) => State::Unready,
+    }
+}
+
+/// Whose clients it is meant for.
+fn hints(endpoint: &Endpoint) -> Hints {
+    let EndpointHints { for_nodes, for_zones } = endpoint.hints.clone().unwrap_or_default();
+    Hints {
+        zones: for_zones.into_iter().flatten().map(|zone| zone.name).collect(),
+        nodes: for_nodes.into_iter().flatten().map(|node| node.name).collect(),
+    }
 }
 
 /// The pod that an endpoint refers to, if that is the pod meant and the address is its own or not reported yet.
@@ -173,6 +167,7 @@ fn other<'p>(endpoint: &Endpoint, slice: &Key, ip: IpAddr, place: &Place<'_>, po
     let of_node = |label: &str| telemetry::of_node(&node, label, objects).unwrap_or_default().to_owned();
     let zone = endpoint.zone.clone().filter(|zone| !zone.is_empty());
     let (region, zone) = (of_node(telemetry::REGION), zone.unwrap_or_else(|| of_node(telemetry::ZONE)));
+    let subzone = of_node(telemetry::SUBZONE);
     let uid = WorkloadUid(format!("{}/discovery.k8s.io/EndpointSlice/{namespace}/{name}/{ip}", config.cluster_id));
     let workload = Workload {
         uid: uid.clone(),
@@ -189,14 +184,16 @@ fn other<'p>(endpoint: &Endpoint, slice: &Key, ip: IpAddr, place: &Place<'_>, po
         network_policy: NetworkPolicy::Selected,
         // Whoever may write a slice must not thereby say in whose name an address of the cluster answers.
         host_network: true,
+        needs_waypoint: false,
         telemetry: Telemetry {
             workload_name: name.clone(),
             canonical_name: name.clone(),
             canonical_revision: "latest".to_owned(),
             region,
             zone,
+            subzone,
         }
         .into(),
     };
-    pods.entry(uid).or_insert(Compiling { workload, unready: BTreeSet::new(), labels: BTreeMap::new(), ends: None })
+    pods.entry(uid).or_insert(Compiling { workload, behind: Behind::default(), labels: BTreeMap::new(), ends: None })
 }

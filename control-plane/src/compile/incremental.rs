@@ -17,7 +17,7 @@ use super::endpoints::{self, Abroad, Lent};
 use super::fate::{Findings, Told, Totals};
 use super::network_policy::{self, Doubts};
 use super::place::Place;
-use super::workloads::{self, Pods};
+use super::workloads::{self, Compiling, Pods};
 use super::{CompileConfig, Problem, Records, authorization, peer_authentication, services};
 
 /// Remembers what it compiled. A new one knows nothing: the first time it compiles everything.
@@ -111,9 +111,7 @@ impl Compiler {
         let mut lent = Lent::new();
         for (pod, behind) in abroad.flat_map(|abroad| &abroad.lent) {
             // Of several lenders each names services of its own.
-            let all = lent.entry(pod.clone()).or_default();
-            all.ready.extend(behind.ready.clone());
-            all.unready.extend(behind.unready.iter().cloned());
+            lent.entry(pod.clone()).or_default().extend(behind);
         }
 
         let mut namespaces = BTreeMap::new();
@@ -197,8 +195,10 @@ impl Draft {
         let Self { pods, abroad, findings } = self;
         for ((_, name), behind) in place.own(lent) {
             let Some(pod) = workloads::find_mut(place, pods, name) else { continue };
-            behind.ready.iter().for_each(|(service, ports)| endpoints::add(&mut pod.workload.services, service, ports));
-            pod.unready.extend(behind.unready.iter().cloned());
+            pod.behind.extend(behind);
+        }
+        for Compiling { workload, behind, .. } in pods.values_mut() {
+            behind.settle(workload);
         }
         addresses.shared(pods, &mut findings.problems);
         network_policy::mark(place, doubts, pods);

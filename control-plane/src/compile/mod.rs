@@ -4,7 +4,9 @@
 //! as a [`Problem`].
 
 mod addresses;
+mod app_protocol;
 mod authorization;
+mod behind;
 mod endpoints;
 mod fate;
 mod incremental;
@@ -23,7 +25,7 @@ pub use fate::Told;
 pub use incremental::{Changes, Compiler};
 
 use k8s_openapi::jiff::Timestamp;
-use mesh_api::manifests::{Key, Kind, ObjectRef};
+use mesh_api::manifests::{Key, Kind, ObjectRef, Outside};
 use mesh_model::policy::Policy;
 use mesh_model::{Service, TrustDomain, Workload, WorkloadUid};
 
@@ -53,7 +55,7 @@ pub struct CompileConfig {
     /// Without a PeerAuthentication.
     pub default_mode: DefaultMode,
     /// Never enrolled.
-    pub excluded_namespaces: Vec<String>,
+    pub outside: Outside,
 }
 
 /// What the proxies are told of one namespace, each list in the order of its keys.

@@ -12,10 +12,14 @@ const REVISIONS: [&str; 3] = ["service.istio.io/canonical-revision", "app.kubern
 pub(super) const REGION: &str = "topology.kubernetes.io/region";
 /// See [`REGION`].
 pub(super) const ZONE: &str = "topology.kubernetes.io/zone";
+/// Istio's label of nodes.
+pub(super) const SUBZONE: &str = "topology.istio.io/subzone";
+/// Istio's label of pods: what made them.
+const WORKLOAD: &str = "service.istio.io/workload-name";
 
 /// The names of one pod.
 pub(super) fn of(pod: &Pod, node: &str, objects: &Objects) -> Telemetry {
-    let workload_name = made_by(pod);
+    let workload_name = label(pod, WORKLOAD).map_or_else(|| made_by(pod), str::to_owned);
     let first = |labels: &[&str]| labels.iter().find_map(|name| label(pod, name)).map(str::to_owned);
     let place = |name: &str| of_node(node, name, objects).or_else(|| label(pod, name)).unwrap_or_default().to_owned();
     Telemetry {
@@ -23,6 +27,7 @@ pub(super) fn of(pod: &Pod, node: &str, objects: &Objects) -> Telemetry {
         canonical_revision: first(&REVISIONS).unwrap_or_else(|| "latest".to_owned()),
         region: place(REGION),
         zone: place(ZONE),
+        subzone: place(SUBZONE),
         workload_name,
     }
 }

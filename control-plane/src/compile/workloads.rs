@@ -2,12 +2,13 @@
 //! waiting for the address would leave a new pod unknown to its own node while it starts.
 
 use std::borrow::Cow;
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 
 use k8s_openapi::jiff::Timestamp;
 use mesh_api::manifests::{self, Enrolment, Key, Kind, Objects, Pod};
-use mesh_model::{Health, NetworkPolicy, PodName, ServiceKey, Tunnel, Workload, WorkloadUid};
+use mesh_model::{Health, NetworkPolicy, PodName, Tunnel, Workload, WorkloadUid};
 
+use super::behind::Behind;
 use super::place::Place;
 use super::selector::Labels;
 use super::{CompileConfig, Problem, telemetry};
@@ -16,8 +17,8 @@ use super::{CompileConfig, Problem, telemetry};
 #[derive(Clone)]
 pub(super) struct Compiling {
     pub(super) workload: Workload,
-    /// Services behind which it stands without being ready there.
-    pub(super) unready: BTreeSet<ServiceKey>,
+    /// The services behind which it stands.
+    pub(super) behind: Behind,
     pub(super) labels: Labels,
     /// When it must be over, if it is on its way out.
     pub(super) ends: Option<Timestamp>,
@@ -72,6 +73,7 @@ fn one(place: &Place<'_>, key: &Key, pod: &Pod, problems: &mut Vec<Problem>) -> 
         services: BTreeMap::new(),
         network_policy: NetworkPolicy::Selected,
         host_network,
+        needs_waypoint: false,
         telemetry: telemetry::of(pod, node, place.objects).into(),
     };
     if workload.tunnel == Tunnel::Hbone
@@ -82,12 +84,12 @@ fn one(place: &Place<'_>, key: &Key, pod: &Pod, problems: &mut Vec<Problem>) -> 
     }
     let labels = pod.metadata.labels.clone().unwrap_or_default();
     let ends = pod.metadata.deletion_timestamp.as_ref().map(|time| time.0);
-    Some(Compiling { workload, unready: BTreeSet::new(), labels, ends })
+    Some(Compiling { workload, behind: Behind::default(), labels, ends })
 }
 
 /// HBONE exactly where the node captures the pod: both sides decide by the same function.
 fn tunnel(objects: &Objects, config: &CompileConfig, namespace: &str, pod: &Pod) -> Tunnel {
-    match manifests::enrolled(objects.namespaces.get(namespace), pod, &config.excluded_namespaces) {
+    match manifests::enrolled(objects.namespaces.get(namespace), pod, &config.outside) {
         Enrolment::Enrolled => Tunnel::Hbone,
         Enrolment::Plain(_) => Tunnel::Clear,
     }

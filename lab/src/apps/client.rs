@@ -121,8 +121,7 @@ pub fn run(client: Client) -> Result<()> {
             Client::Udp { to } => udp(&to).await,
         }
     })?;
-    use std::io::Write;
-    writeln!(std::io::stdout(), "{report}")?;
+    crate::out::say(&report.to_string())?;
     // tokio's reader of standard input may still sit in its thread.
     std::process::exit(0)
 }

@@ -5,6 +5,7 @@
 use serde_json::{Map, Value};
 
 use super::kind::{Kind, ObjectRef};
+use super::texts::{self, NamedNull, Texts};
 
 /// One document of a file.
 pub(super) struct Document {
@@ -80,17 +81,30 @@ fn is_blank(part: &str) -> bool {
 }
 
 fn parse_yaml(part: &str, line: usize) -> Result<Value, Fault> {
-    let read = |text: &str| {
+    fn read<T: serde::de::DeserializeOwned>(text: &str) -> Result<T, serde_saphyr::Error> {
         // Duplicate keys are an error by default: of two values, nobody could tell which one was meant.
         let options = serde_saphyr::options! {
             with_snippet: false,
             budget: serde_saphyr::budget! { max_depth: MAX_DEPTH },
         };
-        serde_saphyr::from_str_with_options::<Value>(text, options)
-    };
-    read(part).map_err(|error| {
+        serde_saphyr::from_str_with_options(text, options)
+    }
+    let value = read::<Value>(part).map(|value| match texts::misread(&value) {
+        // Where something else stands in the place of a text, whoever reads the object complains.
+        true => read(part).map_or(value, |Texts(value)| value),
+        false => value,
+    });
+    let value = value.map(|mut value| {
+        if let Some(name) = value.pointer_mut("/metadata/name").filter(|name| name.is_null())
+            && read::<NamedNull>(part).is_ok_and(|object| object.is_spelt(part))
+        {
+            *name = Value::String(texts::NULL.to_owned());
+        }
+        value
+    });
+    value.map_err(|error| {
         // Read once more where it stands in the file, so that the message counts lines as the reader's editor does.
-        let placed = read(&format!("{}{part}", "\n".repeat(line - 1))).err().unwrap_or(error);
+        let placed = read::<Value>(&format!("{}{part}", "\n".repeat(line - 1))).err().unwrap_or(error);
         let at = placed.location().map_or(line, |location| usize::try_from(location.line()).unwrap_or(line));
         Fault { line: at.max(line), error: placed.to_string() }
     })
@@ -164,7 +178,7 @@ impl Header {
 
     /// From metadata that is written in one line.
     fn take_names(&mut self, metadata: &str) {
-        let metadata = serde_saphyr::from_str::<Value>(metadata).unwrap_or_default();
+        let metadata = parse_yaml(metadata, 1).unwrap_or_default();
         let text = |name: &str| metadata.get(name).and_then(Value::as_str).map(str::to_owned);
         self.name = text("name").unwrap_or_default();
         self.namespace = text("namespace").filter(|text| !text.is_empty());

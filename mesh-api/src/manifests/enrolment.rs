@@ -12,6 +12,26 @@ pub const MESH_LABEL: &str = "culvert.io/mesh";
 /// Label of Culvert's own pods, which carry the mesh and cannot be in it.
 pub const COMPONENT_LABEL: &str = "culvert.io/component";
 
+/// Parts of names of runtime classes whose pods have a kernel of their own, where nobody says others.
+pub const OTHER_KERNELS: &str = "kata,runsc,gvisor";
+
+/// What stays outside of the mesh by configuration.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Outside {
+    /// Namespaces whose pods are never enrolled.
+    pub namespaces: Vec<String>,
+    /// Parts of names of runtime classes whose pods have a kernel of their own: their connections begin in there, and what the node's
+    /// kernel sees of them cannot be captured.
+    pub runtimes: Vec<String>,
+}
+
+impl Outside {
+    fn has_runtime(&self, class: &str) -> bool {
+        let class = class.to_ascii_lowercase();
+        self.runtimes.iter().any(|part| !part.is_empty() && class.contains(&part.to_ascii_lowercase()))
+    }
+}
+
 /// Whether a pod is in the mesh.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Enrolment {
@@ -43,6 +63,8 @@ pub enum NotEnrolled {
     OwnPod,
     /// Another mesh has it: this one.
     OtherMesh(&'static str),
+    /// It asks for the mesh, and its runtime gives it a kernel of its own.
+    OtherKernel,
 }
 
 impl NotEnrolled {
@@ -55,6 +77,7 @@ impl NotEnrolled {
             Self::ExcludedNamespace => "ExcludedNamespace",
             Self::OwnPod => "OwnPod",
             Self::OtherMesh(_) => "OtherMesh",
+            Self::OtherKernel => "OtherKernel",
         }
     }
 }
@@ -68,19 +91,22 @@ impl fmt::Display for NotEnrolled {
             Self::ExcludedNamespace => f.write_str("its namespace is excluded from the mesh"),
             Self::OwnPod => f.write_str("it is part of the mesh itself"),
             Self::OtherMesh(mesh) => write!(f, "it is in another mesh ({mesh})"),
+            Self::OtherKernel => {
+                f.write_str("its runtime class gives it a kernel of its own, whose connections cannot be captured")
+            }
         }
     }
 }
 
 /// Decides. What can never be enrolled comes first, then the pod's own word, then its namespace's. A namespace whose object is not
 /// known asks for nothing. A label with another value than `enabled` and `disabled` says nothing.
-pub fn enrolled(namespace: Option<&Namespace>, pod: &Pod, excluded: &[String]) -> Enrolment {
+pub fn enrolled(namespace: Option<&Namespace>, pod: &Pod, outside: &Outside) -> Enrolment {
     let plain = Enrolment::Plain;
     let labels = pod.metadata.labels.as_ref();
     if pod.spec.as_ref().and_then(|spec| spec.host_network).unwrap_or(false) {
         return plain(NotEnrolled::HostNetwork);
     }
-    if excluded.contains(&pod_name(pod).namespace) {
+    if outside.namespaces.contains(&pod_name(pod).namespace) {
         return plain(NotEnrolled::ExcludedNamespace);
     }
     if value(labels, COMPONENT_LABEL).is_some() {
@@ -91,10 +117,17 @@ pub fn enrolled(namespace: Option<&Namespace>, pod: &Pod, excluded: &[String]) -
         return plain(NotEnrolled::OtherMesh(mesh));
     }
     match word(labels).or_else(|| word(of_namespace)) {
+        Some(Word::Enabled) if runtime_class(pod).is_some_and(|class| outside.has_runtime(class)) => {
+            plain(NotEnrolled::OtherKernel)
+        }
         Some(Word::Enabled) => Enrolment::Enrolled,
         Some(Word::Disabled) => plain(NotEnrolled::OptedOut),
         None => plain(NotEnrolled::NotAsked),
     }
+}
+
+fn runtime_class(pod: &Pod) -> Option<&str> {
+    pod.spec.as_ref()?.runtime_class_name.as_deref()
 }
 
 #[derive(Clone, Copy)]
@@ -157,8 +190,9 @@ mod tests {
         let read: Pod = serde_json::from_value(full).expect("a pod");
         let metadata = json!({"metadata": {"name": "shop", "labels": namespace}});
         let read_namespace: Namespace = serde_json::from_value(metadata).expect("a namespace");
-        let excluded = ["kube-system".to_owned()];
-        assert_eq!(enrolled(Some(&read_namespace), &read, &excluded), expected, "namespace {namespace}, pod {pod}");
+        let runtimes = OTHER_KERNELS.split(',').map(str::to_owned).collect();
+        let outside = Outside { namespaces: vec!["kube-system".to_owned()], runtimes };
+        assert_eq!(enrolled(Some(&read_namespace), &read, &outside), expected, "namespace {namespace}, pod {pod}");
     }
 
     fn merge(into: &mut Value, from: Value) {
@@ -184,7 +218,7 @@ mod tests {
     fn nobody_is_enrolled_who_did_not_ask() {
         check(json!({}), json!({}), PLAIN(NotEnrolled::NotAsked));
         let pod: Pod = serde_json::from_value(json!({"metadata": {"name": "x"}})).expect("a pod");
-        assert_eq!(enrolled(None, &pod, &[]), PLAIN(NotEnrolled::NotAsked));
+        assert_eq!(enrolled(None, &pod, &Outside::default()), PLAIN(NotEnrolled::NotAsked));
     }
 
     #[test]
@@ -212,6 +246,24 @@ mod tests {
         let mut pod = labels(mesh("enabled"));
         merge(&mut pod, json!({"spec": {"hostNetwork": true}}));
         check(mesh("enabled"), pod, PLAIN(NotEnrolled::HostNetwork));
+    }
+
+    #[test]
+    fn a_pod_with_a_kernel_of_its_own_stays_out_and_one_that_does_not_ask_is_not_told_so() {
+        for (class, expected) in [
+            ("kata", PLAIN(NotEnrolled::OtherKernel)),
+            ("kata-qemu", PLAIN(NotEnrolled::OtherKernel)),
+            ("gVisor", PLAIN(NotEnrolled::OtherKernel)),
+            ("my-runsc", PLAIN(NotEnrolled::OtherKernel)),
+            ("runc", Enrolment::Enrolled),
+            ("nvidia", Enrolment::Enrolled),
+            ("", Enrolment::Enrolled),
+        ] {
+            let pod = json!({"spec": {"runtimeClassName": class}});
+            check(mesh("enabled"), pod.clone(), expected);
+            check(json!({}), pod.clone(), PLAIN(NotEnrolled::NotAsked));
+            check(mesh("disabled"), pod, PLAIN(NotEnrolled::OptedOut));
+        }
     }
 
     #[test]

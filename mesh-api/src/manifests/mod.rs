@@ -13,13 +13,14 @@ mod pod;
 pub mod security;
 mod stamps;
 mod store;
+mod texts;
 mod trim;
 
 use std::collections::BTreeMap;
 use std::fmt;
 use std::path::PathBuf;
 
-pub use enrolment::{COMPONENT_LABEL, Enrolment, MESH_LABEL, NotEnrolled, enrolled};
+pub use enrolment::{COMPONENT_LABEL, Enrolment, MESH_LABEL, NotEnrolled, OTHER_KERNELS, Outside, enrolled};
 pub use exclusions::{EXCLUDE_INBOUND_PORTS, EXCLUDE_OUTBOUND_CIDRS, EXCLUDE_OUTBOUND_PORTS, exclusions};
 pub use k8s_openapi::api::core::v1::{Namespace, Node, Pod, Service, ServiceAccount};
 pub use k8s_openapi::api::discovery::v1::EndpointSlice;

@@ -336,3 +336,58 @@ proptest! {
         dir.load();
     }
 }
+
+#[test]
+fn a_name_is_a_text_whatever_yaml_takes_it_for() {
+    for name in ["n", "y", "no", "yes", "on", "off", "true", "false", "null", "1.0", "1.10", "007", "1e3", "0x1f", "12"]
+    {
+        for (form, policy) in [
+            (
+                "block",
+                format!(
+                    "kind: AuthorizationPolicy\nmetadata:\n  name: {name}   # so it is called\n  namespace: shop\n"
+                ),
+            ),
+            ("flow", format!("kind: AuthorizationPolicy\nmetadata: {{namespace: shop, name: {name}}}\n")),
+        ] {
+            let mut dir = Dir::new();
+            let account = if name == "null" { "n" } else { name };
+            let spec = format!(
+                "spec: {{selector: {{matchLabels: {{app: {account}}}}}, action: DENY, rules: [{{from: [{{source: \
+                 {{namespaces: [{account}]}}}}]}}]}}\n"
+            );
+            dir.write("p.yaml", format!("apiVersion: security.istio.io/v1\n{policy}{spec}"));
+            dir.write(
+                "pod.yaml",
+                format!(
+                    "apiVersion: v1\nkind: Pod\nmetadata: {{name: cart, namespace: shop, labels: {{app: {account}}}}}\n\
+                     spec: {{nodeName: {account}, serviceAccountName: {account}, hostNetwork: yes, containers: []}}\n"
+                ),
+            );
+            assert_eq!(dir.load(), NONE, "{name} {form}");
+            let spec = dir.policy(name).unwrap_or_else(|| panic!("{name} {form}")).spec.as_ref().expect("understood");
+            let spec = format!("{spec:?}");
+            assert_eq!(spec.matches(&format!("{account:?}")).count(), 2, "{name} {form}: {spec}");
+            let pod = &dir.last.pods[&key("shop", "cart")];
+            let labels = pod.metadata.labels.as_ref().expect("labels");
+            assert_eq!(labels["app"], account, "{form}");
+            let spec = pod.spec.as_ref().expect("a spec");
+            assert_eq!((spec.node_name.as_deref(), service_account(pod)), (Some(account), account), "{form}");
+            assert_eq!(spec.host_network, Some(true), "what is a boolean stays one");
+        }
+    }
+}
+
+#[test]
+fn an_object_without_a_name_is_refused_however_that_is_written() {
+    for name in ["", "~", "''", "{}"] {
+        let mut dir = Dir::new();
+        dir.write("p.yaml", format!("apiVersion: v1\nkind: Service\nmetadata:\n  name: {name}\n  namespace: shop\n"));
+        assert_eq!(dir.load(), ["p.yaml:1 Service"], "{name}");
+    }
+    // Where no name is said there is the default.
+    let mut dir = Dir::new();
+    dir.write("s.yaml", "apiVersion: v1\nkind: Service\nmetadata:\n  name: cart\n  namespace:\n");
+    assert_eq!(dir.load(), NONE);
+    assert!(dir.last.services.contains_key(&key("default", "cart")));
+}

@@ -22,8 +22,15 @@ const METADATA: &[&str] = &[
 ];
 /// Domains whose annotations say something to the mesh: ours, and those by which other meshes mark what they have.
 const DOMAINS: &[&str] = &["culvert.io", "istio.io", "kmesh.net", "linkerd.io"];
-const POD_SPEC: &[&str] =
-    &["nodeName", "hostNetwork", "serviceAccountName", "serviceAccount", "containers", "initContainers"];
+const POD_SPEC: &[&str] = &[
+    "nodeName",
+    "hostNetwork",
+    "runtimeClassName",
+    "serviceAccountName",
+    "serviceAccount",
+    "containers",
+    "initContainers",
+];
 const CONTAINER: &[&str] =
     &["name", "image", "restartPolicy", "ports", "livenessProbe", "readinessProbe", "startupProbe", "lifecycle"];
 const POD_STATUS: &[&str] = &["phase", "podIP", "podIPs", "conditions"];

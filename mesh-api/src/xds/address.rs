@@ -1,18 +1,21 @@
-//! Workloads and services: wire → model.
+//! Workloads: wire → model; and what they and [services](super::service) have in common.
 //!
-//! A record that asks for something this mesh does not do (waypoints, gateways between networks, address blocks, unknown values)
-//! is refused as a whole. To serve the part we understand would send traffic past what the record demands.
+//! A record that asks for something this mesh does not do (gateways between networks, address blocks, unknown values) is refused as a
+//! whole. To serve the part we understand would send traffic past what the record demands. One with a waypoint is kept: its own pod is
+//! served by it, and whoever wants to reach it is refused.
 
+use std::collections::BTreeMap;
 use std::net::IpAddr;
 use std::sync::Arc;
 
 use mesh_model::policy::PolicyKey;
 use mesh_model::{
-    BadIdentity, Health, Identity, Near, NetworkPolicy, PodName, PodUid, Service, ServiceKey, ServicePort, Telemetry,
+    BadIdentity, Endpoint, Health, Hints, NetworkPolicy, PodName, PodUid, Readiness, Service, ServiceKey, Telemetry,
     TrustDomain, Tunnel, Workload, WorkloadUid,
 };
 use prost::Message;
 
+use super::service::service;
 use super::{WORKLOAD_EXTENSION, culvert, workload as wire};
 
 /// What an address resource holds.
@@ -104,9 +107,14 @@ pub enum BadField {
     /// Something this mesh does not do.
     #[error("{0} is not supported")]
     Unsupported(&'static str),
-    /// Our own extension cannot be read.
-    #[error("extension {WORKLOAD_EXTENSION} cannot be read: {0}")]
-    Extension(String),
+    /// One of our own extensions cannot be read.
+    #[error("extension {name} cannot be read: {problem}")]
+    Extension {
+        /// Which.
+        name: &'static str,
+        /// Why.
+        problem: String,
+    },
 }
 
 impl TryFrom<wire::Address> for Record {
@@ -160,23 +168,27 @@ fn workload(message: wire::Workload) -> Result<Workload, BadField> {
         workload_type: _,
         capacity: _,
     } = message;
-    if waypoint.is_some() {
-        return Err(BadField::Unsupported("a waypoint"));
-    }
     if network_gateway.is_some() {
         return Err(BadField::Unsupported("a network gateway"));
     }
     if application_tunnel.is_some_and(|tunnel| tunnel != wire::ApplicationTunnel::default()) {
         return Err(BadField::Unsupported("an application tunnel"));
     }
-    let extension = extension(&extensions)?;
+    let extension: culvert::Extension = extension(WORKLOAD_EXTENSION, &extensions)?;
+    let culvert::Extension { network_policy, pod_uid, endpoints } = extension;
     let locality = locality.unwrap_or_default();
     let workload = Workload {
         uid: WorkloadUid(filled("uid", uid)?),
         pod: PodName { namespace: filled("namespace", namespace)?, name: filled("name", name)? },
-        pod_uid: match extension.pod_uid.as_str() {
+        pod_uid: match pod_uid.as_str() {
             "" => None,
-            text => Some(PodUid::parse(text).map_err(|bad| BadField::Extension(bad.to_string()))?),
+            text => {
+                let bad = |bad: mesh_model::pod::BadPodUid| BadField::Extension {
+                    name: WORKLOAD_EXTENSION,
+                    problem: bad.to_string(),
+                };
+                Some(PodUid::parse(text).map_err(bad)?)
+            }
         },
         service_account: or(service_account, "default"),
         trust_domain: TrustDomain::parse(&or(trust_domain, "cluster.local"))?,
@@ -192,8 +204,8 @@ fn workload(message: wire::Workload) -> Result<Workload, BadField> {
             wire::WorkloadStatus::Healthy => Health::Healthy,
             wire::WorkloadStatus::Unhealthy => Health::Unhealthy,
         },
-        services: services.into_iter().map(|(key, ports)| endpoint_of(&key, &ports)).collect::<Result<_, _>>()?,
-        network_policy: match known("network_policy", extension.network_policy)? {
+        services: services_of(services, endpoints)?,
+        network_policy: match known("network_policy", network_policy)? {
             // Not known is taken as selected: the short way past the CNI's enforcement must be earned.
             culvert::NetworkPolicy::Unknown | culvert::NetworkPolicy::Selected => NetworkPolicy::Selected,
             culvert::NetworkPolicy::Unselected => NetworkPolicy::Unselected,
@@ -208,7 +220,9 @@ fn workload(message: wire::Workload) -> Result<Workload, BadField> {
             canonical_revision: clip(&canonical_revision),
             region: clip(&locality.region),
             zone: clip(&locality.zone),
+            subzone: clip(&locality.subzone),
         }),
+        needs_waypoint: waypoint.is_some(),
     };
     // It must be able to show an identity, or be none of the mesh's.
     if workload.tunnel == Tunnel::Hbone {
@@ -217,103 +231,49 @@ fn workload(message: wire::Workload) -> Result<Workload, BadField> {
     Ok(workload)
 }
 
-fn service(message: wire::Service) -> Result<Service, BadField> {
-    let wire::Service {
-        name,
-        namespace,
-        hostname,
-        addresses,
-        ports,
-        subject_alt_names,
-        waypoint,
-        load_balancing,
-        ip_families,
-        weighted_waypoints,
-        // None of ours on services yet; others' say nothing about where traffic may go.
-        extensions: _,
-        // Preferences in lookups by host name, which L4 does not make.
-        canonical: _,
-        visibility: _,
-        // For gateways.
-        ingress_use_waypoint: _,
-    } = message;
-    if waypoint.is_some() || !weighted_waypoints.is_empty() {
-        return Err(BadField::Unsupported("a waypoint"));
+/// The services that a workload lists, and those behind which it stands by our extension.
+fn services_of(
+    listed: BTreeMap<String, wire::PortList>,
+    beyond: BTreeMap<String, culvert::Endpoint>,
+) -> Result<BTreeMap<ServiceKey, Endpoint>, BadField> {
+    let mut services = BTreeMap::new();
+    for (key, list) in listed {
+        let pairs = list.ports.iter().map(|pair| (pair.service_port, pair.target_port));
+        services.insert(service_key("services", &key)?, Endpoint::at(port_pairs(pairs)?));
     }
-    known::<wire::IpFamilies>("ip_families", ip_families)?;
-    let (publish_not_ready, near) = load_balancing.map_or(Ok((false, Near::Any)), balancing)?;
-    Ok(Service {
-        key: ServiceKey { namespace: filled("namespace", namespace)?, hostname: filled("hostname", hostname)? },
-        name,
-        vips: addresses.into_iter().map(vip).collect::<Result<_, _>>()?,
-        ports: ports.into_iter().map(service_port).collect::<Result<_, _>>()?,
-        subject_alt_names: subject_alt_names.iter().map(|uri| Identity::parse(uri)).collect::<Result<_, _>>()?,
-        publish_not_ready,
-        near,
-    })
-}
-
-/// (not ready endpoints too, which are preferred).
-fn balancing(message: wire::LoadBalancing) -> Result<(bool, Near), BadField> {
-    use wire::load_balancing::{HealthPolicy, Mode, Scope};
-    let wire::LoadBalancing { routing_preference, mode, health_policy } = message;
-    let scopes: Vec<Scope> =
-        routing_preference.into_iter().map(|scope| known("routing_preference", scope)).collect::<Result<_, _>>()?;
-    let near = match known("mode", mode)? {
-        // Preferences only: any endpoint will do, and those of the narrowest place that we know come first.
-        Mode::Failover if scopes.contains(&Scope::Node) => Near::PreferNode,
-        Mode::Failover if scopes.contains(&Scope::Zone) => Near::PreferZone,
-        Mode::UnspecifiedMode | Mode::Failover => Near::Any,
-        Mode::Strict if scopes.is_empty() => Near::Any,
-        Mode::Strict if scopes.contains(&Scope::Node) => Near::OnlyNode,
-        Mode::Strict => return Err(BadField::Unsupported("strict routing other than to the own node")),
-        Mode::Passthrough => return Err(BadField::Unsupported("a passthrough service")),
-    };
-    let publish_not_ready = match known("health_policy", health_policy)? {
-        HealthPolicy::OnlyHealthy => false,
-        HealthPolicy::AllowAll => true,
-    };
-    Ok((publish_not_ready, near))
-}
-
-fn vip(address: wire::NetworkAddress) -> Result<IpAddr, BadField> {
-    let wire::NetworkAddress { network: _, address, length } = address;
-    let ip_address = ip("addresses", &address)?;
-    match length {
-        Some(length) if length as usize != address.len() * 8 => {
-            Err(BadField::Unsupported("a block of service addresses"))
-        }
-        _ => Ok(ip_address),
+    for (key, endpoint) in beyond {
+        let culvert::Endpoint { readiness, ports, zones, nodes } = endpoint;
+        let known_as: &mut Endpoint = services.entry(service_key("endpoints", &key)?).or_default();
+        known_as.ports.extend(port_pairs(ports.iter().map(|pair| (pair.service_port, pair.target_port)))?);
+        known_as.readiness = match known("readiness", readiness)? {
+            culvert::Readiness::Unsaid => Readiness::Unsaid,
+            culvert::Readiness::Ready => Readiness::Ready,
+            culvert::Readiness::Ending => Readiness::Ending,
+        };
+        known_as.hints = Hints { zones, nodes };
     }
+    Ok(services)
 }
 
-fn service_port(message: wire::Port) -> Result<ServicePort, BadField> {
-    let wire::Port { service_port, target_port, app_protocol } = message;
-    known::<wire::AppProtocol>("app_protocol", app_protocol)?;
-    Ok(ServicePort {
-        service_port: port("service_port", service_port)?,
-        target_port: if target_port == 0 { None } else { Some(port("target_port", target_port)?) },
-    })
+fn service_key(field: &'static str, text: &str) -> Result<ServiceKey, BadField> {
+    text.parse().map_err(|_| BadField::Key { field, text: clip(text) })
 }
 
-fn endpoint_of(key: &str, ports: &wire::PortList) -> Result<(ServiceKey, Vec<(u16, u16)>), BadField> {
-    let service = key.parse().map_err(|_| BadField::Key { field: "services", text: clip(key) })?;
-    let pairs = ports
-        .ports
-        .iter()
-        .map(|pair| Ok((port("service_port", pair.service_port)?, port("target_port", pair.target_port)?)))
-        .collect::<Result<_, BadField>>()?;
-    Ok((service, pairs))
+/// A pair without a port at the workload leads nowhere, and is no reason to do without the workload.
+fn port_pairs(pairs: impl Iterator<Item = (u32, u32)>) -> Result<Vec<(u16, u16)>, BadField> {
+    let pairs = pairs.filter(|(_, target)| *target != 0);
+    pairs.map(|(service, target)| Ok((port("service_port", service)?, port("target_port", target)?))).collect()
 }
 
-fn extension(all: &[wire::Extension]) -> Result<culvert::Extension, BadField> {
-    let mut ours = all.iter().filter(|extension| extension.name == WORKLOAD_EXTENSION);
-    let Some(extension) = ours.next() else { return Ok(culvert::Extension::default()) };
+/// Our extension of this name; the default where there is none.
+pub(super) fn extension<M: Message + Default>(name: &'static str, all: &[wire::Extension]) -> Result<M, BadField> {
+    let mut ours = all.iter().filter(|extension| extension.name == name);
+    let Some(extension) = ours.next() else { return Ok(M::default()) };
     if ours.next().is_some() {
-        return Err(BadField::Extension("it is there twice".to_owned()));
+        return Err(BadField::Extension { name, problem: "it is there twice".to_owned() });
     }
     let body = extension.config.as_ref().map(|any| any.value.as_slice()).unwrap_or_default();
-    culvert::Extension::decode(body).map_err(|error| BadField::Extension(error.to_string()))
+    M::decode(body).map_err(|error| BadField::Extension { name, problem: error.to_string() })
 }
 
 /// An enum value that this build knows.
@@ -340,7 +300,7 @@ fn policy_key(text: &str) -> Result<PolicyKey, BadField> {
     text.parse().map_err(|_| BadField::Key { field: "authorization_policies", text: clip(text) })
 }
 
-fn filled(field: &'static str, text: String) -> Result<String, BadField> {
+pub(super) fn filled(field: &'static str, text: String) -> Result<String, BadField> {
     if text.is_empty() { Err(BadField::Missing(field)) } else { Ok(text) }
 }
 

@@ -1,14 +1,18 @@
 //! Model → wire, for the control plane. Never fails: the model holds nothing that the wire cannot say.
 
 use std::net::IpAddr;
+use std::time::Duration;
 
 use mesh_model::policy::{
     Action, AddressBlock, Match, Policy, Rule, Scope, ServiceAccountMatch, StringMatch, block_parts,
 };
-use mesh_model::{Health, Near, NetworkPolicy, Service, Telemetry, Tunnel, Workload};
+use mesh_model::{
+    AppProtocol, Endpoint, External, Health, Hints, IpFamilies, Near, NetworkPolicy, Readiness, Service, Telemetry,
+    Tunnel, Workload,
+};
 use prost::Message;
 
-use super::{POLICY_EXTENSION, WORKLOAD_EXTENSION, culvert, security, workload as wire};
+use super::{POLICY_EXTENSION, SERVICE_EXTENSION, WORKLOAD_EXTENSION, culvert, security, workload as wire};
 
 impl From<&Workload> for wire::Address {
     fn from(workload: &Workload) -> Self {
@@ -26,6 +30,7 @@ impl From<&Workload> for wire::Address {
             services,
             network_policy,
             host_network,
+            needs_waypoint,
             telemetry,
         } = workload;
         let extension = culvert::Extension {
@@ -35,6 +40,10 @@ impl From<&Workload> for wire::Address {
             }
             .into(),
             pod_uid: pod_uid.as_ref().map(ToString::to_string).unwrap_or_default(),
+            endpoints: services
+                .iter()
+                .filter_map(|(key, endpoint)| Some((key.to_string(), endpoint_beyond(endpoint, *health)?)))
+                .collect(),
         };
         let message = wire::Workload {
             uid: uid.to_string(),
@@ -60,8 +69,14 @@ impl From<&Workload> for wire::Address {
                 Health::Unhealthy => wire::WorkloadStatus::Unhealthy,
             }
             .into(),
-            cluster_id: uid.cluster().unwrap_or_default().to_owned(),
-            services: services.iter().map(|(key, ports)| (key.to_string(), port_list(ports))).collect(),
+            // A key begins with it, whatever it is a key of.
+            cluster_id: uid.0.split('/').next().unwrap_or_default().to_owned(),
+            waypoint: needs_waypoint.then(wire::GatewayAddress::default),
+            services: services
+                .iter()
+                .filter(|(_, endpoint)| is_listed(endpoint, *health))
+                .map(|(key, endpoint)| (key.to_string(), port_list(&endpoint.ports)))
+                .collect(),
             network_mode: if *host_network { wire::NetworkMode::HostNetwork } else { wire::NetworkMode::Standard }
                 .into(),
             extensions: vec![wire::Extension {
@@ -75,9 +90,33 @@ impl From<&Workload> for wire::Address {
 }
 
 fn locality(telemetry: &Telemetry) -> Option<wire::Locality> {
-    let Telemetry { region, zone, .. } = telemetry;
-    let known = !region.is_empty() || !zone.is_empty();
-    known.then(|| wire::Locality { region: region.clone(), zone: zone.clone(), subzone: String::new() })
+    let Telemetry { region, zone, subzone, .. } = telemetry;
+    let locality = wire::Locality { region: region.clone(), zone: zone.clone(), subzone: subzone.clone() };
+    (locality != wire::Locality::default()).then_some(locality)
+}
+
+/// Whether the workload's own list has the service. Whoever does not know our extension leads callers to what is listed there and healthy.
+fn is_listed(endpoint: &Endpoint, health: Health) -> bool {
+    endpoint.readiness != Readiness::Ending || health == Health::Unhealthy
+}
+
+/// What Istio's fields cannot say of an endpoint, if there is anything.
+fn endpoint_beyond(endpoint: &Endpoint, health: Health) -> Option<culvert::Endpoint> {
+    let Endpoint { ports, readiness, hints: Hints { zones, nodes } } = endpoint;
+    let port =
+        |&(service, target): &(u16, u16)| culvert::Port { service_port: service.into(), target_port: target.into() };
+    let beyond = culvert::Endpoint {
+        readiness: match readiness {
+            Readiness::Unsaid => culvert::Readiness::Unsaid,
+            Readiness::Ready => culvert::Readiness::Ready,
+            Readiness::Ending => culvert::Readiness::Ending,
+        }
+        .into(),
+        ports: if is_listed(endpoint, health) { Vec::new() } else { ports.iter().map(port).collect() },
+        zones: zones.clone(),
+        nodes: nodes.clone(),
+    };
+    (beyond != culvert::Endpoint::default()).then_some(beyond)
 }
 
 fn port_list(ports: &[(u16, u16)]) -> wire::PortList {
@@ -92,7 +131,19 @@ fn port_list(ports: &[(u16, u16)]) -> wire::PortList {
 impl From<&Service> for wire::Address {
     fn from(service: &Service) -> Self {
         use wire::load_balancing::{HealthPolicy, Mode, Scope};
-        let Service { key, name, vips, ports, subject_alt_names, publish_not_ready, near } = service;
+        let Service {
+            key,
+            name,
+            vips,
+            ports,
+            subject_alt_names,
+            publish_not_ready,
+            near,
+            external,
+            session_affinity,
+            ip_families,
+            needs_waypoint,
+        } = service;
         // As istiod says it: every scope down to the one that is meant.
         let zone = [Scope::Network, Scope::Region, Scope::Zone];
         let (scopes, mode) = match near {
@@ -119,15 +170,59 @@ impl From<&Service> for wire::Address {
                 .map(|port| wire::Port {
                     service_port: port.service_port.into(),
                     target_port: port.target_port.unwrap_or_default().into(),
-                    app_protocol: wire::AppProtocol::Unknown.into(),
+                    app_protocol: app_protocol(port.app_protocol).into(),
                 })
                 .collect(),
             subject_alt_names: subject_alt_names.iter().map(ToString::to_string).collect(),
             load_balancing: (balancing != wire::LoadBalancing::default()).then_some(balancing),
+            ip_families: match ip_families {
+                IpFamilies::Automatic => wire::IpFamilies::Automatic,
+                IpFamilies::V4 => wire::IpFamilies::Ipv4Only,
+                IpFamilies::V6 => wire::IpFamilies::Ipv6Only,
+                IpFamilies::Dual => wire::IpFamilies::Dual,
+            }
+            .into(),
+            extensions: service_beyond(*session_affinity, external.as_ref()).into_iter().collect(),
+            // Of all that may have its host name it is the one that Kubernetes means: every service here is a Service.
+            canonical: true,
+            waypoint: needs_waypoint.then(wire::GatewayAddress::default),
             ..wire::Service::default()
         };
         Self { r#type: Some(wire::address::Type::Service(message)) }
     }
+}
+
+fn app_protocol(spoken: AppProtocol) -> wire::AppProtocol {
+    match spoken {
+        AppProtocol::Unknown => wire::AppProtocol::Unknown,
+        AppProtocol::Http11 => wire::AppProtocol::Http11,
+        AppProtocol::Http2 => wire::AppProtocol::Http2,
+        AppProtocol::Grpc => wire::AppProtocol::Grpc,
+        AppProtocol::Tcp => wire::AppProtocol::Tcp,
+        AppProtocol::Tls => wire::AppProtocol::Tls,
+    }
+}
+
+/// What Istio's fields cannot say of a service, if there is anything.
+fn service_beyond(session_affinity: Option<Duration>, external: Option<&External>) -> Option<wire::Extension> {
+    let mut beyond = culvert::Service {
+        // A day is the most that Kubernetes takes.
+        session_affinity_seconds: session_affinity.map_or(0, |time| u32::try_from(time.as_secs()).unwrap_or(u32::MAX)),
+        ..culvert::Service::default()
+    };
+    if let Some(External { vips, near }) = external {
+        beyond.external_addresses = vips.iter().copied().map(ip_bytes).collect();
+        beyond.set_external_preference(match near {
+            // Nothing ties these to the own node.
+            Near::Any | Near::OnlyNode => culvert::Preference::None,
+            Near::PreferZone => culvert::Preference::Zone,
+            Near::PreferNode => culvert::Preference::Node,
+        });
+    }
+    (beyond != culvert::Service::default()).then(|| wire::Extension {
+        name: SERVICE_EXTENSION.to_owned(),
+        config: Some(any("culvert.workload.v1.Service", &beyond)),
+    })
 }
 
 /// The bytes of an address on the wire.

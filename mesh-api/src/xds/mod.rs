@@ -11,6 +11,7 @@ mod answer;
 mod emit;
 mod policy;
 mod resource;
+mod service;
 
 pub use address::{BadAddress, BadField, Record};
 pub use answer::{Answer, requests};
@@ -25,6 +26,8 @@ pub const ADDRESS_TYPE: &str = "type.googleapis.com/istio.workload.Address";
 pub const AUTHORIZATION_TYPE: &str = "type.googleapis.com/istio.security.Authorization";
 /// Name of our extension on a workload.
 pub const WORKLOAD_EXTENSION: &str = "culvert.io/workload";
+/// Name of our extension on a service.
+pub const SERVICE_EXTENSION: &str = "culvert.io/service";
 /// Name of our extension on an authorization.
 pub const POLICY_EXTENSION: &str = "culvert.io/policy";
 /// Metadata key of a certificate request: the identity that a node's proxy asks for on behalf of a pod.

@@ -129,7 +129,7 @@ fn policy_key() -> impl Strategy<Value = PolicyKey> {
 
 fn workload() -> impl Strategy<Value = Workload> {
     let few_addresses = prop::collection::vec(ip(), 0..3);
-    let services = prop::collection::btree_map(service_key(), Just(vec![(80, 8080)]), 0..3);
+    let services = prop::collection::btree_map(service_key(), Just(crate::Endpoint::at([(80, 8080)])), 0..3);
     let policies = prop::collection::vec(policy_key(), 0..2);
     let is = (any::<bool>(), any::<bool>(), prop::bool::weighted(0.2));
     (uid(), namespace(), 0..3u8, few_addresses, services, policies, is).prop_map(
@@ -147,6 +147,7 @@ fn workload() -> impl Strategy<Value = Workload> {
             services,
             network_policy: NetworkPolicy::Selected,
             host_network,
+            needs_waypoint: false,
             telemetry: Default::default(),
         },
     )
@@ -158,10 +159,14 @@ fn service() -> impl Strategy<Value = Service> {
             name: key.hostname.clone(),
             key,
             vips,
-            ports: vec![ServicePort { service_port: 80, target_port: Some(8080) }],
+            ports: vec![ServicePort { service_port: 80, target_port: Some(8080), app_protocol: Default::default() }],
             subject_alt_names: vec![],
             publish_not_ready,
             near: crate::Near::Any,
+            external: None,
+            session_affinity: None,
+            ip_families: Default::default(),
+            needs_waypoint: false,
         }
     })
 }

@@ -113,7 +113,10 @@ pub fn inbound(
     sockets: &dyn Sockets,
     identified: Identified,
 ) -> Result<Authorized, Denied> {
-    if let Some(probe) = probe::check(&identified, table, sockets) {
+    // kubelet asks at the pod's own address.
+    if !identified.is_untold()
+        && let Some(probe) = probe::check(&identified, table, sockets)
+    {
         let to = To::App { pod: identified.pod().clone(), address: identified.destination().addr() };
         return Ok(unjudged(identified, Grounds::Probe(probe), to));
     }

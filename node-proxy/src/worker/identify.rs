@@ -71,6 +71,11 @@ impl Identified {
     pub fn destination(&self) -> OrigDst {
         self.destination
     }
+
+    /// Whether that is an address of the pod's network that nobody has told of: a further interface, or one that the pod gave itself.
+    pub fn is_untold(&self) -> bool {
+        !self.pod.has_address(self.destination.ip())
+    }
 }
 
 /// From the pod's own application: who speaks is known from the listener.
@@ -97,9 +102,16 @@ fn from_its_own(pod: &Pod, client: ClientAddr) -> Result<ClientAddr, Unidentifie
     Ok(ClientAddr::new(SocketAddr::new(*ip, 0)))
 }
 
-/// To the pod without a tunnel: nobody has proven anything, also when the source address is a mesh pod's.
+/// To the pod without a tunnel: nobody has proven anything, also when the source address is a mesh pod's. The kernel captures what comes
+/// to addresses of the pod's network, told or not; it is judged at each as at the pod's own, so a further network of the pod is no way
+/// past a policy.
 pub fn inbound(pod: &Arc<Pod>, client: ClientAddr, destination: Option<OrigDst>) -> Result<Identified, Unidentified> {
-    let destination = own(pod, destination.ok_or(Unidentified::NoOriginalDestination)?)?;
+    let destination = destination.ok_or(Unidentified::NoOriginalDestination)?;
+    let ip = destination.ip();
+    if !pod.has_address(ip) && (ip.is_loopback() || ip.is_unspecified() || ip.is_multicast()) {
+        return Err(Unidentified::WrongDestination { destination, pod: pod.name().clone() });
+    }
+    let destination = no_port_of_ours(destination)?;
     Ok(Identified { pod: pod.clone(), source: None, client, destination })
 }
 
@@ -118,10 +130,14 @@ fn own(pod: &Pod, destination: OrigDst) -> Result<OrigDst, Unidentified> {
     if !pod.has_address(destination.ip()) {
         return Err(Unidentified::WrongDestination { destination, pod: pod.name().clone() });
     }
-    if is_reserved(destination.port()) {
-        return Err(Unidentified::ReservedPort(destination.port()));
+    no_port_of_ours(destination)
+}
+
+fn no_port_of_ours(destination: OrigDst) -> Result<OrigDst, Unidentified> {
+    match is_reserved(destination.port()) {
+        true => Err(Unidentified::ReservedPort(destination.port())),
+        false => Ok(destination),
     }
-    Ok(destination)
 }
 
 #[cfg(test)]
@@ -138,15 +154,26 @@ mod tests {
     }
 
     #[test]
-    fn inbound_reaches_only_the_pods_own_addresses_and_none_of_our_ports() {
+    fn inbound_reaches_what_the_pods_network_has_and_a_tunnel_only_the_pods_own_addresses_and_both_none_of_our_ports() {
         let pod = pod(1, &facts("shop", "web", "198.18.1.5"));
         let reason = |destination| inbound(&pod, client(), destination).err().map(|error| error.reason());
-        assert_eq!(reason(to("198.18.1.5:80")), None);
-        assert_eq!(reason(to("[::ffff:198.18.1.5]:80")), None);
-        assert_eq!(reason(to("198.18.1.6:80")), Some(Reason::WrongDestination));
-        assert_eq!(reason(to("127.0.0.1:80")), Some(Reason::WrongDestination));
+        let untold = |text: &str| inbound(&pod, client(), to(text)).map(|identified| identified.is_untold()).ok();
+        let tunnel =
+            |text: &str| tunnelled(&pod, pod.identity().clone(), client(), to(text)?).err().map(|error| error.reason());
+        for own in ["198.18.1.5:80", "[::ffff:198.18.1.5]:80"] {
+            assert_eq!((untold(own), tunnel(own)), (Some(false), None), "{own}");
+        }
+        for second in ["10.55.0.2:80", "[fd55::2]:80"] {
+            assert_eq!((untold(second), tunnel(second)), (Some(true), Some(Reason::WrongDestination)), "{second}");
+        }
+        for nonsense in ["127.0.0.1:80", "[::1]:80", "0.0.0.0:80", "224.0.0.1:80", "[ff02::1]:80"] {
+            let wrong = Some(Reason::WrongDestination);
+            assert_eq!((reason(to(nonsense)), tunnel(nonsense)), (wrong, wrong), "{nonsense}");
+        }
         for port in [15001, 15006, 15008, 15053, 15104] {
-            assert_eq!(reason(to(&format!("198.18.1.5:{port}"))), Some(Reason::ReservedPort));
+            for ip in ["198.18.1.5", "10.55.0.2"] {
+                assert_eq!(reason(to(&format!("{ip}:{port}"))), Some(Reason::ReservedPort));
+            }
         }
         assert_eq!(reason(None), Some(Reason::NoOriginalDestination));
     }

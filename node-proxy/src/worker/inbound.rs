@@ -12,11 +12,12 @@ use mesh_model::{ClientAddr, Mesh, OrigDst, Reason, ServiceKey};
 
 use super::accept::Accepted;
 use super::authorize::{self, Authorized};
+use super::baggage;
 use super::connect::{self, Asking, CERTIFICATE, Reached};
 use super::connection::{Connection, ConnectionId, Direction, Phase};
 use super::copy;
 use super::end::{self, End};
-use super::identify;
+use super::identify::{self, Identified};
 use super::live::{self, Judged, Ticket};
 use super::metrics::{Events, Security, Work};
 use super::pods::Pod;
@@ -34,7 +35,7 @@ pub async fn serve(accepted: Accepted, here: Arc<Thread>) {
         let identified = identify::inbound(&pod, connection.client, connection.destination)?;
         let judged =
             |mesh: &Mesh| authorize::inbound(mesh, &here.proxy.pods.table(), &here.sockets, identified.clone());
-        let (mesh, authorized) = authorized(&here, judged).await?;
+        let (mesh, authorized) = authorized(&here, judged).await.map_err(|denied| refusal(denied, &identified))?;
         reach(&here, &connection, &ticket, &mesh, &authorized, &mut record).await
     });
     // Dropping the set-up half-way closes what it had opened.
@@ -54,6 +55,16 @@ pub async fn serve(accepted: Accepted, here: Arc<Thread>) {
             record.ended(&ended);
         }
     }
+}
+
+/// Why a plaintext connection is refused; also that it came by an address that no policy names.
+fn refusal(denied: Denied, identified: &Identified) -> Refusal {
+    let mut refusal = Refusal::from(denied);
+    if identified.is_untold() {
+        let ip = identified.destination().ip();
+        refusal.cause.push_str(&format!(", at {ip}, a further address of the pod, where there is plaintext alone"));
+    }
+    refusal
 }
 
 /// Judged by what is known, and once more when a worker that has just started comes to know more.
@@ -258,13 +269,11 @@ fn parameter<'h>(header: &'h str, name: &str) -> Option<&'h str> {
     Some(value.trim_matches('"'))
 }
 
-/// The destination workload in the form of ambient's `baggage`.
+/// The destination workload, for the far end.
 fn baggage(here: &Thread, pod: &Pod) -> String {
-    let name = pod.name();
-    format!(
-        "k8s.cluster.name={},k8s.namespace.name={},k8s.pod.name={}",
-        here.proxy.settings.cluster, name.namespace, name.name
-    )
+    let mesh = here.proxy.mesh();
+    let telemetry = pod.workload(&mesh).map(|workload| &*workload.telemetry);
+    baggage::of(&here.proxy.settings.cluster, pod.name(), telemetry)
 }
 
 #[cfg(test)]

@@ -21,9 +21,11 @@ mod probe;
 mod identify;
 
 mod route;
+mod sessions;
 
 mod authorize;
 
+mod baggage;
 mod connect;
 mod mint;
 

@@ -5,13 +5,14 @@
 
 use std::net::IpAddr;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use mesh_model::{Mesh, OrigDst, Reason};
 use tokio::sync::OwnedSemaphorePermit;
 
 use super::accept::Accepted;
 use super::authorize::{self, Authorized, To};
+use super::baggage;
 use super::connect::{self, Asking, Reached};
 use super::connection::{Connection, Phase};
 use super::copy;
@@ -89,7 +90,7 @@ async fn set_up(
         Err((_, no_route)) => return Err(no_route.into()),
         Ok(found) => found,
     };
-    let asking = Asking { id: connection.id, service_host: None, baggage: baggage(&here.proxy, pod) };
+    let asking = Asking { id: connection.id, service_host: None, baggage: baggage(&here.proxy, pod, &mesh) };
     let (service, targets) = match routed {
         Routed::Outside(destination) => {
             return outside(here, &identified, destination, asking, connection, record).await;
@@ -216,8 +217,9 @@ fn look(proxy: &Proxy, identified: &Identified) -> Looked {
         node: &proxy.settings.node,
         ranges: &proxy.settings.ranges,
         loads: &proxy.loads,
+        now: Instant::now(),
     };
-    match route::resolve(view, identified.pod(), destination) {
+    match route::resolve(view, identified.pod(), identified.client().ip(), destination) {
         Ok(routed) => Ok((mesh, routed)),
         Err(no_route) => Err((destination.ip(), no_route)),
     }
@@ -250,11 +252,8 @@ async fn wait_for_record(proxy: &Proxy, identified: &Identified) -> Result<(Arc<
     }
 }
 
-/// The source workload in the form of ambient's `baggage`.
-fn baggage(proxy: &Proxy, pod: &Pod) -> String {
-    let name = pod.name();
-    format!(
-        "k8s.cluster.name={},k8s.namespace.name={},k8s.pod.name={}",
-        proxy.settings.cluster, name.namespace, name.name
-    )
+/// The source workload, for the far end.
+fn baggage(proxy: &Proxy, pod: &Pod, mesh: &Mesh) -> String {
+    let telemetry = pod.workload(mesh).map(|workload| &*workload.telemetry);
+    baggage::of(&proxy.settings.cluster, pod.name(), telemetry)
 }

@@ -12,6 +12,7 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
 
 use super::live::Live;
 use super::metrics::Meter;
+use super::sessions::Sessions;
 
 /// A pod's facts cannot be used.
 #[derive(Debug, thiserror::Error)]
@@ -57,6 +58,7 @@ pub struct Pod {
     facts: ArcSwap<Facts>,
     budget: Arc<Semaphore>,
     live: Live,
+    sessions: Sessions,
     meter: Arc<Meter>,
     // Asked when the pod is taken away, or the worker: its accept loops end and its tunnels send GOAWAY.
     drain: (drain::Trigger, drain::Watch),
@@ -83,6 +85,7 @@ impl Pod {
             facts: ArcSwap::from_pointee(Facts::of(facts)),
             budget: Arc::new(Semaphore::new(budget)),
             live: Live::default(),
+            sessions: Sessions::default(),
             drain: drain::pair(),
         })
     }
@@ -120,6 +123,11 @@ impl Pod {
     /// Its open connections.
     pub fn live(&self) -> &Live {
         &self.live
+    }
+
+    /// Which endpoints it stays with.
+    pub fn sessions(&self) -> &Sessions {
+        &self.sessions
     }
 
     /// What it costs and moves.

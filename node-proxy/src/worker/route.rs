@@ -1,4 +1,4 @@
-//! Where an outbound connection goes. Pure: a destination, what is known of the mesh and of this node, and a source of chance.
+//! Where an outbound connection goes. Pure: a destination, what is known of the mesh and of this node, the time, and a source of chance.
 //!
 //! Order: our own ports are refused; a service's virtual address stands for its endpoints; an address of a pod of this node is that
 //! pod, whatever the mesh says (local facts first); an address that a record names is that workload; inside the cluster's ranges
@@ -8,17 +8,14 @@
 use std::collections::HashMap;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Instant;
 
 use mesh_model::ports::is_reserved;
-use mesh_model::{
-    ClusterRanges, Health, Identity, Mesh, Near, OrigDst, PodName, Reason, Service, ServiceKey, Tunnel, Workload,
-};
-use rand::seq::IndexedRandom as _;
+use mesh_model::{ClusterRanges, Identity, Mesh, OrigDst, PodName, Reason, Service, ServiceKey, Tunnel, Workload};
 
 use super::pods::{Pod, Table};
 
-/// How many endpoints are tried for one connection: a second one, when the first fails before a byte has flowed.
-pub const TRIES: usize = 2;
+mod endpoints;
 
 /// There is no way to the destination.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -43,6 +40,9 @@ pub enum NoRoute {
     /// A mesh pod of this node that the keeper has not named yet; it is naming them.
     #[error("pod {0} of this node is not served yet")]
     NotServedYet(PodName),
+    /// What is called is to be reached through a waypoint.
+    #[error("{0} is to be reached through a waypoint")]
+    Waypoint(String),
     /// The record of the destination makes no identity that its certificate could be checked against.
     #[error("the record of workload {0} makes no identity")]
     NoIdentity(PodName),
@@ -56,6 +56,7 @@ impl NoRoute {
             NoRoute::Unknown(_) => Reason::UnknownDestination,
             NoRoute::NoPort { .. } | NoRoute::NoEndpoint(_) => Reason::NoEndpoint,
             NoRoute::NotServedYet(_) => Reason::NotReady,
+            NoRoute::Waypoint(_) => Reason::WaypointNeeded,
             NoRoute::NoIdentity(_) => Reason::Malformed,
         }
     }
@@ -147,13 +148,18 @@ pub struct View<'a> {
     pub ranges: &'a ClusterRanges,
     /// Open connections per endpoint.
     pub loads: &'a Loads,
+    /// The time: clients stay with an endpoint for a while.
+    pub now: Instant,
 }
 
-/// Finds the way from `source` to `destination`.
-pub fn resolve(view: View<'_>, source: &Pod, destination: OrigDst) -> Result<Routed, NoRoute> {
+/// Finds the way from `source`, by its address `client`, to `destination`.
+pub fn resolve(view: View<'_>, source: &Pod, client: IpAddr, destination: OrigDst) -> Result<Routed, NoRoute> {
     let (ip, port) = (destination.ip(), destination.port());
     if let Some(service) = view.mesh.service_at(ip) {
-        let targets = endpoints(view, source, service, ip, port)?;
+        if service.needs_waypoint {
+            return Err(NoRoute::Waypoint(format!("service {}", service.key)));
+        }
+        let targets = endpoints::targets(view, source, client, service, destination)?;
         return Ok(Routed::Inside { service: Some(service.clone()), targets });
     }
     let own = ip.is_loopback() || ip.is_unspecified() || source.has_address(ip);
@@ -172,92 +178,6 @@ pub fn resolve(view: View<'_>, source: &Pod, destination: OrigDst) -> Result<Rou
     Ok(Routed::Inside { service: None, targets: vec![target] })
 }
 
-/// The endpoints of a service, best first: of those that are close the less loaded of two, by chance, and one that stands by.
-fn endpoints(
-    view: View<'_>,
-    source: &Pod,
-    service: &Arc<Service>,
-    vip: IpAddr,
-    port: u16,
-) -> Result<Vec<Target>, NoRoute> {
-    let Some(service_port) = service.ports.iter().find(|known| known.service_port == port) else {
-        return Err(NoRoute::NoPort { service: service.key.clone(), port });
-    };
-    let mut usable: Vec<Endpoint> = Vec::new();
-    for workload in view.mesh.endpoints(&service.key) {
-        let healthy = workload.health == Health::Healthy || service.publish_not_ready;
-        let near = service.near != Near::OnlyNode || workload.node == view.node;
-        // The workload's own list knows named ports; the service's is for those that do not list it.
-        let listed = workload.services.get(&service.key).and_then(|ports| ports.iter().find(|pair| pair.0 == port));
-        let target_port = listed.map(|pair| pair.1).or(service_port.target_port);
-        if let (true, true, Some(target_port)) = (healthy, near, target_port)
-            && let Some(ip) = address_for(&workload, vip)
-            && !is_reserved(target_port)
-        {
-            usable.push((SocketAddr::new(ip, target_port), workload));
-        }
-    }
-    // An endpoint of the other family only when there is none of the asked one: the client's pod may have no such address.
-    if usable.iter().any(|(address, _)| address.is_ipv4() == vip.is_ipv4()) {
-        usable.retain(|(address, _)| address.is_ipv4() == vip.is_ipv4());
-    }
-    let mut places = by_place(view, source, service.near, usable);
-    let close = places.next().unwrap_or_default();
-    // Two by chance, the less loaded first: close to least-loaded, without everyone running to the same one.
-    let random = &mut rand::rng();
-    let mut chosen: Vec<Endpoint> = close.choose_multiple(random, TRIES).cloned().collect();
-    if let [first, second, ..] = &mut chosen[..]
-        && view.loads.of(second.0) < view.loads.of(first.0)
-    {
-        std::mem::swap(first, second);
-    }
-    // What keeps one from answering may keep all that are close: the one that stands by is of the next place, if there is any there.
-    if let Some(further) = places.next().and_then(|further| further.choose(random).cloned()) {
-        chosen.truncate(TRIES - 1);
-        chosen.push(further);
-    }
-    let mut none = NoRoute::NoEndpoint(service.key.clone());
-    let mut targets = Vec::with_capacity(TRIES);
-    for (address, workload) in &chosen {
-        match target(view, source, Some(workload.clone()), *address, &service.subject_alt_names) {
-            Ok(target) => targets.push(target),
-            Err(error) if error.may_change() => none = error,
-            Err(_) => {}
-        }
-    }
-    if targets.is_empty() { Err(none) } else { Ok(targets) }
-}
-
-/// An endpoint: where it listens, and whose it is.
-type Endpoint = (SocketAddr, Arc<Workload>);
-
-/// The endpoints of each place in which there are any, the closest first; where nothing is preferred all are of one place.
-fn by_place(view: View<'_>, source: &Pod, near: Near, usable: Vec<Endpoint>) -> impl Iterator<Item = Vec<Endpoint>> {
-    let own = source.workload(view.mesh).map(|workload| &workload.telemetry).filter(|own| !own.zone.is_empty());
-    let in_zone = |workload: &Workload| {
-        let there = &workload.telemetry;
-        // Nobody may know the region of an endpoint that is no pod.
-        let same_region = |own: &str| own == there.region || own.is_empty() || there.region.is_empty();
-        own.is_some_and(|own| own.zone == there.zone && same_region(&own.region))
-    };
-    let (mut on_node, mut zone, mut rest) = (Vec::new(), Vec::new(), Vec::new());
-    for endpoint in usable {
-        let workload = &endpoint.1;
-        match near {
-            Near::PreferNode if workload.node == view.node => on_node.push(endpoint),
-            Near::PreferNode | Near::PreferZone if in_zone(workload) => zone.push(endpoint),
-            _ => rest.push(endpoint),
-        }
-    }
-    [on_node, zone, rest].into_iter().filter(|place| !place.is_empty())
-}
-
-/// The workload's address of the family asked for, else any.
-fn address_for(workload: &Workload, vip: IpAddr) -> Option<IpAddr> {
-    let same = workload.addresses.iter().find(|ip| ip.is_ipv4() == vip.is_ipv4());
-    same.or(workload.addresses.first()).copied()
-}
-
 /// How one endpoint is reached.
 fn target(
     view: View<'_>,
@@ -269,6 +189,7 @@ fn target(
     if let Some(pod) = view.table.at(address.ip()) {
         // The record at this address may still be that of the address's previous holder: the pod's own, or none.
         let workload = pod.workload(view.mesh).cloned();
+        past_no_waypoint(workload.as_deref())?;
         let way = if source.is_unselected(view.mesh) && pod.is_unselected(view.mesh) {
             Way::Short(pod.clone())
         } else {
@@ -277,6 +198,7 @@ fn target(
         return Ok(Target { address, workload, identity: Some(pod.identity().clone()), way });
     }
     let Some(workload) = workload else { return Err(NoRoute::Unknown(OrigDst::new(address))) };
+    past_no_waypoint(Some(&workload))?;
     match workload.tunnel {
         Tunnel::Clear => Ok(Target { address, workload: Some(workload), identity: None, way: Way::Clear }),
         Tunnel::Hbone if workload.node == view.node && !view.table.is_complete() => {
@@ -287,6 +209,14 @@ fn target(
             let way = Way::Tunnel { accepted: accepted(&identity, further) };
             Ok(Target { address, workload: Some(workload), identity: Some(identity), way })
         }
+    }
+}
+
+/// Policies on HTTP may be in force at the waypoint alone: nobody is led past it.
+fn past_no_waypoint(workload: Option<&Workload>) -> Result<(), NoRoute> {
+    match workload {
+        Some(workload) if workload.needs_waypoint => Err(NoRoute::Waypoint(format!("pod {}", workload.pod))),
+        _ => Ok(()),
     }
 }
 

@@ -284,6 +284,7 @@ pub fn workload(name: &str, node: &str, address: &str) -> Workload {
         services: BTreeMap::new(),
         network_policy: NetworkPolicy::Unselected,
         host_network: false,
+        needs_waypoint: false,
         telemetry: Default::default(),
     }
 }
@@ -299,9 +300,13 @@ pub fn service(name: &str, vips: &[&str]) -> Service {
         key: key(name),
         name: name.into(),
         vips: vips.iter().map(|ip| ip.parse().expect("address")).collect(),
-        ports: vec![ServicePort { service_port: 80, target_port: Some(8080) }],
+        ports: vec![ServicePort { service_port: 80, target_port: Some(8080), app_protocol: Default::default() }],
         subject_alt_names: Vec::new(),
         publish_not_ready: false,
         near: mesh_model::Near::Any,
+        external: None,
+        session_affinity: None,
+        ip_families: Default::default(),
+        needs_waypoint: false,
     }
 }

@@ -208,7 +208,7 @@ async fn a_second_endpoint_serves_when_the_first_cannot_be_reached() {
     node.pod(3, "dead", "127.77.6.3");
     let mut behind = [workload("cart", "node-1", "127.77.6.2"), workload("dead", "node-1", "127.77.6.3")];
     for workload in &mut behind {
-        workload.services.insert(key("cart"), vec![(80, address.port())]);
+        workload.services.insert(key("cart"), mesh_model::Endpoint::at([(80, address.port())]));
     }
     world.change(|mesh| {
         for workload in behind {

@@ -198,6 +198,10 @@ impl Lab {
                 subject_alt_names: Vec::new(),
                 publish_not_ready: false,
                 near: mesh_model::Near::Any,
+                external: None,
+                session_affinity: None,
+                ip_families: Default::default(),
+                needs_waypoint: false,
             })
         });
         eventually("the worker has the change", || {
@@ -308,6 +312,7 @@ pub fn workload(name: &str, number: u8) -> Workload {
         services: Default::default(),
         network_policy: NetworkPolicy::Unselected,
         host_network: false,
+        needs_waypoint: false,
         telemetry: Default::default(),
     }
 }

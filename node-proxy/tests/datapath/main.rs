@@ -118,13 +118,21 @@ fn pods_of_one_node_talk_by_pod_address_and_service_and_see_each_others_own_addr
                 key: key.clone(),
                 name: "cart".into(),
                 vips: vec![vip.ip()],
-                ports: vec![ServicePort { service_port: 80, target_port: Some(address.port()) }],
+                ports: vec![ServicePort {
+                    service_port: 80,
+                    target_port: Some(address.port()),
+                    app_protocol: Default::default(),
+                }],
                 subject_alt_names: Vec::new(),
                 publish_not_ready: false,
                 near: mesh_model::Near::Any,
+                external: None,
+                session_affinity: None,
+                ip_families: Default::default(),
+                needs_waypoint: false,
             });
             let mut behind = workload("cart", 6);
-            behind.services.insert(key.clone(), vec![(80, address.port())]);
+            behind.services.insert(key.clone(), mesh_model::Endpoint::at([(80, address.port())]));
             mesh.apply_workload(behind)
         });
         let mut client = web.connects(vip).expect("connect");

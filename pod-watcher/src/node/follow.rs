@@ -31,6 +31,7 @@ impl Node {
             tracing::warn!(pod = %record.name, %uid, message, "enrolment");
             self.status.event(EventType::Warning, "LabelsFlap", &record.name, uid, message);
         }
+        self.tell_uncaptured(&records);
         self.records = records;
         let uids: Vec<PodUid> = self.pods.keys().cloned().collect();
         for uid in uids {

@@ -6,6 +6,7 @@ mod calls;
 mod entry;
 mod follow;
 mod timers;
+mod uncaptured;
 mod view;
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};

@@ -40,5 +40,6 @@ pub(crate) fn caused(reason: Reason) -> Result<(), &'static str> {
         R::Conflict | R::Kernel | R::VersionMismatch => Err("of enrolments and links, not of connections"),
         R::LinkDown => Err("of the link between worker and keeper; a connection meets NoSocket"),
         R::Internal => Err("a bug of ours"),
+        R::WaypointNeeded => Err("no record of our control plane wants a waypoint"),
     }
 }

@@ -2,6 +2,8 @@
 //! `BLESS=1 cargo test` writes it anew (read the difference before you keep it).
 
 mod authorization;
+mod endpoints;
+mod fields;
 mod incremental;
 mod peer_authentication;
 mod pods;
@@ -11,7 +13,7 @@ use std::fmt::Write as _;
 use ipnetwork::IpNetwork;
 use mesh_api::manifests::{Objects, Rejected, load_dir};
 use mesh_model::policy::{Action, Match, Scope, StringMatch};
-use mesh_model::{Health, Near, NetworkPolicy, Tunnel};
+use mesh_model::{Endpoint, External, Health, Hints, Near, NetworkPolicy, Readiness, Tunnel};
 
 use super::*;
 
@@ -23,7 +25,7 @@ pub(crate) fn config() -> CompileConfig {
         cluster_domain: "cluster.local".into(),
         root_namespace: "culvert-system".into(),
         default_mode: DefaultMode::Permissive,
-        excluded_namespaces: vec!["kube-system".into()],
+        outside: Outside { namespaces: vec!["kube-system".into()], runtimes: vec!["kata".into()] },
     }
 }
 
@@ -157,6 +159,19 @@ fn render_policy(policy: &Policy) -> String {
     format!("{verb} {} [{scope}{dry}]: {rules}", policy.key)
 }
 
+/// `[(80, 8080)]`, and what is said of it beside its pod's health.
+fn render_endpoint(endpoint: &Endpoint) -> String {
+    let Endpoint { ports, readiness, hints: Hints { zones, nodes } } = endpoint;
+    let readiness = match readiness {
+        Readiness::Unsaid => "",
+        Readiness::Ready => " ready",
+        Readiness::Ending => " ending",
+    };
+    let hints =
+        |name, list: &[String]| if list.is_empty() { String::new() } else { format!(" {name}={}", list.join("|")) };
+    format!("{ports:?}{readiness}{}{}", hints("zones", zones), hints("nodes", nodes))
+}
+
 fn render(compiled: &Compiled) -> String {
     let mut out = String::new();
     for w in &compiled.workloads {
@@ -169,7 +184,8 @@ fn render(compiled: &Compiled) -> String {
             write!(out, "{} uid={uid} sa={} node={} {tunnel} {health}{marked}{host}", w.uid, w.service_account, w.node);
         let _ = write!(out, " at={:?}", w.addresses);
         let keys: Vec<String> = w.policies.iter().map(ToString::to_string).collect();
-        let services: Vec<String> = w.services.iter().map(|(key, ports)| format!("{key} {ports:?}")).collect();
+        let services: Vec<String> =
+            w.services.iter().map(|(key, endpoint)| format!("{key} {}", render_endpoint(endpoint))).collect();
         let _ = writeln!(out, "\n    policies: {}\n    services: {}", keys.join(" "), services.join("; "));
     }
     for s in &compiled.services {
@@ -178,16 +194,19 @@ fn render(compiled: &Compiled) -> String {
             .iter()
             .map(|p| format!("{}->{}", p.service_port, p.target_port.map_or("named".into(), |t| t.to_string())))
             .collect();
-        let flags = format!(
-            "{}{}",
-            if s.publish_not_ready { " unready-too" } else { "" },
-            match s.near {
-                Near::Any => "",
-                Near::PreferZone => " prefers-zone",
-                Near::PreferNode => " prefers-node",
-                Near::OnlyNode => " local-only",
-            }
-        );
+        let near = |near| match near {
+            Near::Any => "",
+            Near::PreferZone => " prefers-zone",
+            Near::PreferNode => " prefers-node",
+            Near::OnlyNode => " local-only",
+        };
+        let mut flags = format!("{}{}", if s.publish_not_ready { " unready-too" } else { "" }, near(s.near));
+        if let Some(External { vips, near: there }) = &s.external {
+            let _ = write!(flags, " except {vips:?}{}", near(*there));
+        }
+        if let Some(time) = s.session_affinity {
+            let _ = write!(flags, " sticky={}s", time.as_secs());
+        }
         let _ = writeln!(out, "{} {:?} {}{flags}", s.key, s.vips, ports.join(","));
     }
     for policy in &compiled.policies {

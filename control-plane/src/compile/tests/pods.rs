@@ -96,28 +96,32 @@ fn a_workload_is_named_by_what_made_it_and_placed_by_its_node() {
              spec: {{nodeName: node-1, containers: []}}\n"
         );
         let names = compiled(&format!("{pod}{node}")).workloads.remove(0).telemetry;
-        let mesh_model::Telemetry { workload_name, canonical_name, canonical_revision, region, zone } =
+        let mesh_model::Telemetry { workload_name, canonical_name, canonical_revision, region, zone, subzone } =
             (*names).clone();
-        [workload_name, canonical_name, canonical_revision, region, zone].join(" ")
+        [workload_name, canonical_name, canonical_revision, region, zone, subzone].join(" ").trim_end().to_owned()
     };
     let owned = |kind: &str, owner: &str, labels: &str| {
         let owners = format!("[{{apiVersion: v1, kind: {kind}, name: {owner}, uid: x, controller: true}}]");
         named(&format!("name: p, labels: {{{labels}}}, ownerReferences: {owners}"), "")
     };
-    assert_eq!(named("name: p", ""), "p p latest  ");
-    assert_eq!(owned("ReplicaSet", "web-5d9c", "pod-template-hash: 5d9c"), "web web latest  ");
-    assert_eq!(owned("ReplicaSet", "web-5d9c", ""), "web-5d9c web-5d9c latest  ", "a ReplicaSet of its own");
-    assert_eq!(owned("Job", "tidy-28123456", ""), "tidy tidy latest  ");
-    assert_eq!(owned("Job", "once-3", ""), "once-3 once-3 latest  ");
-    assert_eq!(owned("StatefulSet", "db", "app: store, version: v2"), "db store v2  ");
+    assert_eq!(named("name: p", ""), "p p latest");
+    assert_eq!(owned("ReplicaSet", "web-5d9c", "pod-template-hash: 5d9c"), "web web latest");
+    assert_eq!(owned("ReplicaSet", "web-5d9c", ""), "web-5d9c web-5d9c latest", "a ReplicaSet of its own");
+    assert_eq!(owned("Job", "tidy-28123456", ""), "tidy tidy latest");
+    assert_eq!(owned("Job", "once-3", ""), "once-3 once-3 latest");
+    assert_eq!(owned("StatefulSet", "db", "app: store, version: v2"), "db store v2");
     let labels = "labels: {app: a, app.kubernetes.io/name: b, version: '1', app.kubernetes.io/version: '2'}";
-    assert_eq!(named(&format!("name: p, {labels}"), ""), "p b 2  ");
+    assert_eq!(named(&format!("name: p, {labels}"), ""), "p b 2");
     let istio = "labels: {app: a, service.istio.io/canonical-name: c, service.istio.io/canonical-revision: r}";
-    assert_eq!(named(&format!("name: p, {istio}"), ""), "p c r  ");
+    assert_eq!(named(&format!("name: p, {istio}"), ""), "p c r");
     let node = "---\napiVersion: v1\nkind: Node\nmetadata: {name: node-1, labels: \
                 {topology.kubernetes.io/region: north, topology.kubernetes.io/zone: north-a}}\n\
                 status: {allocatable: {cpu: 4}}\n";
     assert_eq!(named("name: p", node), "p p latest north north-a");
+    let node = node.replace("region: north", "region: north, topology.istio.io/subzone: rack-1");
+    assert_eq!(named("name: p", &node), "p p latest north north-a rack-1");
+    let istio = "labels: {app: a, service.istio.io/workload-name: w}";
+    assert_eq!(named(&format!("name: p, {istio}"), ""), "w a latest");
     let of_pod = "name: p, labels: {topology.kubernetes.io/zone: south-b}";
     assert_eq!(named(of_pod, ""), "p p latest  south-b", "as Kubernetes since 1.35 writes it");
 }

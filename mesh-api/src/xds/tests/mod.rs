@@ -4,13 +4,14 @@ mod refusals;
 mod round_trip;
 
 use std::net::IpAddr;
+use std::time::Duration;
 
 use mesh_model::policy::{
     Action, Clause, Match, Policy, PolicyKey, Rule, Scope, ServiceAccountMatch, StringMatch, address_block,
 };
 use mesh_model::{
-    Health, Identity, Near, NetworkPolicy, PodName, PodUid, Service, ServiceKey, ServicePort, Telemetry, TrustDomain,
-    Tunnel, Workload, WorkloadUid,
+    AppProtocol, Endpoint, External, Health, Hints, Identity, IpFamilies, Near, NetworkPolicy, PodName, PodUid,
+    Readiness, Service, ServiceKey, ServicePort, Telemetry, TrustDomain, Tunnel, Workload, WorkloadUid,
 };
 use proptest::prelude::*;
 use prost::Message;

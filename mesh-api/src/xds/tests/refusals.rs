@@ -18,6 +18,7 @@ fn any_workload() -> Workload {
         services: Default::default(),
         network_policy: NetworkPolicy::Unselected,
         host_network: false,
+        needs_waypoint: false,
         telemetry: Default::default(),
     }
 }
@@ -39,7 +40,6 @@ fn a_workload_that_asks_for_what_we_do_not_do_is_refused_whole() {
     assert_eq!(workload_problem(|_| {}), None);
     assert_eq!(workload_problem(|w| w.uid.clear()), Some(Missing("uid")));
     assert_eq!(workload_problem(|w| w.name.clear()), Some(Missing("name")));
-    assert_eq!(workload_problem(|w| w.waypoint = Some(Default::default())), Some(Unsupported("a waypoint")));
     assert_eq!(
         workload_problem(|w| w.network_gateway = Some(Default::default())),
         Some(Unsupported("a network gateway"))
@@ -97,17 +97,79 @@ fn our_extension_must_be_readable_and_there_once() {
         name: WORKLOAD_EXTENSION.to_owned(),
         config: config.map(|value| prost_types::Any { type_url: String::new(), value }),
     };
-    let is_extension = |problem| matches!(problem, Some(BadField::Extension(_)));
+    let is_extension = |problem| matches!(problem, Some(BadField::Extension { .. }));
     assert!(is_extension(workload_problem(|w| w.extensions = vec![broken(Some(vec![0xff]))])));
     assert!(is_extension(workload_problem(|w| w.extensions = vec![broken(None), broken(None)])));
-    let unknown = culvert::Extension { network_policy: 7, pod_uid: String::new() }.encode_to_vec();
+    let unknown = culvert::Extension { network_policy: 7, ..Default::default() }.encode_to_vec();
     let expected = Some(BadField::UnknownValue { field: "network_policy", value: 7 });
     assert_eq!(workload_problem(|w| w.extensions = vec![broken(Some(unknown))]), expected);
-    let uid = culvert::Extension { network_policy: 1, pod_uid: "../x".to_owned() }.encode_to_vec();
+    let uid =
+        culvert::Extension { network_policy: 1, pod_uid: "../x".to_owned(), ..Default::default() }.encode_to_vec();
     assert!(is_extension(workload_problem(|w| w.extensions = vec![broken(Some(uid))])));
     // Another's extension is its own affair.
     let other = workload::Extension { name: "example.com/x".to_owned(), config: None };
     assert_eq!(workload_problem(|w| w.extensions.push(other)), None);
+}
+
+#[test]
+fn a_record_with_a_waypoint_is_kept_and_marked() {
+    let read = |address: workload::Address| Record::try_from(address).expect("a record");
+    let Some(workload::address::Type::Workload(mut message)) = workload::Address::from(&any_workload()).r#type else {
+        panic!("a workload");
+    };
+    message.waypoint = Some(Default::default());
+    let Record::Workload(kept) = read(workload::Address { r#type: Some(workload::address::Type::Workload(message)) })
+    else {
+        panic!("a workload");
+    };
+    assert_eq!(kept, Workload { needs_waypoint: true, ..any_workload() });
+    let weighted = |s: &mut workload::Service| s.weighted_waypoints = vec![Default::default()];
+    let changes: [fn(&mut workload::Service); 2] = [weighted, |s| s.waypoint = Some(Default::default())];
+    for change in changes {
+        let mut message = workload::Service {
+            name: "cart".to_owned(),
+            namespace: "shop".to_owned(),
+            hostname: "cart.shop.svc.cluster.local".to_owned(),
+            ..Default::default()
+        };
+        change(&mut message);
+        let Record::Service(kept) = read(workload::Address { r#type: Some(workload::address::Type::Service(message)) })
+        else {
+            panic!("a service");
+        };
+        assert!(kept.needs_waypoint);
+    }
+}
+
+#[test]
+fn a_port_that_leads_nowhere_is_left_out_and_the_workload_stays() {
+    let Some(workload::address::Type::Workload(mut message)) = workload::Address::from(&any_workload()).r#type else {
+        panic!("a workload");
+    };
+    let pair = |service_port, target_port| workload::Port { service_port, target_port, app_protocol: 0 };
+    message.services.insert("shop/a".to_owned(), workload::PortList { ports: vec![pair(80, 0), pair(81, 8081)] });
+    let address = workload::Address { r#type: Some(workload::address::Type::Workload(message)) };
+    let Ok(Record::Workload(kept)) = Record::try_from(address) else { panic!("a workload") };
+    assert_eq!(kept.services.values().map(|endpoint| &endpoint.ports[..]).collect::<Vec<_>>(), [&[(81, 8081)]]);
+}
+
+#[test]
+fn whoever_does_not_know_our_extension_leads_nobody_to_an_endpoint_that_comes_to_its_end() {
+    let listed = |health, readiness| {
+        let key: ServiceKey = "shop/cart.shop.svc.cluster.local".parse().expect("a key");
+        let endpoint = Endpoint { readiness, ..Endpoint::at([(80, 8080)]) };
+        let workload = Workload { health, services: [(key, endpoint)].into(), ..any_workload() };
+        match workload::Address::from(&workload).r#type {
+            Some(workload::address::Type::Workload(message)) => (message.services.len(), message.status),
+            _ => panic!("a workload"),
+        }
+    };
+    let (healthy, unhealthy) = (0, 1);
+    assert_eq!(listed(Health::Healthy, Readiness::Unsaid), (1, healthy));
+    assert_eq!(listed(Health::Healthy, Readiness::Ending), (0, healthy));
+    // Listed as Istio lists those that are not ready.
+    assert_eq!(listed(Health::Unhealthy, Readiness::Unsaid), (1, unhealthy));
+    assert_eq!(listed(Health::Unhealthy, Readiness::Ending), (1, unhealthy));
 }
 
 fn service_problem(change: impl FnOnce(&mut workload::Service)) -> Option<BadField> {
@@ -129,8 +191,6 @@ fn a_service_that_asks_for_what_we_do_not_do_is_refused_whole() {
     use BadField::*;
     assert_eq!(service_problem(|_| {}), None);
     assert_eq!(service_problem(|s| s.hostname.clear()), Some(Missing("hostname")));
-    assert_eq!(service_problem(|s| s.waypoint = Some(Default::default())), Some(Unsupported("a waypoint")));
-    assert_eq!(service_problem(|s| s.weighted_waypoints = vec![Default::default()]), Some(Unsupported("a waypoint")));
     let vip = |length| workload::NetworkAddress { network: String::new(), address: vec![10, 0, 0, 0], length };
     assert_eq!(service_problem(|s| s.addresses = vec![vip(None), vip(Some(32))]), None);
     let block = Some(Unsupported("a block of service addresses"));
@@ -148,6 +208,23 @@ fn a_service_that_asks_for_what_we_do_not_do_is_refused_whole() {
     assert_eq!(service_problem(|s| s.load_balancing = Some(balancing(9, &[]))), unknown("mode", 9));
     assert_eq!(service_problem(|s| s.load_balancing = Some(balancing(2, &[9]))), unknown("routing_preference", 9));
     assert_eq!(service_problem(|s| s.ip_families = 4), unknown("ip_families", 4));
+    let ours = |config: culvert::Service| workload::Extension {
+        name: SERVICE_EXTENSION.to_owned(),
+        config: Some(prost_types::Any { type_url: String::new(), value: config.encode_to_vec() }),
+    };
+    let external = |length, preference| {
+        ours(culvert::Service {
+            external_addresses: vec![vec![1; length]],
+            external_preference: preference,
+            ..Default::default()
+        })
+    };
+    assert_eq!(service_problem(|s| s.extensions = vec![external(4, 2)]), None);
+    assert_eq!(service_problem(|s| s.extensions = vec![external(4, 3)]), unknown("external_preference", 3));
+    let address = Some(Address { field: "external_addresses", length: 3 });
+    assert_eq!(service_problem(|s| s.extensions = vec![external(3, 0)]), address);
+    let twice = vec![ours(Default::default()), ours(Default::default())];
+    assert!(matches!(service_problem(|s| s.extensions = twice), Some(Extension { .. })));
     // Istio's one exception: an unknown visibility is PUBLIC.
     assert_eq!(service_problem(|s| s.visibility = 9), None);
     assert!(matches!(service_problem(|s| s.subject_alt_names = vec!["spiffe://x".to_owned()]), Some(Identity(_))));

@@ -26,16 +26,17 @@ fn policy_key() -> impl Strategy<Value = PolicyKey> {
 fn workload() -> impl Strategy<Value = Workload> {
     let pod = (name(), name()).prop_map(|(namespace, name)| PodName { namespace, name });
     let names = (pod, prop::option::of("[a-f0-9-]{1,36}"), name(), name(), name());
-    let services = prop::collection::btree_map(service_key(), prop::collection::vec((port(), port()), 0..3), 0..3);
+    let services = prop::collection::btree_map(service_key(), endpoint(), 0..3);
     let policies = prop::collection::vec(policy_key(), 0..3);
-    let flags = (any::<bool>(), any::<bool>(), any::<bool>(), any::<bool>());
-    let telemetry = prop::array::uniform5("[a-z0-9.-]{0,20}").prop_map(
-        |[workload_name, canonical_name, canonical_revision, region, zone]| Telemetry {
+    let flags = (any::<bool>(), any::<bool>(), any::<bool>(), any::<bool>(), any::<bool>());
+    let telemetry = prop::array::uniform6("[a-z0-9.-]{0,20}").prop_map(
+        |[workload_name, canonical_name, canonical_revision, region, zone, subzone]| Telemetry {
             workload_name,
             canonical_name,
             canonical_revision,
             region,
             zone,
+            subzone,
         },
     );
     (names, prop::collection::vec(ip(), 0..3), services, policies, flags, telemetry).prop_map(
@@ -53,29 +54,68 @@ fn workload() -> impl Strategy<Value = Workload> {
             services,
             network_policy: if flags.2 { NetworkPolicy::Selected } else { NetworkPolicy::Unselected },
             host_network: flags.3,
+            needs_waypoint: flags.4,
             telemetry: telemetry.into(),
         },
     )
 }
 
+fn endpoint() -> impl Strategy<Value = Endpoint> {
+    let readiness = prop::sample::select(vec![Readiness::Unsaid, Readiness::Ready, Readiness::Ending]);
+    let hint = || prop::collection::vec(name(), 0..2);
+    let hints = (hint(), hint()).prop_map(|(zones, nodes)| Hints { zones, nodes });
+    (prop::collection::vec((port(), port()), 0..3), readiness, hints).prop_map(|(ports, readiness, hints)| Endpoint {
+        ports,
+        readiness,
+        hints,
+    })
+}
+
+fn external() -> impl Strategy<Value = External> {
+    let near = prop::sample::select(vec![Near::Any, Near::PreferZone, Near::PreferNode]);
+    (prop::collection::vec(ip(), 1..3), near).prop_map(|(vips, near)| External { vips, near })
+}
+
 fn service() -> impl Strategy<Value = Service> {
-    let ports = (port(), prop::option::of(port()));
-    let ports = ports.prop_map(|(service_port, target_port)| ServicePort { service_port, target_port });
+    let spoken = prop::sample::select(vec![
+        AppProtocol::Unknown,
+        AppProtocol::Http11,
+        AppProtocol::Http2,
+        AppProtocol::Grpc,
+        AppProtocol::Tcp,
+        AppProtocol::Tls,
+    ]);
+    let ports = (port(), prop::option::of(port()), spoken)
+        .prop_map(|(service_port, target_port, app_protocol)| ServicePort { service_port, target_port, app_protocol });
+    let families = prop::sample::select(vec![IpFamilies::Automatic, IpFamilies::V4, IpFamilies::V6, IpFamilies::Dual]);
     let identity = (name(), name()).prop_map(|(namespace, account)| {
         Identity::parse(&format!("spiffe://cluster.local/ns/{namespace}/sa/{account}")).expect("an identity")
     });
     let lists =
         (prop::collection::vec(ip(), 0..3), prop::collection::vec(ports, 0..3), prop::collection::vec(identity, 0..2));
     let near = prop::sample::select(vec![Near::Any, Near::PreferZone, Near::PreferNode, Near::OnlyNode]);
-    (service_key(), name(), lists, any::<bool>(), near).prop_map(
-        |(key, name, (vips, ports, subject_alt_names), publish_not_ready, near)| Service {
-            key,
-            name,
-            vips,
-            ports,
-            subject_alt_names,
-            publish_not_ready,
-            near,
+    let beyond = (
+        prop::option::of(external()),
+        prop::option::of((1..=86_400_u64).prop_map(Duration::from_secs)),
+        families,
+        any::<bool>(),
+    );
+    (service_key(), name(), lists, any::<bool>(), near, beyond).prop_map(
+        |(key, name, (vips, ports, subject_alt_names), publish_not_ready, near, beyond)| {
+            let (external, session_affinity, ip_families, needs_waypoint) = beyond;
+            Service {
+                key,
+                name,
+                vips,
+                ports,
+                subject_alt_names,
+                publish_not_ready,
+                near,
+                external,
+                session_affinity,
+                ip_families,
+                needs_waypoint,
+            }
         },
     )
 }

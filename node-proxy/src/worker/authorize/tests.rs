@@ -1,7 +1,7 @@
 //! Who may speak to whom, end by end.
 
 use mesh_api::link::NodeFacts;
-use mesh_model::policy::{Action, Policy, Rule, Scope};
+use mesh_model::policy::{Action, Clause, Match, Policy, Rule, Scope, StringMatch};
 use mesh_model::{
     ClientAddr, Health, Identity, NetworkPolicy, PodUid, Reason, TrustDomain, Tunnel, Workload, WorkloadUid,
 };
@@ -45,6 +45,7 @@ fn world(known: bool) -> World {
             services: Default::default(),
             network_policy: NetworkPolicy::Unselected,
             host_network: false,
+            needs_waypoint: false,
             telemetry: Default::default(),
         });
     }
@@ -65,8 +66,12 @@ fn closed() -> Policy {
 }
 
 fn arriving(world: &World, client: &str) -> Identified {
+    arriving_at(world, client, "198.18.1.6:8080")
+}
+
+fn arriving_at(world: &World, client: &str, destination: &str) -> Identified {
     let client = ClientAddr::new(client.parse().expect("address"));
-    let destination = OrigDst::new("198.18.1.6:8080".parse().expect("address"));
+    let destination = OrigDst::new(destination.parse().expect("address"));
     identify::inbound(&world.pod, client, Some(destination)).expect("identified")
 }
 
@@ -106,6 +111,37 @@ fn a_tunnelled_caller_is_judged_by_its_certificate_and_never_as_a_probe() {
     assert_eq!(address.to_string(), "198.18.1.6:8080");
     world.mesh.apply_policy(closed());
     assert!(tunnelled(&world.mesh, identified(&world)).is_err());
+}
+
+#[test]
+fn a_further_address_of_the_pod_is_as_open_as_its_own_and_no_more() {
+    let strict = Policy {
+        rules: vec![Rule {
+            clauses: vec![Clause {
+                matches: vec![Match { not_principals: vec![StringMatch::Presence], ..Match::default() }],
+            }],
+        }],
+        ..closed()
+    };
+    for (client, destination) in [
+        ("198.18.2.9:4000", "198.18.1.6:8080"),
+        ("10.55.0.9:4000", "10.55.0.2:8080"),
+        ("[fd55::9]:4000", "[fd55::2]:8080"),
+        // An address of the node, from which there is a socket: at the pod's own address it would be a probe.
+        ("198.18.1.1:4000", "10.55.0.2:8080"),
+    ] {
+        let mut world = world(true);
+        let table = world.pods.table();
+        let judged = |world: &World| inbound(&world.mesh, &table, &All(true), arriving_at(world, client, destination));
+        let allowed = judged(&world).expect("PERMISSIVE takes plaintext");
+        assert_eq!(allowed.permit().map(|permit| permit.facts().source.clone()), Some(None), "{client}");
+        let To::App { address, .. } = allowed.to() else { panic!("not to the application") };
+        assert_eq!(address.to_string(), destination);
+        world.mesh.apply_policy(strict.clone());
+        let denied = judged(&world).expect_err("STRICT");
+        assert_eq!(denied.policy().map(ToString::to_string).as_deref(), Some("shop/closed"), "{client}");
+        assert_eq!(denied.reason(), Reason::PolicyDenied);
+    }
 }
 
 #[test]

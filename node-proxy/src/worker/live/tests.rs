@@ -26,6 +26,7 @@ fn workload(name: &str) -> Workload {
         services: BTreeMap::new(),
         network_policy: NetworkPolicy::Unselected,
         host_network: false,
+        needs_waypoint: false,
         telemetry: Default::default(),
     }
 }

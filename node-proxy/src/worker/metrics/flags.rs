@@ -60,9 +60,11 @@ impl From<Option<Reason>> for Flags {
             Reason::ConnectFailed | Reason::ConnectTimeout | Reason::NoSocket => Flags::Connect,
             Reason::HandshakeFailed | Reason::HandshakeTimeout | Reason::TunnelRefused => Flags::TlsFailure,
             Reason::CertificateUnavailable | Reason::CertificateExpired | Reason::PeerUntrusted => Flags::IdentityError,
-            Reason::UnknownDestination | Reason::NoEndpoint | Reason::NoOriginalDestination | Reason::NotReady => {
-                Flags::NoRoute
-            }
+            Reason::UnknownDestination
+            | Reason::NoEndpoint
+            | Reason::NoOriginalDestination
+            | Reason::NotReady
+            | Reason::WaypointNeeded => Flags::NoRoute,
             Reason::BadRequest | Reason::WrongDestination | Reason::ReservedPort | Reason::Malformed => {
                 Flags::BadRequest
             }

@@ -1,9 +1,14 @@
 //! Route choice as tables over a small mesh.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
 
-use mesh_model::{NetworkPolicy, PodUid, ServicePort, Telemetry, TrustDomain, WorkloadUid};
+use mesh_model::{
+    Endpoint, External, Health, Hints, Near, NetworkPolicy, PodUid, Readiness, ServicePort, Telemetry, TrustDomain,
+    WorkloadUid,
+};
 
+use super::endpoints::TRIES;
 use super::*;
 use crate::worker::pods::Pods;
 use crate::worker::pods::testing;
@@ -24,6 +29,7 @@ fn workload(name: &str, node: &str, address: &str) -> Workload {
         services: BTreeMap::new(),
         network_policy: NetworkPolicy::Unselected,
         host_network: false,
+        needs_waypoint: false,
         telemetry: Default::default(),
     }
 }
@@ -37,35 +43,43 @@ fn service(name: &str, vips: &[&str]) -> Service {
         key: key(name),
         name: name.into(),
         vips: vips.iter().map(|ip| ip.parse().expect("address")).collect(),
-        ports: vec![ServicePort { service_port: 80, target_port: Some(8080) }],
+        ports: vec![ServicePort { service_port: 80, target_port: Some(8080), app_protocol: Default::default() }],
         subject_alt_names: Vec::new(),
         publish_not_ready: false,
         near: Near::Any,
+        external: None,
+        session_affinity: None,
+        ip_families: Default::default(),
+        needs_waypoint: false,
     }
 }
 
 fn behind(mut workload: Workload, service: &str) -> Workload {
-    workload.services.insert(key(service), vec![(80, 8080)]);
+    workload.services.insert(key(service), Endpoint::at([(80, 8080)]));
     workload
 }
 
+#[derive(Clone)]
 struct World {
     mesh: Mesh,
-    pods: Pods,
+    pods: Arc<Pods>,
     source: Arc<Pod>,
     loads: Arc<Loads>,
+    client: IpAddr,
+    now: Instant,
 }
 
 impl World {
     /// node-1 with the calling pod `web`; both ends unselected by NetworkPolicy.
     fn new() -> Self {
-        let pods = Pods::default();
+        let pods = Arc::new(Pods::default());
         pods.complete();
         let source = testing::pod(1, &testing::facts("shop", "web", "198.18.1.5"));
         pods.add(source.clone());
         let mut mesh = Mesh::default();
         mesh.apply_workload(workload("web", "node-1", "198.18.1.5"));
-        Self { mesh, pods, source, loads: Arc::default() }
+        let client = IpAddr::from([198, 18, 1, 5]);
+        Self { mesh, pods, source, loads: Arc::default(), client, now: Instant::now() }
     }
 
     fn with(mut self, workload: Workload) -> Self {
@@ -86,8 +100,15 @@ impl World {
     fn resolve(&self, destination: &str) -> Result<Routed, NoRoute> {
         let ranges = ClusterRanges::new(["198.18.0.0/15", "fd77::/16"].map(|net| net.parse().expect("network")));
         let table = self.pods.table();
-        let view = View { mesh: &self.mesh, table: &table, node: "node-1", ranges: &ranges, loads: &self.loads };
-        resolve(view, &self.source, OrigDst::new(destination.parse().expect("address")))
+        let view = View {
+            mesh: &self.mesh,
+            table: &table,
+            node: "node-1",
+            ranges: &ranges,
+            loads: &self.loads,
+            now: self.now,
+        };
+        resolve(view, &self.source, self.client, OrigDst::new(destination.parse().expect("address")))
     }
 
     /// The route in one line.
@@ -199,11 +220,11 @@ fn a_service_leads_to_its_healthy_endpoints_on_their_target_port() {
 #[test]
 fn a_named_target_port_is_each_workloads_own() {
     let named = Service {
-        ports: vec![ServicePort { service_port: 80, target_port: None }],
+        ports: vec![ServicePort { service_port: 80, target_port: None, app_protocol: Default::default() }],
         ..service("cart", &["198.18.128.9"])
     };
     let mut one = workload("c1", "node-2", "198.18.2.7");
-    one.services.insert(key("cart"), vec![(80, 9001)]);
+    one.services.insert(key("cart"), Endpoint::at([(80, 9001)]));
     assert_eq!(World::new().service(named).with(one).way("198.18.128.9:80"), "tunnel 198.18.2.7:9001");
 }
 
@@ -385,7 +406,7 @@ fn a_services_further_names_are_accepted_from_its_endpoints() {
 #[test]
 fn while_pods_are_still_being_named_one_of_this_node_is_waited_for_and_others_are_not() {
     let mut world = World::new();
-    world.pods = Pods::default();
+    world.pods = Arc::default();
     let world = world
         .with(workload("cart", "node-1", "198.18.1.6"))
         .with(workload("far", "node-2", "198.18.2.7"))
@@ -400,4 +421,142 @@ fn while_pods_are_still_being_named_one_of_this_node_is_waited_for_and_others_ar
     assert_eq!(world.way("198.18.1.6:8080"), "short 198.18.1.6:8080");
     world.pods.complete();
     assert_eq!(world.way("198.18.128.9:80"), "tunnel 198.18.1.7:8080");
+}
+
+/// The endpoint `name` of the service cart, which stands there like this.
+fn standing(name: &str, node: &str, address: &str, readiness: Readiness) -> Workload {
+    let mut workload = behind(workload(name, node, address), "cart");
+    workload.services.entry(key("cart")).or_default().readiness = readiness;
+    workload
+}
+
+#[test]
+fn endpoints_that_come_to_their_end_serve_while_there_is_none_that_is_ready() {
+    let ending = |name: &str, node: &str, address: &str| Workload {
+        health: Health::Unhealthy,
+        ..standing(name, node, address, Readiness::Ending)
+    };
+    let cart = |near| World::new().service(Service { near, ..service("cart", &["198.18.128.9", "fd77:0:0:80::9"]) });
+    let (one, other) = (ending("c1", "node-2", "198.18.2.7"), ending("c2", "node-1", "198.18.1.6"));
+    for (vip, ending, ready) in
+        [("198.18.128.9:80", "198.18.2.7", "198.18.2.8"), ("[fd77:0:0:80::9]:80", "fd77:0:0:2::7", "fd77:0:0:2::8")]
+    {
+        let last = Workload { addresses: vec![ending.parse().expect("address")], ..one.clone() };
+        let host = |ip: &str| SocketAddr::new(ip.parse().expect("address"), 8080);
+        let world = cart(Near::Any).with(last.clone());
+        assert_eq!(world.way(vip), format!("tunnel {}", host(ending)));
+        let world = world.with(behind(workload("c3", "node-2", ready), "cart"));
+        for _ in 0..20 {
+            assert_eq!(world.way(vip), format!("tunnel {}", host(ready)));
+        }
+    }
+    // Those of this node alone: the last one of it serves, whoever is ready elsewhere.
+    let world = cart(Near::OnlyNode).with(one).with(behind(workload("c3", "node-2", "198.18.2.8"), "cart"));
+    assert_eq!(world.way("198.18.128.9:80"), "NoEndpoint");
+    assert_eq!(world.with(other).way("198.18.128.9:80"), "tunnel 198.18.1.6:8080");
+}
+
+#[test]
+fn what_a_slice_says_of_an_endpoint_comes_before_what_its_pod_says() {
+    let unready =
+        |readiness| Workload { health: Health::Unhealthy, ..standing("c1", "node-2", "198.18.2.7", readiness) };
+    let cart = || World::new().service(service("cart", &["198.18.128.9"]));
+    assert_eq!(cart().with(unready(Readiness::Unsaid)).way("198.18.128.9:80"), "NoEndpoint");
+    assert_eq!(cart().with(unready(Readiness::Ready)).way("198.18.128.9:80"), "tunnel 198.18.2.7:8080");
+}
+
+#[test]
+fn the_own_nodes_endpoints_alone_are_for_those_addresses_that_the_cluster_gave() {
+    let external = |near| Some(External { vips: vec!["203.0.113.9".parse().expect("address")], near });
+    let cart = |near| Service {
+        near: Near::OnlyNode,
+        external: external(near),
+        ..service("cart", &["198.18.128.9", "203.0.113.9"])
+    };
+    let far = placed(behind(workload("c1", "node-2", "198.18.2.7"), "cart"), "b");
+    let world = World::new().service(cart(Near::Any)).with(far.clone());
+    assert_eq!(world.way("198.18.128.9:80"), "NoEndpoint");
+    assert_eq!(world.way("203.0.113.9:80"), "tunnel 198.18.2.7:8080");
+    assert_eq!(world.way("[::ffff:203.0.113.9]:80"), "tunnel 198.18.2.7:8080");
+    let world = World::new()
+        .service(cart(Near::PreferZone))
+        .with(placed(workload("web", "node-1", "198.18.1.5"), "a"))
+        .with(far)
+        .with(placed(behind(workload("c2", "node-2", "198.18.2.8"), "cart"), "a"));
+    for _ in 0..20 {
+        assert_eq!(world.way("203.0.113.9:80"), "tunnel 198.18.2.8:8080");
+    }
+}
+
+#[test]
+fn hints_of_slices_lead_clients_as_they_lead_them_with_kube_proxy() {
+    let hinted = |name: &str, address: &str, zones: &[&str], nodes: &[&str]| {
+        let mut workload = placed(behind(workload(name, "node-2", address), "cart"), "b");
+        let strings = |all: &[&str]| all.iter().map(|one| (*one).to_owned()).collect();
+        workload.services.entry(key("cart")).or_default().hints =
+            Hints { zones: strings(zones), nodes: strings(nodes) };
+        workload
+    };
+    let chosen = |endpoints: &[Workload]| {
+        let world = World::new().service(service("cart", &["198.18.128.9"]));
+        let world = world.with(placed(workload("web", "node-1", "198.18.1.5"), "a"));
+        let world = endpoints.iter().cloned().fold(world, World::with);
+        let ways: BTreeSet<String> = (0..60).map(|_| world.way("198.18.128.9:80")).collect();
+        ways.iter()
+            .map(|way| way.trim_start_matches("tunnel 198.18.2.").trim_end_matches(":8080"))
+            .collect::<Vec<_>>()
+            .join(" ")
+    };
+    let other_zone = || hinted("c2", "198.18.2.2", &["b"], &[]);
+    assert_eq!(chosen(&[hinted("c1", "198.18.2.1", &["a", "c"], &[]), other_zone()]), "1", "of the client's zone");
+    assert_eq!(chosen(&[hinted("c1", "198.18.2.1", &[], &[]), other_zone()]), "1 2", "one has none");
+    assert_eq!(chosen(&[hinted("c1", "198.18.2.1", &["c"], &[]), other_zone()]), "1 2", "none is for this zone");
+    let nodes = [hinted("c1", "198.18.2.1", &["b"], &["node-1"]), hinted("c2", "198.18.2.2", &["a"], &["node-2"])];
+    assert_eq!(chosen(&nodes), "1", "of the client's node, before its zone");
+}
+
+#[test]
+fn a_client_of_a_service_with_session_affinity_is_led_to_one_endpoint_and_another_one_when_that_is_gone() {
+    const TIMEOUT: Duration = Duration::from_secs(60);
+    let cart = Service { session_affinity: Some(TIMEOUT), ..service("cart", &["198.18.128.9"]) };
+    let endpoints = (1..=4).map(|n| behind(workload(&format!("c{n}"), "node-2", &format!("198.18.2.{n}")), "cart"));
+    let mut world = endpoints.fold(World::new().service(cart), World::with);
+    let first = world.way("198.18.128.9:80");
+    for step in 1..30 {
+        world.now += TIMEOUT / 2;
+        let Ok(Routed::Inside { targets, .. }) = world.resolve("198.18.128.9:80") else { panic!("no route") };
+        assert_eq!(targets.len(), 1, "no other is tried");
+        assert_eq!(world.way("198.18.128.9:80"), first, "connection {step}");
+    }
+    // Whatever its load is.
+    let busy = first.trim_start_matches("tunnel ").parse().expect("an address");
+    let _open: Vec<Load> = (0..10).map(|_| world.loads.enter(busy)).collect();
+    assert_eq!(world.way("198.18.128.9:80"), first);
+    let gone = first.trim_start_matches("tunnel 198.18.2.").trim_end_matches(":8080").to_owned();
+    world.mesh.remove_workload(&WorkloadUid(format!("Kubernetes//Pod/shop/c{gone}")));
+    let second = world.way("198.18.128.9:80");
+    assert_ne!(second, first);
+    let world = world.with(behind(workload(&format!("c{gone}"), "node-2", &format!("198.18.2.{gone}")), "cart"));
+    assert_eq!(world.way("198.18.128.9:80"), second, "it is back, and forgotten");
+    // Clients by other addresses may be led elsewhere.
+    let all: BTreeSet<String> = (1..40)
+        .map(|n| World { client: IpAddr::from([0xfd77, 0, 0, 0, 0, 0, 0, n]), ..world.clone() })
+        .map(|world| world.way("198.18.128.9:80"))
+        .collect();
+    assert_eq!(all.len(), 4, "{all:?}");
+}
+
+#[test]
+fn what_is_to_be_reached_through_a_waypoint_is_refused_as_a_destination_and_calls_others_itself() {
+    let led = |workload: Workload| Workload { needs_waypoint: true, ..workload };
+    let world = World::new().with(led(workload("cart", "node-2", "198.18.2.7")));
+    assert_eq!(world.way("198.18.2.7:8080"), "WaypointNeeded");
+    let world = world.with(led(workload("near", "node-1", "198.18.1.6"))).local(2, "near", "198.18.1.6");
+    assert_eq!(world.way("198.18.1.6:8080"), "WaypointNeeded", "not by the short way either");
+    let to_service = Service { needs_waypoint: true, ..service("cart", &["198.18.128.9"]) };
+    let endpoint = behind(workload("c1", "node-2", "198.18.2.8"), "cart");
+    let world = World::new().service(to_service).with(endpoint);
+    assert_eq!(world.way("198.18.128.9:80"), "WaypointNeeded");
+    let world = world.with(led(workload("web", "node-1", "198.18.1.5")));
+    assert_eq!(world.way("198.18.2.8:8080"), "tunnel 198.18.2.8:8080");
 }

@@ -33,6 +33,7 @@ fn workload(name: &str, policies: &[&str]) -> Workload {
         services: BTreeMap::new(),
         network_policy: NetworkPolicy::Unselected,
         host_network: false,
+        needs_waypoint: false,
         telemetry: Default::default(),
     }
 }

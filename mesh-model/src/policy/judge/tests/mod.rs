@@ -122,6 +122,7 @@ fn workload(policies: Vec<PolicyKey>) -> Workload {
         services: BTreeMap::new(),
         network_policy: NetworkPolicy::Selected,
         host_network: false,
+        needs_waypoint: false,
         telemetry: Default::default(),
     }
 }

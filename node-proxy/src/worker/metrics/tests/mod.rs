@@ -21,6 +21,7 @@ fn record(name: &str) -> Arc<Workload> {
         canonical_revision: "v1".into(),
         region: "r".into(),
         zone: "a".into(),
+        subzone: String::new(),
     };
     Arc::new(Workload { telemetry: names.into(), ..workload(name, "node-1", "198.18.1.2") })
 }
