@@ -34,5 +34,7 @@ mod source_port;
 mod support;
 mod tables;
 mod talk;
+mod unowned;
+mod watched;
 mod watcher_down;
 mod without_control_plane;
