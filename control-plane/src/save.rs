@@ -38,6 +38,8 @@ pub fn run(args: CompileArgs) -> anyhow::Result<()> {
         cluster: config.cluster_id,
         written_at: SystemTime::now(),
         resources: snapshot.resources().cloned().collect(),
+        // Whoever runs a node without a control plane puts the file there by hand: no worker counts then.
+        counter: 0,
     };
     write(&out, &saved.encode()).with_context(|| format!("write {} (--out)", out.display()))?;
     tracing::info!(

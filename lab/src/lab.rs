@@ -1,6 +1,6 @@
 //! A lab: its nodes, its fabric, its pods and its objects; from `up` to `down`.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::net::IpAddr;
 use std::path::PathBuf;
@@ -21,6 +21,7 @@ use crate::plan::{self, Families};
 use crate::pod::{Pod, PodRecord};
 use crate::proc::{self, Process};
 use crate::state::{self, Dir};
+use crate::watch::Watch;
 use crate::{binaries, capture};
 
 /// A lab that stands. Taken down when dropped, unless [`Lab::keep`] was called.
@@ -44,6 +45,10 @@ struct Objects {
     pods: BTreeMap<String, PodHandle>,
     services: BTreeMap<String, ServiceRecord>,
     accounts: Vec<String>,
+    /// Namespaces with the mesh's label.
+    meshed: BTreeSet<String>,
+    /// See [`Lab::enrolled`].
+    enrolled: BTreeMap<IpAddr, String>,
 }
 
 impl Lab {
@@ -170,6 +175,17 @@ impl Lab {
         capture::Capture::start(&self.shared.fabric.netns(), markers)
     }
 
+    /// Starts to note what crosses the fabric beside the tunnels.
+    pub fn watch(&self) -> Result<Watch> {
+        Watch::start(&self.shared.fabric.netns())
+    }
+
+    /// Addresses of the pods that the mesh was asked to have, at whatever time, by label of theirs or of their namespace; and whose
+    /// they are.
+    pub fn enrolled(&self) -> BTreeMap<IpAddr, String> {
+        self.shared.objects().enrolled.clone()
+    }
+
     /// Makes a pod: sandbox, CNI, app; returns when its app serves and its endpoints are published.
     pub fn add_pod(&self, pod: Pod) -> Result<PodHandle> {
         let handle = self.add_sandbox(pod)?;
@@ -193,6 +209,7 @@ impl Lab {
             let _ = self.shared.remove_sandbox(&handle); // the ADD's failure is the one to tell
             return Err(error.context(format!("make pod {key}")));
         }
+        self.shared.note_enrolled();
         Ok(handle)
     }
 
@@ -228,6 +245,7 @@ impl Lab {
 
     fn change_pod(&self, pod: &PodHandle, change: impl FnOnce(&mut Pod)) -> Result<()> {
         pod.with(|state| change(&mut state.record.pod));
+        self.shared.note_enrolled();
         self.shared.write_pod(&pod.record())?;
         self.shared.publish()
     }
@@ -254,6 +272,11 @@ impl Lab {
 
     /// Makes a namespace, or changes its labels.
     pub fn namespace(&self, name: &str, labels: &[(&str, &str)]) -> Result<()> {
+        match labels.contains(&(objects::MESH, "enabled")) {
+            true => self.shared.objects().meshed.insert(name.to_owned()),
+            false => self.shared.objects().meshed.remove(name),
+        };
+        self.shared.note_enrolled();
         self.shared.write_manifest(&format!("ns-{name}"), &[objects::namespace(name, &objects::labels(labels))])
     }
 
@@ -323,6 +346,7 @@ impl Lab {
         let stopped = |pod: &PodHandle| pod.node() == index && pod.with(|s| s.pause.is_none());
         for pod in self.pods().iter().filter(|pod| stopped(pod) && !ours(pod)) {
             self.shared.run_sandbox(pod)?;
+            self.shared.note_enrolled();
             self.start_app(pod)?;
         }
         Ok(())
@@ -402,6 +426,19 @@ impl Shared {
             }
         }
         Ok(())
+    }
+
+    /// Adds whoever is in the mesh now to those that ever were.
+    fn note_enrolled(&self) {
+        let mut objects = self.objects();
+        let Objects { pods, meshed, enrolled, .. } = &mut *objects;
+        for PodRecord { pod, ips, .. } in pods.values().map(PodHandle::record).filter(|record| !record.pod.host_network)
+        {
+            let own = pod.labels.get(objects::MESH).map(String::as_str);
+            if own == Some("enabled") || (own.is_none() && meshed.contains(&pod.namespace)) {
+                enrolled.extend(ips.iter().map(|ip| (*ip, pod.key())));
+            }
+        }
     }
 
     /// After a power cut: the old sandbox is deleted through CNI, the record starts over under the same uid.

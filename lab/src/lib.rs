@@ -25,7 +25,7 @@
 //! | nodes for a container runtime | [`Host`], [`cgroup::prepare_root`]; the crate `cluster` puts Kubernetes on them |
 //! | CNI by hand | [`Node::network`], [`PodRecord`], [`CniError`], [`cni::Added::time_of`] |
 //! | the mesh's processes | [`Lab::mesh`]: [`mesh::Mesh`] |
-//! | what crossed the wire | [`Lab::capture`] |
+//! | what crossed the wire | [`Lab::capture`]; beside the tunnels: [`Lab::watch`], and whose it may not be: [`Lab::enrolled`] |
 //! | what the apps saw | [`PodHandle::stats`] |
 //! | wait for a fact | [`wait::until`] |
 //!
@@ -56,6 +56,7 @@ pub mod spawn;
 pub mod spawn_as;
 pub mod state;
 pub mod wait;
+pub mod watch;
 
 pub use cni::CniError;
 pub use config::{Config, Host};

@@ -12,6 +12,9 @@ use serde_json::{Value, json};
 use crate::plan::{self, Families};
 use crate::pod::PodRecord;
 
+/// The label that puts a namespace or a pod into the mesh (`enabled`) or a pod out of it (`disabled`).
+pub const MESH: &str = "culvert.io/mesh";
+
 /// A Service to make.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Service {

@@ -138,12 +138,12 @@ impl Pod {
 
     /// In the mesh by a label of its own.
     pub fn enrolled(self) -> Pod {
-        self.label("culvert.io/mesh", "enabled")
+        self.label(crate::objects::MESH, "enabled")
     }
 
     /// Out of the mesh by a label of its own.
     pub fn plain(self) -> Pod {
-        self.label("culvert.io/mesh", "disabled")
+        self.label(crate::objects::MESH, "disabled")
     }
 
     /// With a probed port.

@@ -10,6 +10,7 @@ pub mod diag;
 pub mod memory;
 mod netlink;
 pub mod netns;
+pub mod packet;
 pub mod procfs;
 pub mod seqpacket;
 #[cfg(feature = "tokio")]

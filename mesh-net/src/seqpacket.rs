@@ -90,6 +90,11 @@ impl Listener {
     pub fn path(&self) -> &Path {
         &self.path
     }
+
+    /// Whether the file there is still this socket's: a listener whose file was removed or replaced hears nobody any more.
+    pub fn is_in_place(&self) -> bool {
+        self.file.is_some() && inode(&self.path) == self.file
+    }
 }
 
 impl AsFd for Listener {
@@ -107,7 +112,7 @@ impl AsRawFd for Listener {
 impl Drop for Listener {
     fn drop(&mut self) {
         // A later listener may have replaced the file; then it is not ours to remove.
-        if self.file.is_some() && inode(&self.path) == self.file {
+        if self.is_in_place() {
             let _ = std::fs::remove_file(&self.path);
         }
     }
@@ -339,9 +344,23 @@ mod tests {
             let path = dir.path().join(format!("s{mode:o}"));
             let listener = Listener::bind(&path, mode).expect("bind");
             assert_eq!(std::fs::metadata(&path).expect("file").permissions().mode() & 0o777, mode);
+            assert!(listener.is_in_place());
             drop(listener);
             assert!(!path.exists());
         }
+    }
+
+    #[test]
+    fn a_listener_whose_file_was_removed_or_replaced_knows_it() {
+        let dir = tempfile::tempdir().expect("dir");
+        let path = dir.path().join("s");
+        let first = Listener::bind(&path, 0o600).expect("bind");
+        std::fs::remove_file(&path).expect("removed");
+        assert!(!first.is_in_place());
+        let second = Listener::bind(&path, 0o600).expect("the place is free");
+        assert!(second.is_in_place() && !first.is_in_place());
+        drop(first);
+        assert!(path.exists(), "the file of the second went with the first");
     }
 
     #[test]

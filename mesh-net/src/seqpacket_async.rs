@@ -44,6 +44,11 @@ impl AsyncListener {
     pub fn path(&self) -> &Path {
         self.0.get_ref().path()
     }
+
+    /// As [`Listener::is_in_place`].
+    pub fn is_in_place(&self) -> bool {
+        self.0.get_ref().is_in_place()
+    }
 }
 
 /// A connected socket.

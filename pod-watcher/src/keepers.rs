@@ -5,12 +5,14 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use mesh_api::link::proxy::{FromKeeper, HANDOVER, KeeperStats, OWNED, Refused, STATS, ToKeeper};
+use mesh_api::link::worker::COUNTER;
 use mesh_api::link::{self, Hello};
 use mesh_daemon::{drain, tasks};
 use mesh_net::diag::Diag;
 use mesh_net::seqpacket::{AsyncConn, AsyncListener};
 use tokio::sync::mpsc;
 
+use crate::counter::Counter;
 use crate::enrol::KeeperId;
 use crate::metrics::Metrics;
 use crate::metrics::labels::Link;
@@ -55,6 +57,7 @@ pub async fn serve(
     listener: AsyncListener,
     inputs: Inputs,
     metrics: Metrics,
+    counter: Counter,
     group: tasks::Handle,
     stop: drain::Watch,
 ) {
@@ -69,8 +72,9 @@ pub async fn serve(
             Ok(conn) => {
                 next += 1;
                 let (inputs, metrics, stop, keeper) = (inputs.clone(), metrics.clone(), stop.clone(), next);
+                let counter = counter.clone();
                 group.spawn("keeper", async move {
-                    let ended = converse(conn, keeper, &inputs, &metrics, stop).await;
+                    let ended = converse(conn, keeper, &inputs, &metrics, &counter, stop).await;
                     metrics.of_keepers.gone(keeper);
                     if let Err(error) = ended {
                         metrics.link_error(Link::Keeper);
@@ -91,6 +95,7 @@ async fn converse(
     keeper: KeeperId,
     inputs: &Inputs,
     metrics: &Metrics,
+    counter: &Counter,
     stop: drain::Watch,
 ) -> Result<(), String> {
     let peer = conn.peer().map_err(|error| format!("credentials: {error}"))?;
@@ -99,13 +104,14 @@ async fn converse(
         return Err(format!("uid {} is not root", peer.uid));
     }
     let hello = tokio::time::timeout(PATIENCE, async {
-        send(&conn, &ToKeeper::Hello(Hello::of("pod-watcher").with(STATS).with(HANDOVER).with(OWNED)), &[]).await?;
+        let hello = Hello::of("pod-watcher").with(STATS).with(HANDOVER).with(COUNTER).with(OWNED);
+        send(&conn, &ToKeeper::Hello(hello), &[]).await?;
         receive(&conn).await?.ok_or_else(|| "closed before it greeted".to_owned())
     });
-    let hands_over = match hello.await.map_err(|_| "did not greet in time".to_owned())?? {
+    let (hands_over, counts) = match hello.await.map_err(|_| "did not greet in time".to_owned())?? {
         FromKeeper::Hello(hello) => {
             hello.agree().map_err(|error| error.to_string())?;
-            hello.can(HANDOVER)
+            (hello.can(HANDOVER), hello.can(COUNTER))
         }
         other => return Err(format!("spoke before it greeted: {other:?}")),
     };
@@ -119,7 +125,8 @@ async fn converse(
         biased;
         () = stop.asked() => Ok(()),
         ended = write(&conn, waiting) => ended,
-        ended = read(&conn, keeper, inputs, &back, |stats| metrics.of_keepers.report(keeper, peer.pid, stats)) => ended,
+        ended = tell(counter, &back), if counts => ended,
+        ended = read(&conn, keeper, inputs, &back, counter, |stats| metrics.of_keepers.report(keeper, peer.pid, stats)) => ended,
     };
     inputs.send(Input::KeeperDown { keeper }).await;
     ended
@@ -133,11 +140,26 @@ async fn write(conn: &AsyncConn, mut waiting: mpsc::Receiver<Outgoing>) -> Resul
     Err("cut off by pod-watcher".to_owned())
 }
 
+/// The highest counter of a last good configuration, at once and whenever it rises. Dropped at any point: the next keeper is told anew.
+async fn tell(counter: &Counter, queue: &mpsc::WeakSender<Outgoing>) -> Result<(), String> {
+    let mut highest = counter.follow();
+    loop {
+        let message = ToKeeper::Counter { highest: *highest.borrow_and_update() };
+        if let Some(queue) = queue.upgrade() {
+            queue.try_send(Outgoing { message, fds: Vec::new() }).map_err(|_| "does not keep up".to_owned())?;
+        }
+        if highest.changed().await.is_err() {
+            return Ok(());
+        }
+    }
+}
+
 async fn read(
     conn: &AsyncConn,
     keeper: KeeperId,
     inputs: &Inputs,
     queue: &mpsc::WeakSender<Outgoing>,
+    counter: &Counter,
     stats: impl Fn(KeeperStats),
 ) -> Result<(), String> {
     loop {
@@ -153,6 +175,7 @@ async fn read(
                         .map_err(|_| "does not keep up".to_owned())?;
                 }
             }
+            Some(FromKeeper::Counter { highest }) => counter.seen(highest),
             Some(FromKeeper::Stats(said)) => stats(said),
             Some(FromKeeper::Hello(_)) => return Err("greeted twice".to_owned()),
         }

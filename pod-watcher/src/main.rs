@@ -8,6 +8,7 @@
 mod admin;
 mod args;
 mod cni;
+mod counter;
 mod enrol;
 mod facts;
 mod install;

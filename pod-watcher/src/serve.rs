@@ -27,7 +27,7 @@ use crate::node::{Inputs, Node, Parts};
 use crate::sandbox::Kernel;
 use crate::source::{Records, Scope};
 use crate::status::{CONDITION, Status};
-use crate::{admin, cni, facts, keepers, state_dir, watch};
+use crate::{admin, cni, counter, facts, keepers, state_dir, watch};
 
 /// A predecessor that is being stopped gives the lock back within this time.
 const LOCK: Duration = Duration::from_secs(10);
@@ -187,7 +187,10 @@ pub async fn run(args: RunArgs) -> anyhow::Result<()> {
         let people = mesh_daemon::admin::bind(&admin_socket)
             .with_context(|| format!("listen on --admin-socket {}", admin_socket.display()))?;
         group.spawn("cni socket", cni::serve(cni, inputs.clone(), metrics.clone(), group.handle(), stop.clone()));
-        group.spawn("keeper socket", keepers::serve(proxy, inputs.clone(), metrics, group.handle(), stop.clone()));
+        let counter = counter::Counter::load(&state_dir);
+        group.spawn("last good counter", counter.clone().keep(state_dir.clone()));
+        let keepers = keepers::serve(proxy, inputs.clone(), metrics, counter, group.handle(), stop.clone());
+        group.spawn("keeper socket", keepers);
         group.spawn(
             "admin socket",
             mesh_daemon::admin::serve(people, admin::handler(inputs.clone(), chain), stop.clone()),

@@ -5,16 +5,21 @@ use std::io::{self, Write};
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
-use mesh_api::link::state_dir::{MAX_FILE, Marker, Namespaces};
+use mesh_api::link::state_dir::{LastGoodCounter, MAX_FILE, Marker, Namespaces};
 
 /// Makes the directory and `pending/` in it.
 pub fn prepare(state_dir: &Path) -> io::Result<()> {
     DirBuilder::new().recursive(true).mode(0o700).create(Marker::dir(state_dir))
 }
 
-/// Nobody asks any more: what is shared with the plugin goes, and the directory too unless it is a mount.
+/// Nobody asks any more: what is kept here and shared with the plugin goes, and the directory too unless it is a mount.
 pub fn remove(state_dir: &Path) -> io::Result<()> {
-    for result in [std::fs::remove_file(Namespaces::path(state_dir)), std::fs::remove_dir_all(Marker::dir(state_dir))] {
+    let counter = LastGoodCounter::path(state_dir);
+    for result in [
+        std::fs::remove_file(Namespaces::path(state_dir)),
+        std::fs::remove_file(counter),
+        std::fs::remove_dir_all(Marker::dir(state_dir)),
+    ] {
         match result {
             Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
             _ => {}

@@ -56,11 +56,11 @@ impl Drop for Disk {
 }
 
 /// One node with two pods and a worker with these flags; both ends of each connection are logged there.
-fn pair(name: &str, flags: &[&str]) -> Result<(Lab, PodHandle, PodHandle)> {
+fn pair(name: &str, flags: &[&str]) -> Result<(crate::support::Watched, PodHandle, PodHandle)> {
     mesh(name, 1, flags)
 }
 
-fn mesh(name: &str, nodes: usize, flags: &[&str]) -> Result<(Lab, PodHandle, PodHandle)> {
+fn mesh(name: &str, nodes: usize, flags: &[&str]) -> Result<(crate::support::Watched, PodHandle, PodHandle)> {
     let worker_args = flags.iter().map(|flag| (*flag).to_owned()).collect();
     let config = Config::default().name(name).nodes(nodes).mesh(MeshConfig { worker_args, ..MeshConfig::default() });
     let lab = lab_of(config)?;

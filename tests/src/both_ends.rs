@@ -12,7 +12,7 @@ use crate::support::{self, CHANGE};
 use crate::talk::{self, Met, at, field};
 
 struct Pair {
-    lab: Lab,
+    lab: crate::support::Watched,
     cart: PodHandle,
     guest: PodHandle,
     near: PodHandle,

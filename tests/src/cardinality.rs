@@ -35,6 +35,7 @@ fn new_ports_addresses_and_peers_add_no_series_and_no_memory_beyond_one_percent(
     let cart = lab.add_pod(Pod::new("shop", "cart").service_account("cart").app(App::None))?;
     let web = lab.add_pod(Pod::new("shop", "web").service_account("web"))?;
     let stranger = lab.add_pod(Pod::new("outside", "stranger").app(App::None))?;
+    lab.allow("a stranger to the mesh", support::Clear::of(&stranger));
     talk::everyone_known(&lab, &[&cart, &web, &stranger])?;
     // Millions of addresses outside of the cluster, at none of which anybody listens.
     for (family, range) in [("-4", "100.64.0.0/10"), ("-6", "2001:db8:1::/104")] {

@@ -174,6 +174,7 @@ fn judge(prober: &Prober, targets: u32) -> Result<()> {
 fn nothing_that_is_refused_reaches_the_app_from_before_add_until_after_del() -> Result<()> {
     let lab = mesh("deny-first")?;
     let outsider = lab.add_pod(Pod::new("outside", "outsider").app(App::None))?;
+    lab.allow("a stranger to the mesh", crate::support::Clear::of(&outsider));
     let guest = lab.add_pod(Pod::new("shop", "guest").node(2).service_account("guest").app(App::None))?;
     let cart = lab.add_pod(Pod::new("shop", "cart").service_account("cart"))?;
     lab.apply("only-cart", ONLY_CART)?;

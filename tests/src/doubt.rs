@@ -42,6 +42,7 @@ fn a_policy_that_cannot_be_parsed_refuses_what_it_selects_and_nothing_else() -> 
     let lab = support::mesh("doubt-parse")?;
     let cart = lab.add_pod(Pod::new("shop", "cart").service_account("cart").app(App::None))?;
     let stranger = lab.add_pod(Pod::new("outside", "stranger").app(App::None))?;
+    lab.allow("a stranger to the mesh", support::Clear::of(&stranger));
     let server = |name: &str, app: &str, node| {
         lab.add_pod(Pod::new("shop", name).label("app", app).service_account(app).node(node))
     };
@@ -109,6 +110,7 @@ fn a_policy_that_is_listed_and_has_not_arrived_refuses_until_it_does() -> Result
     let lab = support::mesh("doubt-listed")?;
     let cart = lab.add_pod(Pod::new("shop", "cart").service_account("cart").app(App::None))?;
     let stranger = lab.add_pod(Pod::new("outside", "stranger").app(App::None))?;
+    lab.allow("a stranger to the mesh", support::Clear::of(&stranger));
     let server = |name: &str| lab.add_pod(Pod::new("shop", name).service_account(name).node(2));
     let (web, beside) = (server("web")?, server("beside")?);
     talk::everyone_known(&lab, &[&cart, &web, &beside])?;

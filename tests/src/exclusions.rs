@@ -72,6 +72,10 @@ fn what_a_pod_excludes_is_left_alone_and_nothing_else_is_also_when_it_changes_it
         lab.add_pod(Pod::new("outside", "far").node(2).app(App::None))?,
     ];
     talk::everyone_known(&lab, &[&web, &cart, &friend])?;
+    for outsider in [&db, &strangers[1]] {
+        lab.allow("a pod outside of the mesh", support::Clear::of(outsider));
+    }
+    lab.allow("a port that is left out", support::Clear::of(&cart).with(&web).port(FREE));
     support::strict(&lab, "shop", &web, CAPTURED, &strangers[0])?;
 
     // Inwards: a stranger reaches the port that is left out, and no other; who is in the mesh does not notice.

@@ -101,6 +101,7 @@ fn a_pod_that_may_set_any_mark_is_captured_and_judged_under_each() -> Result<()>
     let near = lab.add_pod(Pod::new("shop", "web"))?;
     let far = lab.add_pod(Pod::new("shop", "web-2").node(2).label("app", "web"))?;
     let plain = lab.add_pod(Pod::new("outside", "plain"))?;
+    lab.allow("a stranger to the mesh", crate::support::Clear::of(&plain));
     // Something of the mesh for it to read: a connection of a stranger towards its app, whose conntrack entries carry marks.
     let visit = plain.client("visit", &["live", &at(prisoner.v4(), ECHO)])?;
     visit.wait_stdout("ready", CHANGE)?;

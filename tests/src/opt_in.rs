@@ -111,6 +111,7 @@ fn live_connections_survive_opt_in_and_opt_out_of_a_running_pod_and_new_ones_go_
     let lab = mesh("opt-in")?;
     let runner = lab.add_pod(Pod::new("outside", "runner"))?;
     let friend = lab.add_pod(Pod::new("outside", "friend").node(2))?;
+    lab.allow("a pod that stays outside of the mesh, and flows from before", crate::support::Clear::of(&friend));
     let (before, during, after) = (41_001, 41_002, 41_003);
     new_ones(&runner, &friend, before)?;
 

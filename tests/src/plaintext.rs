@@ -5,7 +5,7 @@ use std::io::{ErrorKind, Read};
 use std::net::SocketAddr;
 
 use anyhow::{Context, Result, ensure};
-use lab::{App, Lab, Pod, PodHandle};
+use lab::{App, Pod, PodHandle};
 
 use crate::support::{self, CHANGE};
 use crate::talk::{self, Met, at, field};
@@ -15,7 +15,7 @@ const TWO: u16 = 9000;
 
 /// A pod of the mesh that serves two ports, its friend of the mesh, and a stranger on each node.
 struct Yard {
-    lab: Lab,
+    lab: crate::support::Watched,
     friend: PodHandle,
     strangers: [PodHandle; 2],
     web: PodHandle,
@@ -29,6 +29,9 @@ impl Yard {
         let friend = lab.add_pod(Pod::new("shop", "cart").service_account("cart").node(2).app(App::None))?;
         let stranger = |name: &str, node| lab.add_pod(Pod::new("outside", name).node(node).app(App::None));
         let strangers = [stranger("beside", 1)?, stranger("far", 2)?];
+        for stranger in &strangers {
+            lab.allow("a stranger to the mesh", support::Clear::of(stranger));
+        }
         talk::everyone_known(&lab, &[&web, &friend])?;
         Ok(Yard { lab, friend, strangers, web })
     }

@@ -109,6 +109,7 @@ fn a_client_written_from_the_reference_alone_is_told_everything_and_gets_certifi
     let cart = lab.add_pod(Pod::new("shop", "cart").service_account("cart").app(App::None))?;
     let web = lab.add_pod(Pod::new("shop", "web").label("app", "web").service_account("web").node(2))?;
     let plain = lab.add_pod(Pod::new("outside", "plain").app(App::None))?;
+    lab.allow("a stranger to the mesh", support::Clear::of(&plain));
     let vips = lab.service(Service::new("shop", "web").port(80, 7000))?;
     let token = token(&lab, "node-1")?;
     for ip in [plan::CONTROL_PLANE_V4.into(), plan::CONTROL_PLANE_V6.into()] {

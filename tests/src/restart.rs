@@ -101,6 +101,7 @@ fn a_killed_worker_costs_no_connection_that_it_had_not_accepted() -> Result<()> 
     let lab = mesh("restart")?;
     let cart = lab.add_pod(Pod::new("shop", "cart").service_account("cart"))?;
     let stranger = lab.add_pod(Pod::new("outside", "stranger").node(2))?;
+    lab.allow("a stranger to the mesh", crate::support::Clear::of(&stranger));
     // Both ways through the worker of node 1: in from a pod without a mesh, out to one.
     for ip in 0..cart.ips().len() {
         not_yet_accepted(&lab, &stranger, cart.ips()[ip], (&cart, INBOUND))?;

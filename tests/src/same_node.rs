@@ -14,7 +14,7 @@ use crate::talk::{self, Met, at, field};
 
 /// Two pods of node 1, each with its own account.
 struct Pair {
-    lab: Lab,
+    lab: crate::support::Watched,
     a: PodHandle,
     b: PodHandle,
 }

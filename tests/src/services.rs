@@ -71,8 +71,12 @@ fn counted(pod: &PodHandle) -> u64 {
 #[test]
 fn a_client_of_a_sticky_service_meets_one_endpoint_while_it_is_there_and_then_another() -> Result<()> {
     let lab = support::mesh("svc-sticky")?;
-    let mut servers =
-        vec![server(&lab, "web-1", 1)?, server(&lab, "web-2", 2)?, server(&lab, "web-3", 2)?, server(&lab, "web-4", 1)?];
+    let mut servers = vec![
+        server(&lab, "web-1", 1)?,
+        server(&lab, "web-2", 2)?,
+        server(&lab, "web-3", 2)?,
+        server(&lab, "web-4", 1)?,
+    ];
     let clients = [
         lab.add_pod(Pod::new("shop", "one").app(App::None))?,
         lab.add_pod(Pod::new("shop", "two").node(2).app(App::None))?,

@@ -8,20 +8,21 @@ use lab::{Config, Lab, PodHandle, Process};
 use serde_json::Value;
 
 pub(crate) use crate::figure::figure;
+pub(crate) use crate::watched::{Clear, Watched};
 
 /// How long a change of configuration may take until a test calls it lost. Far above what is promised anywhere.
 pub(crate) const CHANGE: Duration = Duration::from_secs(10);
 
-/// A lab with the mesh on two nodes and the namespaces `shop` (in the mesh) and `outside` (not). Fails without root: a test that needs
-/// root is never skipped.
-pub(crate) fn mesh(name: &str) -> Result<Lab> {
+/// A lab with the mesh on two nodes and the namespaces `shop` (in the mesh) and `outside` (not), its fabric under watch. Fails without
+/// root: a test that needs root is never skipped.
+pub(crate) fn mesh(name: &str) -> Result<Watched> {
     lab(Config::default().name(name).with_mesh())
 }
 
 /// As [`mesh`], from a given description.
-pub(crate) fn lab(config: Config) -> Result<Lab> {
+pub(crate) fn lab(config: Config) -> Result<Watched> {
     ensure!(rustix::process::geteuid().is_root(), "this test needs root: network namespaces, nf_tables and cgroups");
-    let lab = Lab::up(config)?;
+    let lab = Watched::up(config)?;
     if lab.has_mesh() {
         lab.namespace("shop", &[("culvert.io/mesh", "enabled")])?;
         lab.namespace("outside", &[])?;

@@ -11,7 +11,7 @@ use serde_json::Value;
 use crate::support::{at, figure, lab, strict};
 
 /// A lab of this table mode with a STRICT pod, and a pod that STRICT refuses.
-fn set_up(name: &str, mode: &str) -> Result<(Lab, PodHandle, PodHandle)> {
+fn set_up(name: &str, mode: &str) -> Result<(crate::support::Watched, PodHandle, PodHandle)> {
     let mesh = MeshConfig { table_mode: mode.into(), ..MeshConfig::default() };
     let lab = lab(Config::default().name(name).nodes(1).mesh(mesh))?;
     let web = lab.add_pod(Pod::new("shop", "web"))?;

@@ -34,6 +34,7 @@ fn with_pod_watcher_dead_only_pods_of_the_mesh_are_refused_and_after_its_return_
     let cart = lab.add_pod(Pod::new("shop", "cart"))?;
     let web = lab.add_pod(Pod::new("shop", "web").node(2))?;
     let stranger = lab.add_pod(Pod::new("outside", "stranger"))?;
+    lab.allow("a stranger to the mesh", crate::support::Clear::of(&stranger));
     reaches(&cart, &web)?;
     let watcher = lab.mesh().watcher(1);
     watcher.kill()?;

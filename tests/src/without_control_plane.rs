@@ -21,14 +21,17 @@ fn an_unknown_pod_or_service_is_refused_soon_and_silently_and_the_world_outside_
     let lab = support::mesh("no-control-plane")?;
     let cart = lab.add_pod(Pod::new("shop", "cart").service_account("cart").app(App::None))?;
     let stranger = lab.add_pod(Pod::new("outside", "stranger").app(App::None))?;
+    lab.allow("a stranger to the mesh", support::Clear::of(&stranger));
     let old = lab.add_pod(Pod::new("shop", "old").node(2))?;
     talk::everyone_known(&lab, &[&cart, &old, &stranger])?;
     let world = talk::world(&lab, WORLD)?;
+    lab.allow("a server outside of the cluster", support::Clear::world());
     // Both have certificates from here on: those are not given out while nobody is there.
     at(&old, ECHO).into_iter().try_for_each(|to| talk::until(&cart, to, Met::Answered))?;
     lab.mesh().control_plane().kill()?;
     // Made when nobody is there to tell the workers: a pod that takes plaintext, and a service of it.
     let fresh = lab.add_pod(Pod::new("outside", "fresh").label("app", "fresh").node(2))?;
+    lab.allow("a stranger to the mesh", support::Clear::of(&fresh));
     let vips = lab.service(Service::new("outside", "fresh").port(ECHO, ECHO))?;
     let unknown: Vec<SocketAddr> =
         at(&fresh, ECHO).into_iter().chain(vips.into_iter().map(|ip| SocketAddr::new(ip, ECHO))).collect();

@@ -120,7 +120,12 @@ impl MeshConfig {
         args.extend(strings(&["--state-dir", "/var/lib/culvert/node-proxy", "--node-name", node]));
         args.extend(strings(&["--cluster-id", "Kubernetes", "--trust-domain", &self.trust_domain]));
         args.extend(strings(&["--metrics-address", "[::]:15020", "--ready-address", "[::]:15021"]));
-        args.extend(strings(&["--admin-socket", "/run/node-proxy/admin.sock", "--access-log", &self.access_log]));
+        args.extend(strings(&[
+            "--admin-socket",
+            "/run/node-proxy-worker/admin.sock",
+            "--access-log",
+            &self.access_log,
+        ]));
         for range in plan::CLUSTER_RANGES {
             args.extend(strings(&["--cluster-range", range]));
         }

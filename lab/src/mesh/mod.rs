@@ -151,7 +151,7 @@ impl Mesh {
 
     /// Asks a node's worker through its own `admin` verb.
     pub fn admin(&self, node: usize, args: &[&str]) -> Result<Value> {
-        let mut argv = vec!["node-proxy", "admin", "--admin-socket", "/run/node-proxy/admin.sock", "-o", "json"];
+        let mut argv = vec!["node-proxy", "admin", "--admin-socket", "/run/node-proxy-worker/admin.sock", "-o", "json"];
         argv.extend(args);
         Ok(serde_json::from_str(&self.lab.node(node)?.exec(&argv)?.ok()?)?)
     }

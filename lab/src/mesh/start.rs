@@ -148,7 +148,8 @@ impl Mesh {
     fn directories(&self, node: &Node) -> Result<()> {
         let at = |path: &str| node.init().root(path);
         directory(&at("/run/culvert"), 0, 0, 0o700)?;
-        directory(&at("/run/node-proxy"), 0, WORKER_UID, 0o2770)?;
+        directory(&at("/run/node-proxy"), 0, WORKER_UID, 0o2750)?;
+        directory(&at("/run/node-proxy-worker"), WORKER_UID, WORKER_UID, 0o700)?;
         directory(&at("/var/lib/culvert/cni"), 0, 0, 0o755)?;
         directory(&at("/var/lib/culvert/node-proxy"), WORKER_UID, WORKER_UID, 0o700)?;
         directory(&at("/run/secrets/culvert"), 0, 0, 0o755)?;

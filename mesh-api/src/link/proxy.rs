@@ -8,6 +8,9 @@
 //! ([`super::handover`]), listeners first of all: two keepers then hold the same listening sockets, and no connection is refused when
 //! one of them goes. It happens when the second comes, and again when the first says that it leaves ([`FromKeeper::Leaving`]).
 //!
+//! What a last good configuration must not be older than outlives keepers and the node: where both name [`super::worker::COUNTER`],
+//! pod-watcher tells the highest counter after its Hello and whenever it rises, and the keeper tells it what it has seen.
+//!
 //! The keeper has no network, so what it counts travels here: to a pod-watcher whose Hello names [`STATS`] it sends
 //! [`FromKeeper::Stats`] now and then. Others never see one, and a keeper that knows nothing of it is one whose counts are missing.
 
@@ -44,6 +47,12 @@ pub enum ToKeeper {
     Successor,
     /// Take over what is handed to you here, before you read on. Descriptor: the other end.
     Predecessor,
+    /// The highest counter of a last good configuration that was seen on this node. Only to a keeper that names
+    /// [`super::worker::COUNTER`].
+    Counter {
+        /// The highest.
+        highest: u64,
+    },
     /// Serve this pod. Descriptor: its netns. Acked when all listeners are open and the worker has acknowledged the pod.
     Add {
         /// To be acknowledged.
@@ -94,6 +103,12 @@ pub enum FromKeeper {
     WantDiag {
         /// How many more it would like.
         count: u8,
+    },
+    /// The highest counter of a last good configuration that it has seen. Only to a pod-watcher that names
+    /// [`super::worker::COUNTER`].
+    Counter {
+        /// The highest.
+        highest: u64,
     },
     /// What it has counted; only to a pod-watcher that asked for it by [`STATS`].
     Stats(KeeperStats),

@@ -1,5 +1,7 @@
 //! The files that pod-watcher and the plugin share in `stateDir`, so that the plugin can decide while pod-watcher is down.
 //!
+//! `last-good-counter` is pod-watcher's own: the highest counter of a last good configuration that a worker of this node has told of.
+//!
 //! `namespaces` is written by pod-watcher (atomically, root-owned, survives a reboot) and read by the plugin. `pending/` holds one
 //! marker a container, left by the plugin when pod-watcher could not be asked, and worked off by pod-watcher on its return.
 
@@ -36,6 +38,28 @@ pub struct Namespaces {
     pub version: u32,
     /// By name.
     pub namespaces: BTreeMap<String, Standing>,
+}
+
+/// The file `last-good-counter`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LastGoodCounter {
+    /// [`VERSION`].
+    pub version: u32,
+    /// The highest.
+    pub highest: u64,
+}
+
+impl LastGoodCounter {
+    /// Where it is.
+    pub fn path(state_dir: &Path) -> PathBuf {
+        state_dir.join("last-good-counter")
+    }
+
+    /// From the file's bytes.
+    pub fn decode(bytes: &[u8]) -> Result<Self, BadState> {
+        let read: Self = serde_json::from_slice(bytes)?;
+        if read.version == VERSION { Ok(read) } else { Err(BadState::Version(read.version)) }
+    }
 }
 
 /// A marker or the namespaces file cannot be used.
@@ -118,6 +142,9 @@ mod tests {
         assert_eq!(read.namespaces["tools"], Standing::Plain);
         assert_eq!(serde_json::to_vec(&read).expect("encodes").len(), namespaces.len());
         let marker = br#"{"version":1,"verb":"del","attachment":{"container_id":"c1","ifname":"eth0","pod_namespace":"shop","pod_name":"cart","pod_uid":"","addresses":[]}}"#;
+        let counter = br#"{"version":1,"highest":18446744073709551615}"#;
+        let read = LastGoodCounter::decode(counter).expect("frozen bytes");
+        assert_eq!((read.highest, serde_json::to_vec(&read).expect("encodes")), (u64::MAX, counter.to_vec()));
         let read = Marker::decode(marker).expect("frozen bytes");
         assert_eq!((read.verb, Marker::file_name(&read.attachment).as_str()), (MarkedVerb::Del, "c1@eth0.json"));
     }

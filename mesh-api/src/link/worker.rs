@@ -11,6 +11,9 @@ use super::{Hello, NodeFacts, PodFacts};
 
 /// Descriptors of one pod's listeners, in this order on the `Pod` message. Each is a dual-stack `[::]` listener.
 pub const LISTENERS: [u16; 3] = [ports::OUTBOUND, ports::INBOUND, ports::TUNNEL];
+/// The keeper's ability to keep the highest counter of a last good configuration, named in its Hello. A worker says
+/// [`FromWorker::Counter`] to such a keeper alone: an older one would take it for garbage and cut the link.
+pub const COUNTER: &str = "last-good-counter";
 /// Most sockets that one mint request may ask for.
 pub const MAX_MINT: u8 = 64;
 
@@ -55,6 +58,12 @@ pub enum ToWorker {
     SnapshotEnd {
         /// To be acknowledged.
         id: u64,
+    },
+    /// The highest counter that was seen on this node: an older configuration is not to be believed. Sent to a worker that has said
+    /// [`FromWorker::Counter`], in answer to it and whenever it rises.
+    Counter {
+        /// The highest.
+        highest: u64,
     },
     /// Answer to a mint request. Descriptors: the sockets; fewer than asked (even none) when the pod is gone or a limit is reached.
     Minted {
@@ -124,6 +133,12 @@ pub enum FromWorker {
     },
     /// Keep this memfd for my successor, unread; replaces the one kept. Descriptor: the memfd.
     Keep,
+    /// The last good configuration on the disk has this counter. 0: none is known, which asks for the highest and tells nothing. Only to
+    /// a keeper that names [`COUNTER`].
+    Counter {
+        /// The counter.
+        counter: u64,
+    },
 }
 
 /// Size of every worker packet.
@@ -156,6 +171,7 @@ impl FromWorker {
                 ([4, family, purpose, count], slot, u64::from(request))
             }
             FromWorker::Keep => ([5, 0, 0, 0], 0, 0),
+            FromWorker::Counter { counter } => ([6, 0, 0, 0], 0, counter),
         };
         let mut out = [0; RECORD];
         out[..4].copy_from_slice(&head);
@@ -196,6 +212,7 @@ impl FromWorker {
                 count: if (1..=MAX_MINT).contains(&count) { count } else { return Err(BadRecord) },
             }),
             (5, 0, 0, 0, 0, 0) => Ok(FromWorker::Keep),
+            (6, 0, 0, 0, 0, counter) => Ok(FromWorker::Counter { counter }),
             _ => Err(BadRecord),
         }
     }
@@ -205,12 +222,13 @@ impl FromWorker {
 mod tests {
     use super::*;
 
-    const ALL: [FromWorker; 5] = [
+    const ALL: [FromWorker; 6] = [
         FromWorker::Hello { oldest: 1, newest: 1, threads: 2 },
         FromWorker::Ack { id: 7 },
         FromWorker::Nack { id: 8, reason: mesh_model::Reason::NotReady },
         FromWorker::Mint { request: 9, slot: 3, family: Family::V6, purpose: Purpose::TowardsApp, count: 64 },
         FromWorker::Keep,
+        FromWorker::Counter { counter: u64::MAX },
     ];
 
     #[test]

@@ -43,6 +43,8 @@ pub struct Saved {
     pub written_at: SystemTime,
     /// Everything, in the sender's order.
     pub resources: Vec<SavedResource>,
+    /// One more than any that was seen on the node before it was written: an older file cannot pass for it. 0: not counted.
+    pub counter: u64,
 }
 
 /// A file is not a last good configuration of this node.
@@ -84,7 +86,7 @@ pub enum BadSaved {
 impl Saved {
     /// The file's bytes.
     pub fn encode(&self) -> Vec<u8> {
-        let Self { node, cluster, written_at, resources } = self;
+        let Self { node, cluster, written_at, resources, counter } = self;
         // A clock before 1970 is written as 1970: the age then is too great, never too small.
         let written = written_at.duration_since(UNIX_EPOCH).unwrap_or_default();
         let payload = wire::Saved {
@@ -93,6 +95,7 @@ impl Saved {
             written_seconds: written.as_secs(),
             written_nanos: written.subsec_nanos(),
             resources: resources.iter().map(to_wire).collect(),
+            counter: *counter,
         };
         let length = payload.encoded_len();
         let mut file = Vec::with_capacity(HEADER + length + CHECKSUM);
@@ -125,13 +128,14 @@ impl Saved {
         if u64::from_le_bytes(*checksum) != crc64(&file[..file.len() - CHECKSUM]) {
             return Err(BadSaved::Checksum);
         }
-        let wire::Saved { node, cluster, written_seconds, written_nanos, resources } =
+        let wire::Saved { node, cluster, written_seconds, written_nanos, resources, counter } =
             wire::Saved::decode(payload).map_err(BadSaved::Payload)?;
         if written_nanos >= 1_000_000_000 {
             return Err(BadSaved::Time);
         }
         let written_at = UNIX_EPOCH.checked_add(Duration::new(written_seconds, written_nanos)).ok_or(BadSaved::Time)?;
-        Ok(Self { node, cluster, written_at, resources: resources.into_iter().map(from_wire).collect() })
+        let resources = resources.into_iter().map(from_wire).collect();
+        Ok(Self { node, cluster, written_at, resources, counter })
     }
 
     /// Whether it was meant for this node of this cluster: a copied disk or a renamed node must not bring another's policies.
@@ -193,8 +197,9 @@ mod tests {
         let resource =
             resource.prop_map(|(type_url, name, version, body)| SavedResource { type_url, name, version, body });
         let time = (0..1u64 << 40, 0..1_000_000_000u32).prop_map(|(s, n)| UNIX_EPOCH + Duration::new(s, n));
-        ("[a-z0-9-]{0,12}", "[A-Za-z]{0,12}", time, prop::collection::vec(resource, 0..5))
-            .prop_map(|(node, cluster, written_at, resources)| Saved { node, cluster, written_at, resources })
+        ("[a-z0-9-]{0,12}", "[A-Za-z]{0,12}", time, prop::collection::vec(resource, 0..5), any::<u64>()).prop_map(
+            |(node, cluster, written_at, resources, counter)| Saved { node, cluster, written_at, resources, counter },
+        )
     }
 
     fn sample() -> Saved {
@@ -207,7 +212,8 @@ mod tests {
             body,
         };
         let written_at = UNIX_EPOCH + Duration::new(1_800_000_000, 5);
-        Saved { node: "node-1".to_owned(), cluster: "Kubernetes".to_owned(), written_at, resources: vec![resource] }
+        let (node, cluster) = ("node-1".to_owned(), "Kubernetes".to_owned());
+        Saved { node, cluster, written_at, resources: vec![resource], counter: 7 }
     }
 
     #[test]
@@ -240,6 +246,15 @@ mod tests {
         assert_eq!(sample().belongs_to("node-1", "Kubernetes"), Ok(()));
         assert!(matches!(sample().belongs_to("node-2", "Kubernetes"), Err(BadSaved::Elsewhere { .. })));
         assert!(matches!(sample().belongs_to("node-1", "other"), Err(BadSaved::Elsewhere { .. })));
+    }
+
+    /// As a build writes that knows no counter: read as "not counted", and what this build adds is passed over by that one.
+    #[test]
+    fn a_file_without_a_counter_is_read_and_counts_as_the_oldest() {
+        let bare = Saved { counter: 0, ..sample() };
+        assert_eq!(decode(&bare.encode()).map(|saved| saved.counter), Ok(0));
+        let field = sample().encode().len() - bare.encode().len();
+        assert_eq!(field, 2, "one small field at the end: its tag and its value");
     }
 
     proptest! {

@@ -23,6 +23,7 @@ pub struct Mesh {
     services: Shards<ServiceKey, Arc<Service>>,
     policies: Shards<PolicyKey, Arc<Policy>>,
     trust_domains: Option<Arc<TrustDomains>>,
+    outdated: bool,
 
     // Derived. Groups hold every record that claims the key, the one that wins first.
     by_pod: Shards<PodName, Group<Workload>>,
@@ -108,6 +109,17 @@ impl Mesh {
         let changed = self.trust_domains.as_deref() != Some(&domains);
         self.trust_domains = Some(Arc::new(domains));
         changed
+    }
+
+    /// Says that all of this is of the past and too old to let anybody in: every judgement refuses until it is said otherwise. What is
+    /// known of where things are stays in use.
+    pub fn set_outdated(&mut self, outdated: bool) {
+        self.outdated = outdated;
+    }
+
+    /// See [`Mesh::set_outdated`].
+    pub fn is_outdated(&self) -> bool {
+        self.outdated
     }
 
     /// The trust domains that mean this mesh, where set.

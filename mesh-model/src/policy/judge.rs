@@ -49,6 +49,9 @@ pub enum Denied {
     /// The destination workload is not known yet.
     #[error("the destination workload is not known yet")]
     WorkloadUnknown,
+    /// What is known is a configuration of the past that is too old to let anybody in ([`Mesh::set_outdated`]).
+    #[error("the configuration is older than it may be and was not confirmed since")]
+    Outdated,
 }
 
 impl Denied {
@@ -56,7 +59,7 @@ impl Denied {
     pub fn reason(&self) -> Reason {
         match self {
             Denied::ByPolicy(_) | Denied::PolicyInvalid(_) => Reason::PolicyDenied,
-            Denied::PolicyMissing(_) | Denied::WorkloadUnknown => Reason::PolicyUnknown,
+            Denied::PolicyMissing(_) | Denied::WorkloadUnknown | Denied::Outdated => Reason::PolicyUnknown,
         }
     }
 
@@ -64,17 +67,20 @@ impl Denied {
     pub fn policy(&self) -> Option<&PolicyKey> {
         match self {
             Denied::ByPolicy(key) | Denied::PolicyMissing(key) | Denied::PolicyInvalid(key) => Some(key),
-            Denied::WorkloadUnknown => None,
+            Denied::WorkloadUnknown | Denied::Outdated => None,
         }
     }
 }
 
 /// Judges a connection to `workload`. `None` for a workload that no record describes yet: refused.
 ///
-/// Order: an invalid or missing applicable policy refuses; any enforced DENY match refuses; no enforced ALLOW policy allows;
+/// Order: a mesh that is outdated refuses; an invalid or missing applicable policy refuses; any enforced DENY match refuses; no enforced ALLOW policy allows;
 /// any ALLOW match allows; else refused, naming the first ALLOW policy by key order. A dry-run policy decides nothing
 /// ([`rehearse`] tells what it would have); a dry-run policy that is listed and missing refuses, since nobody can know that it is one.
 pub fn judge(mesh: &Mesh, workload: Option<&Workload>, facts: Facts) -> Result<Permit, Denied> {
+    if mesh.is_outdated() {
+        return Err(Denied::Outdated);
+    }
     let Some(workload) = workload else { return Err(Denied::WorkloadUnknown) };
     let policies = mesh.policies_for(workload).map_err(Denied::PolicyMissing)?;
     let enforced = || policies.iter().filter(|policy| !policy.dry_run);

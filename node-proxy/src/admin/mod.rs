@@ -21,7 +21,7 @@ Exit status: 0 answered, 1 the worker refused, 2 the command line is wrong, 3 no
 #[command(after_help = EXAMPLES)]
 pub struct Args {
     /// The worker's admin socket.
-    #[arg(long, global = true, env = "CULVERT_ADMIN_SOCKET", default_value = "/run/node-proxy/admin.sock")]
+    #[arg(long, global = true, env = "CULVERT_ADMIN_SOCKET", default_value = "/run/node-proxy-worker/admin.sock")]
     admin_socket: PathBuf,
     /// How to print.
     #[arg(short, long, global = true, value_enum, default_value_t = Output::Table)]

@@ -14,6 +14,7 @@ use tokio::time::Instant;
 use super::counts::{Counts, Holding};
 use super::handover::{self, Giving, Taking};
 use super::hands::{Come, Hands, Reaches};
+use super::highest::{Highest, Say};
 use super::outbox::Carried;
 use super::state::{Action, Event, Fds, State};
 use super::watcher::{self, WatcherLink};
@@ -30,6 +31,7 @@ pub struct Keeper {
     /// The netns of the `Add` that is being stepped, and the pod's name for messages.
     arriving: Option<Arriving>,
     counts: Counts,
+    highest: Highest,
     /// Asked to stop.
     leaving: bool,
     /// To a successor, and from a predecessor.
@@ -57,6 +59,7 @@ impl Keeper {
             started: Instant::now(),
             arriving: None,
             counts: Counts::new(),
+            highest: Highest::default(),
             leaving: false,
             giving: None,
             taking: None,
@@ -112,6 +115,8 @@ impl Keeper {
                 if self.leaving {
                     self.watcher.send_leaving();
                 }
+                let told = self.highest.watcher_up(self.watcher.keeps_counter());
+                self.tell(told);
                 return self.step(Event::WatcherUp);
             }
             watcher::Heard::Down => return self.step(Event::WatcherDown),
@@ -121,6 +126,10 @@ impl Keeper {
             // The link takes greetings itself.
             ToKeeper::Hello(_) => {}
             ToKeeper::Node(facts) => self.step(Event::Node(facts)),
+            ToKeeper::Counter { highest } => {
+                let told = self.highest.watcher_says(highest);
+                self.tell(told);
+            }
             ToKeeper::Successor => self.give(fds),
             ToKeeper::Predecessor => {
                 match one(fds).and_then(|fd| Taking::from(fd).map_err(|error| error.to_string())) {
@@ -239,6 +248,7 @@ impl Keeper {
                     "worker is gone; holding on"
                 );
                 self.counts.so_far.workers_lost += 1;
+                self.highest.worker_gone();
                 self.step(Event::WorkerDown);
             }
             worker::Heard::Keep(memfd) => {
@@ -252,9 +262,26 @@ impl Keeper {
                 FromWorker::Mint { request, slot, family, purpose, count } => {
                     self.step(Event::Mint { request, slot, family, purpose, count });
                 }
+                FromWorker::Counter { counter } => {
+                    let told = self.highest.worker_says(self.started.elapsed(), counter);
+                    self.tell(told);
+                }
                 // The link takes these itself.
                 FromWorker::Hello { .. } | FromWorker::Keep => {}
             },
+        }
+    }
+
+    /// What is to be said of the counter of last good configurations.
+    fn tell(&mut self, told: Vec<Say>) {
+        for say in told {
+            match say {
+                Say::Worker(highest) => self.worker.send(&ToWorker::Counter { highest }, Carried::Nothing),
+                Say::Watcher(highest) if self.watcher.keeps_counter() => {
+                    self.watcher.send(&FromKeeper::Counter { highest });
+                }
+                Say::Watcher(_) => {}
+            }
         }
     }
 

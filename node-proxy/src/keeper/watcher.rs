@@ -6,6 +6,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use mesh_api::link::proxy::{FromKeeper, HANDOVER, OWNED, STATS, ToKeeper};
+use mesh_api::link::worker::COUNTER;
 use mesh_api::link::{self, Hello, LinkError};
 use mesh_net::seqpacket::{AsyncConn, Packet};
 use tokio::time::Instant;
@@ -43,7 +44,16 @@ pub struct WatcherLink {
 enum Link {
     Down { dial_at: Instant },
     Greeting { conn: AsyncConn, outbox: Outbox, until: Instant },
-    Up { conn: AsyncConn, outbox: Outbox, since: Instant, stats: bool, hands_over: bool, owns: bool },
+    Up { conn: AsyncConn, outbox: Outbox, since: Instant, can: Can },
+}
+
+/// What pod-watcher takes beyond the version.
+#[derive(Clone, Copy, Debug)]
+struct Can {
+    stats: bool,
+    hand_over: bool,
+    counter: bool,
+    own_packets: bool,
 }
 
 #[derive(Debug, thiserror::Error)]
@@ -75,19 +85,24 @@ impl WatcherLink {
 
     /// Says that new pods are for others, to whoever knows what to do about that.
     pub fn send_leaving(&mut self) {
-        if let Link::Up { hands_over: true, .. } = &self.link {
+        if let Link::Up { can: Can { hand_over: true, .. }, .. } = &self.link {
             self.send(&FromKeeper::Leaving);
         }
     }
 
     /// Whether somebody listens who takes our counts.
     pub fn takes_stats(&self) -> bool {
-        matches!(self.link, Link::Up { stats: true, .. })
+        matches!(self.link, Link::Up { can: Can { stats: true, .. }, .. })
+    }
+
+    /// Whether somebody listens who keeps the counter of last good configurations.
+    pub fn keeps_counter(&self) -> bool {
+        matches!(self.link, Link::Up { can: Can { counter: true, .. }, .. })
     }
 
     /// Whether its rules know the proxy's packets by marked listeners.
     pub fn owns_packets(&self) -> bool {
-        matches!(self.link, Link::Up { owns: true, .. })
+        matches!(self.link, Link::Up { can: Can { own_packets: true, .. }, .. })
     }
 
     /// The next thing that happens on the link. Cancel-safe: each await is, and the state is changed only after one.
@@ -116,10 +131,8 @@ impl WatcherLink {
                     return Err(Broken::NotRoot(peer.uid));
                 }
                 let mut outbox = Outbox::default();
-                outbox.push(
-                    link::encode(&FromKeeper::Hello(Hello::of("keeper").with(HANDOVER).with(OWNED))),
-                    Carried::Nothing,
-                );
+                let hello = Hello::of("keeper").with(HANDOVER).with(COUNTER).with(OWNED);
+                outbox.push(link::encode(&FromKeeper::Hello(hello)), Carried::Nothing);
                 self.link = Link::Greeting { conn, outbox, until: Instant::now() + HELLO };
                 Ok(None)
             }
@@ -131,13 +144,18 @@ impl WatcherLink {
                 }) else {
                     return Err(Broken::Protocol("first message is not a greeting"));
                 };
-                let (version, stats, hands_over) = (hello.agree()?, hello.can(STATS), hello.can(HANDOVER));
-                let owns = hello.can(OWNED);
+                let version = hello.agree()?;
+                let can = Can {
+                    stats: hello.can(STATS),
+                    hand_over: hello.can(HANDOVER),
+                    counter: hello.can(COUNTER),
+                    own_packets: hello.can(OWNED),
+                };
                 tracing::info!(watcher = hello.component, version, "pod-watcher link is up");
                 self.complained = false;
                 let now = Link::Down { dial_at: *until };
                 if let Link::Greeting { conn, outbox, .. } = std::mem::replace(&mut self.link, now) {
-                    self.link = Link::Up { conn, outbox, since: Instant::now(), stats, hands_over, owns };
+                    self.link = Link::Up { conn, outbox, since: Instant::now(), can };
                 }
                 Ok(Some(Heard::Up))
             }

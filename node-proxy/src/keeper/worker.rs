@@ -1,17 +1,19 @@
 //! The keeper's end of the link to the worker: one at a time, believed in nothing but fixed-size records.
 //!
-//! While a worker is served, nobody else is accepted: a second one waits in the backlog until the first has gone.
+//! While a worker is served, nobody else is accepted: a second one waits in the backlog until the first has gone. While nobody is
+//! served, [`super::place`] sees to it that the socket is where a worker looks for it.
 
 use std::io;
 use std::os::fd::OwnedFd;
 use std::time::Duration;
 
-use mesh_api::link::worker::{BadRecord, FromWorker, ToWorker};
+use mesh_api::link::worker::{BadRecord, COUNTER, FromWorker, ToWorker};
 use mesh_api::link::{self, Hello, LinkError};
-use mesh_net::seqpacket::{AsyncConn, AsyncListener, Packet};
+use mesh_net::seqpacket::{AsyncConn, Packet};
 use tokio::time::Instant;
 
 use super::outbox::{Carried, Outbox};
+use super::place::Place;
 
 /// How long a worker may take for its greeting; until then nobody else can have the place.
 const HELLO: Duration = Duration::from_secs(2);
@@ -39,7 +41,7 @@ pub enum Heard {
 /// The link, in whatever state.
 #[derive(Debug)]
 pub struct WorkerLink {
-    listener: AsyncListener,
+    place: Place,
     uid: u32,
     link: Link,
 }
@@ -65,8 +67,8 @@ enum Broken {
 
 impl WorkerLink {
     /// Serves workers of this uid.
-    pub fn new(listener: AsyncListener, uid: u32) -> Self {
-        Self { listener, uid, link: Link::Waiting { from: Instant::now() } }
+    pub fn new(place: Place, uid: u32) -> Self {
+        Self { place, uid, link: Link::Waiting { from: Instant::now() } }
     }
 
     /// Whether one is being served.
@@ -103,7 +105,7 @@ impl WorkerLink {
         match &mut self.link {
             Link::Waiting { from } => {
                 tokio::time::sleep_until(*from).await;
-                match self.listener.accept().await {
+                match self.place.accept().await {
                     Ok(conn) => self.admit(conn)?,
                     Err(error) => {
                         tracing::error!(%error, "worker cannot be accepted");
@@ -126,7 +128,7 @@ impl WorkerLink {
                 if let Link::Greeting { conn, .. } = std::mem::replace(&mut self.link, waiting) {
                     self.link = Link::Up { conn, outbox: Outbox::default() };
                 }
-                self.send(&ToWorker::Hello(Hello::of("keeper")), Carried::Nothing);
+                self.send(&ToWorker::Hello(Hello::of("keeper").with(COUNTER)), Carried::Nothing);
                 Ok(Some(Heard::Up { threads }))
             }
             Link::Up { conn, outbox } => {

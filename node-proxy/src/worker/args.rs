@@ -68,7 +68,7 @@ pub struct Args {
     #[arg(long, env = "CULVERT_READY_ADDRESS", default_value = "[::]:15021")]
     pub ready_address: SocketAddr,
     /// The admin socket.
-    #[arg(long, env = "CULVERT_ADMIN_SOCKET", default_value = "/run/node-proxy/admin.sock")]
+    #[arg(long, env = "CULVERT_ADMIN_SOCKET", default_value = "/run/node-proxy-worker/admin.sock")]
     pub admin_socket: PathBuf,
     /// The access log.
     #[command(flatten)]
@@ -90,6 +90,10 @@ pub struct Args {
     /// pod-watcher keeps what they need for `--linger-seconds`, which must not be less.
     #[arg(long, env = "CULVERT_OPT_OUT_SECONDS", default_value_t = 600)]
     pub opt_out_seconds: u32,
+    /// How long after it was last confirmed by the control plane a last good configuration may let callers in to this node's pods; past
+    /// that they are refused (PolicyUnknown) until the control plane is back. The default is the life of a certificate. 0: never.
+    #[arg(long, env = "CULVERT_LAST_GOOD_INBOUND_SECONDS", default_value_t = 86_400)]
+    pub last_good_inbound_seconds: u32,
     /// How this process logs.
     #[arg(long, env = "CULVERT_LOG_FORMAT", default_value = "text")]
     pub log_format: mesh_daemon::logs::Format,

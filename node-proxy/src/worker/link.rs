@@ -12,13 +12,15 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
+use mesh_api::link::worker::{COUNTER, FromWorker, LISTENERS, MAX_MINT, ToWorker};
 pub use mesh_api::link::worker::{Family, Purpose};
-use mesh_api::link::worker::{FromWorker, LISTENERS, MAX_MINT, ToWorker};
 use mesh_api::link::{self, Hello, LinkError, NodeFacts, PodFacts};
 use mesh_model::Reason;
 use mesh_net::diag::Diag;
 use mesh_net::seqpacket::{AsyncConn, Packet};
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::{mpsc, oneshot, watch};
+
+use super::xds::Floor;
 
 /// Events that may wait for the worker. A full snapshot of a node (250 pods by Kubernetes' own limit) fits several times; beyond it
 /// the reader waits, and with it the keeper.
@@ -106,6 +108,9 @@ pub struct Link {
 #[derive(Debug)]
 struct Inner {
     conn: AsyncConn,
+    /// Whether the keeper keeps the counter of last good configurations.
+    counts: bool,
+    floor: watch::Sender<Floor>,
     next: AtomicU32,
     waiting: Mutex<HashMap<u32, oneshot::Sender<Minted>>>,
 }
@@ -127,17 +132,20 @@ impl Drop for Reader {
 }
 
 /// Dials the keeper until it is there (its container may start after ours), greets it, and starts reading. `threads` is how many
-/// sock_diag sockets the worker would like.
-pub async fn connect(path: &Path, threads: u8) -> Result<(Link, mpsc::Receiver<Event>), LinkDown> {
+/// sock_diag sockets the worker would like; `floor` is set to what the keeper says of last good configurations, now and later.
+pub async fn connect(
+    path: &Path,
+    threads: u8,
+    floor: watch::Sender<Floor>,
+) -> Result<(Link, mpsc::Receiver<Event>), LinkDown> {
     let conn = dial(path).await;
     let peer = conn.peer()?;
     if peer.uid != 0 {
         return Err(LinkDown::NotKeeper { uid: peer.uid });
     }
-    let inner = Arc::new(Inner { conn, next: AtomicU32::new(0), waiting: Mutex::default() });
     let (oldest, newest) = (link::OLDEST_VERSION as u8, link::VERSION as u8);
-    inner.send(FromWorker::Hello { oldest, newest, threads }, &[]).await?;
-    let greeting = tokio::time::timeout(HELLO_DEADLINE, inner.conn.recv())
+    send(&conn, FromWorker::Hello { oldest, newest, threads }, &[]).await?;
+    let greeting = tokio::time::timeout(HELLO_DEADLINE, conn.recv())
         .await
         .map_err(|_| LinkDown::Broken("no greeting in time (is another worker being served?)"))??
         .ok_or(LinkDown::Broken("closed before the greeting"))?;
@@ -146,6 +154,14 @@ pub async fn connect(path: &Path, threads: u8) -> Result<(Link, mpsc::Receiver<E
     };
     hello.agree()?;
     greeted(&hello);
+    let counts = hello.can(COUNTER);
+    if counts {
+        send(&conn, FromWorker::Counter { counter: 0 }, &[]).await?;
+    } else {
+        // One of the release before, which would take the question for garbage.
+        floor.send_replace(Floor::NotKept);
+    }
+    let inner = Arc::new(Inner { conn, counts, floor, next: AtomicU32::new(0), waiting: Mutex::default() });
     let (events, receiver) = mpsc::channel(EVENTS);
     let reading = inner.clone();
     let task = tokio::spawn(async move {
@@ -157,6 +173,13 @@ pub async fn connect(path: &Path, threads: u8) -> Result<(Link, mpsc::Receiver<E
         reading.waiting.lock().unwrap_or_else(PoisonError::into_inner).clear();
     });
     Ok((Link { inner, _reader: Arc::new(Reader(task)) }, receiver))
+}
+
+async fn send(conn: &AsyncConn, record: FromWorker, fds: &[BorrowedFd<'_>]) -> Result<(), LinkDown> {
+    tokio::time::timeout(SEND_DEADLINE, conn.send(&record.to_bytes(), fds))
+        .await
+        .map_err(|_| LinkDown::Broken("the keeper does not read"))?
+        .map_err(LinkDown::Io)
 }
 
 fn greeted(hello: &Hello) {
@@ -211,6 +234,14 @@ impl Link {
         if minted.sockets.is_empty() { Err(minted.short.unwrap_or(Reason::NoSocket)) } else { Ok(minted.sockets) }
     }
 
+    /// A last good configuration with this counter lies on the disk.
+    pub async fn written(&self, counter: u64) -> Result<(), LinkDown> {
+        if !self.inner.counts {
+            return Ok(());
+        }
+        self.inner.send(FromWorker::Counter { counter }, &[]).await
+    }
+
     /// Leaves a memfd with the keeper for the next worker; replaces the one left before.
     pub async fn keep(&self, memfd: impl AsFd) -> Result<(), LinkDown> {
         self.inner.send(FromWorker::Keep, &[memfd.as_fd()]).await
@@ -236,10 +267,7 @@ impl Inner {
     }
 
     async fn send(&self, record: FromWorker, fds: &[BorrowedFd<'_>]) -> Result<(), LinkDown> {
-        tokio::time::timeout(SEND_DEADLINE, self.conn.send(&record.to_bytes(), fds))
-            .await
-            .map_err(|_| LinkDown::Broken("the keeper does not read"))?
-            .map_err(LinkDown::Io)
+        send(&self.conn, record, fds).await
     }
 
     async fn read(&self, events: &mpsc::Sender<Event>) -> Result<(), LinkDown> {
@@ -273,6 +301,10 @@ impl Inner {
             ToWorker::Update { id, slot, pod } => Event::Update { id, slot, facts: pod },
             ToWorker::Gone { id, slot, drain } => Event::Gone { id, slot, drain },
             ToWorker::SnapshotEnd { id } => Event::SnapshotEnd { id },
+            ToWorker::Counter { highest } => {
+                self.floor.send_replace(Floor::Is(highest));
+                return Ok(None);
+            }
             ToWorker::Minted { request, short } => {
                 let short = short.map(|name| name.parse().unwrap_or(Reason::NoSocket));
                 let asker = self.waiting.lock().unwrap_or_else(PoisonError::into_inner).remove(&request);
@@ -306,7 +338,7 @@ mod tests {
             conn.send(&link::encode(&ToWorker::Hello(Hello::of("keeper"))), &[]).await.expect("send");
             conn
         };
-        let (keeper, worker) = tokio::join!(keeper, connect(&path, 2));
+        let (keeper, worker) = tokio::join!(keeper, connect(&path, 2, watch::Sender::new(Floor::Unknown)));
         let (link, events) = worker.expect("link");
         (keeper, link, events, dir)
     }
@@ -339,6 +371,43 @@ mod tests {
         assert_eq!(some.map(|sockets| sockets.len()), Ok(3));
         assert_eq!(none.map(|_| ()), Err(Reason::Overloaded));
         assert!(matches!(events.recv().await, Some(Event::SnapshotEnd { id: 7 })));
+    }
+
+    /// A keeper of the release before cuts the link at a record that it does not know.
+    #[tokio::test]
+    async fn a_keeper_that_keeps_no_counter_is_neither_asked_nor_told() {
+        let (keeper, link, _events, _dir) = pair().await;
+        assert_eq!(*link.inner.floor.borrow(), Floor::NotKept);
+        link.written(7).await.expect("nothing to do");
+        link.ack(1).await.expect("sent");
+        let packet = keeper.recv().await.expect("recv").expect("open");
+        assert_eq!(FromWorker::from_bytes(&packet.bytes), Ok(FromWorker::Ack { id: 1 }));
+    }
+
+    #[tokio::test]
+    async fn a_keeper_that_keeps_the_counter_is_asked_first_of_all_and_told_of_each_file() {
+        let dir = tempfile::tempdir().expect("dir");
+        let path = dir.path().join("keeper.sock");
+        let listener = AsyncListener::bind(&path, 0o600).expect("bind");
+        let floor = watch::Sender::new(Floor::Unknown);
+        let mut said = floor.subscribe();
+        let keeper = async {
+            let conn = listener.accept().await.expect("accept");
+            conn.recv().await.expect("recv").expect("open");
+            let hello = Hello::of("keeper").with(COUNTER);
+            conn.send(&link::encode(&ToWorker::Hello(hello)), &[]).await.expect("send");
+            conn
+        };
+        let (keeper, worker) = tokio::join!(keeper, connect(&path, 2, floor));
+        let (link, _events) = worker.expect("link");
+        let next = async || FromWorker::from_bytes(&keeper.recv().await.expect("recv").expect("open").bytes);
+        assert_eq!(next().await, Ok(FromWorker::Counter { counter: 0 }));
+        for highest in [7, 9] {
+            keeper.send(&link::encode(&ToWorker::Counter { highest }), &[]).await.expect("send");
+            said.wait_for(|floor| *floor == Floor::Is(highest)).await.expect("the link lives");
+        }
+        link.written(10).await.expect("sent");
+        assert_eq!(next().await, Ok(FromWorker::Counter { counter: 10 }));
     }
 
     #[tokio::test]

@@ -161,7 +161,8 @@ fn again(mesh: &Mesh, pod: &Pod, connection: &Connection, judged: &Judged) -> Ag
     match judge_again(mesh, pod.workload(mesh).map(Arc::as_ref), permit) {
         Ok(_) => Again::Fine,
         // The record went away: that is no new policy. The pod's end comes by the link, with its own reason.
-        Err(Denied::WorkloadUnknown) => Again::Fine,
+        // Nor is it when time passes over the configuration: whoever was let in by it stays.
+        Err(Denied::WorkloadUnknown | Denied::Outdated) => Again::Fine,
         Err(denied @ Denied::PolicyMissing(_)) => Again::NotYet(cause(&denied)),
         Err(denied @ (Denied::ByPolicy(_) | Denied::PolicyInvalid(_))) => Again::Refused(cause(&denied)),
     }

@@ -13,7 +13,7 @@ use mesh_api::link::worker::{Family, Purpose};
 use mesh_daemon::{admin as admin_socket, drain, http, logs, ready, signals, tasks};
 use mesh_model::Reason;
 use tokio::net::TcpListener;
-use tokio::sync::{Semaphore, watch};
+use tokio::sync::{Semaphore, oneshot, watch};
 
 use super::access_log::{self, AccessLog};
 use super::admin;
@@ -27,7 +27,7 @@ use super::pods::Pods;
 use super::record::Sinks;
 use super::route::Loads;
 use super::threads::{Proxy, Threads};
-use super::xds::{self, ControlPlane, Published, XdsConfig};
+use super::xds::{self, ControlPlane, Floor, Guard, Published, XdsConfig};
 
 /// Descriptors that connections may not use: listeners of 250 pods, minted stock, tunnels, files.
 const RESERVED_FDS: u64 = 2_500;
@@ -73,6 +73,9 @@ async fn work(args: Args, settings: Settings, starts: Starts) -> anyhow::Result<
     let plane = control_plane(&args)?;
     let xds_metrics = xds::Metrics::default();
     xds_metrics.register(metrics.registry()).context("register metrics")?;
+    let (floor, (settled, settling)) = (watch::Sender::new(Floor::Unknown), oneshot::channel());
+    let (written, counters) = watch::channel(0);
+    let guard = Guard { floor: floor.subscribe(), written, settled };
     let config = XdsConfig {
         node: settings.node.clone(),
         cluster: settings.cluster.clone(),
@@ -84,6 +87,8 @@ async fn work(args: Args, settings: Settings, starts: Starts) -> anyhow::Result<
         crashes,
         latch: Some(configuration),
         metrics: xds_metrics.clone(),
+        inbound_age: Duration::from_secs(u64::from(args.last_good_inbound_seconds)),
+        guard: Some(guard),
     };
     let published = xds::start(config, &tasks.handle());
     tasks.spawn("series", metrics.clone().sweep_now_and_then());
@@ -94,7 +99,7 @@ async fn work(args: Args, settings: Settings, starts: Starts) -> anyhow::Result<
 
     // Signals are heard from here on, also while the keeper is not there yet.
     let mut asked = std::pin::pin!(signals::stop());
-    let connecting = link::connect(&args.keeper_socket, settings.threads);
+    let connecting = link::connect(&args.keeper_socket, settings.threads, floor);
     // Dropping the dialling half-way leaves nothing behind.
     let (link, mut events) = tokio::select! {
         biased;
@@ -104,6 +109,16 @@ async fn work(args: Args, settings: Settings, starts: Starts) -> anyhow::Result<
         }
         connected = connecting => connected.context("connect to the keeper")?,
     };
+    tasks.spawn("last good counter", tell_counters(link.clone(), counters));
+    // Before any pod is served: what the last good configuration says is in force, or it will not be. Its end is bounded by the client.
+    tokio::select! {
+        biased;
+        signal = &mut asked => {
+            tracing::info!(signal = signal.context("signals")?, "asked to stop before the configuration was loaded");
+            return Ok(());
+        }
+        _ = settling => {}
+    }
     let cert_config =
         CertConfig { trust_domains: settings.trust.clone(), control_plane: plane, validity: CertConfig::VALIDITY };
     let certificates = certs::start(cert_config, Some(keep(&link)), &tasks.handle());
@@ -188,6 +203,17 @@ fn control_plane(args: &Args) -> anyhow::Result<Option<ControlPlane>> {
     };
     let name = args.control_plane_name.as_deref();
     Ok(Some(ControlPlane::new(address, root.clone(), name, token.clone(), &args.cluster_id)?))
+}
+
+/// Tells the keeper of each last good configuration that lies on the disk, the latest only. A link that fails ends the worker elsewhere.
+async fn tell_counters(link: Link, mut counters: watch::Receiver<u64>) {
+    counters.mark_changed();
+    while counters.changed().await.is_ok() {
+        let counter = *counters.borrow_and_update();
+        if counter > 0 && link.written(counter).await.is_err() {
+            return;
+        }
+    }
 }
 
 /// SIGHUP is how a rotation says that it has moved the access log's file away.

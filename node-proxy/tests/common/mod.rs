@@ -40,7 +40,7 @@ pub fn loopback(family: Family, port: u16) -> SocketAddr {
     }
 }
 
-/// A directory as the emptyDir between keeper and worker: root's, of the worker's group, setgid.
+/// A directory as the emptyDir between keeper and worker: only root changes it, of the worker's group, setgid.
 pub fn shared_dir() -> tempfile::TempDir {
     assert!(
         rustix::process::geteuid().is_root(),
@@ -48,7 +48,7 @@ pub fn shared_dir() -> tempfile::TempDir {
     );
     let dir = tempfile::tempdir().expect("dir");
     std::os::unix::fs::chown(dir.path(), Some(0), Some(WORKER)).expect("chown");
-    std::fs::set_permissions(dir.path(), PermissionsExt::from_mode(0o2771)).expect("chmod");
+    std::fs::set_permissions(dir.path(), PermissionsExt::from_mode(0o2751)).expect("chmod");
     dir
 }
 
@@ -234,6 +234,7 @@ impl Watcher {
                 FromKeeper::Hello(_) => panic!("second greeting"),
                 FromKeeper::Leaving => panic!("says that it leaves to a pod-watcher that knows nothing of it"),
                 FromKeeper::Stats(_) => assert!(self.takes_stats, "counts for a pod-watcher that did not ask for them"),
+                FromKeeper::Counter { .. } => panic!("a counter for a pod-watcher that keeps none"),
             }
         }
     }

@@ -279,7 +279,8 @@ fn write(state: &Path, mesh: &Mesh) {
     let services =
         mesh.services().map(|service: &std::sync::Arc<Service>| address(service.key.to_string(), (&**service).into()));
     let resources = policies.chain(workloads).chain(services).collect();
-    let saved = Saved { node: "node-1".into(), cluster: "Kubernetes".into(), written_at: SystemTime::now(), resources };
+    let (node, cluster, written_at) = ("node-1".into(), "Kubernetes".into(), SystemTime::now());
+    let saved = Saved { node, cluster, written_at, resources, counter: 0 };
     let new = state.join("new");
     std::fs::write(&new, saved.encode()).expect("write");
     std::os::unix::fs::chown(&new, Some(common::WORKER), Some(common::WORKER)).expect("chown");

@@ -118,6 +118,7 @@ fn serve(conn: &Conn, seen: &Mutex<Vec<Seen>>, answers: Answers) {
             ToKeeper::Hello(hello) => drop(hello.agree().expect("a version")),
             ToKeeper::Node(facts) => note(Seen::Node(facts.addresses.len())),
             ToKeeper::Successor | ToKeeper::Predecessor => panic!("introduced, and never said that it knows hand-over"),
+            ToKeeper::Counter { .. } => panic!("told a counter, and never said that it keeps one"),
             ToKeeper::Diag => note(Seen::Diag(fds.len())),
             ToKeeper::Add { id, pod } => {
                 let netns = Netns::from_fd(fds.pop().expect("one descriptor")).expect("a netns");

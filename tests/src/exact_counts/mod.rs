@@ -93,6 +93,10 @@ fn metrics_and_log_of_both_ends_equal_what_the_client_counted_with_difference_0(
     let pods = open(&lab)?;
     let empty = lab.service(Service::new("shop", "empty").port(ECHO, ECHO))?;
     talk::world(&lab, WORLD)?;
+    lab.allow("a server outside of the cluster", support::Clear::world());
+    for outsider in [&pods.stranger, &pods.hole] {
+        lab.allow("a pod outside of the mesh", support::Clear::of(outsider));
+    }
     // Known to both workers before anything is counted.
     for ip in &empty {
         talk::knows(&lab, 1, "the empty service", |config, _| config.to_string().contains(&ip.to_string()))?;

@@ -2,7 +2,7 @@
 //! each destination, over both families.
 
 use anyhow::{Context, Result, ensure};
-use lab::{App, Lab, Pod, PodHandle, wait};
+use lab::{App, Pod, PodHandle, wait};
 use serde_json::{Value, json};
 
 use crate::support::{self, CHANGE};
@@ -156,7 +156,7 @@ impl Policy {
 }
 
 struct Cast {
-    lab: Lab,
+    lab: crate::support::Watched,
     cart: PodHandle,
     callers: Vec<(char, PodHandle)>,
     /// (destination, port, column of the expectation)
@@ -181,6 +181,7 @@ impl Cast {
             ('m', caller("depot", "mate", "cart", 2)?),
             ('s', caller("outside", "stranger", "default", 1)?),
         ];
+        lab.allow("a stranger to the mesh", support::Clear::of(&callers[3].1));
         let (near, far) = (server("shop", "near", "web", 1)?, server("shop", "far", "web", 2)?);
         let (other, yard) = (server("shop", "other", "other", 1)?, server("depot", "yard", "web", 2)?);
         let called = vec![

@@ -9,14 +9,14 @@ use mesh_api::xds::discovery::{DeltaDiscoveryRequest, DeltaDiscoveryResponse, No
 use mesh_daemon::{causes, dir, ready};
 use mesh_model::TrustDomains;
 use rand::Rng;
-use tokio::sync::{mpsc, watch};
+use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::JoinHandle;
 use tokio::time::{Instant, timeout};
 
 use super::last_good::{Found, LastGood};
 use super::metrics::{Fate, Metrics, label};
 use super::store::{Store, TYPES, known};
-use super::{ControlPlane, Origin, Published, TokenError, XdsConfig, status_text};
+use super::{ControlPlane, Floor, Guard, Origin, Published, TokenError, XdsConfig, status_text};
 
 /// Pauses between streams (ztunnel's values).
 const BACKOFF_FIRST: Duration = Duration::from_millis(10);
@@ -34,6 +34,16 @@ pub(super) const SAVE_DEBOUNCE: Duration = Duration::from_secs(1);
 const SAVE_RETRY: Duration = Duration::from_secs(10);
 /// After this many starts in a row that ended within ten seconds, the last good configuration is suspected.
 const CRASHES: u32 = 3;
+/// The file is written this often within the age that lets callers in, also without news (guessed: a worker that starts without a control
+/// plane loses an eighth of its time at most).
+const CONFIRMED: u32 = 8;
+/// But not more often than this.
+const CONFIRM_PAUSE: Duration = Duration::from_secs(60);
+/// A file from the future by no more than this is one that was written before the clock was set right.
+const CLOCK_STEP: Duration = Duration::from_secs(300);
+/// How long the keeper may take to say which counter the last good configuration must have. It answers at once unless pod-watcher is
+/// not there; then there are no pods to serve either.
+const GUARD: Duration = Duration::from_secs(10);
 /// How often a directory that cannot be watched is tried again.
 const WATCH_RETRY: Duration = Duration::from_secs(5);
 /// Causes named in one refusal.
@@ -54,9 +64,38 @@ pub(super) struct Client {
     published: watch::Sender<Arc<Published>>,
     latch: Option<ready::Latch>,
     save_at: Option<Instant>,
-    /// The write that is under way.
-    saving: Option<JoinHandle<std::io::Result<()>>>,
+    /// The write that is under way: with which counter it ends.
+    saving: Option<JoinHandle<std::io::Result<u64>>>,
     metrics: Metrics,
+    guard: Option<Guarding>,
+    /// Dropped when the file has been loaded or will not be.
+    settled: Option<oneshot::Sender<()>>,
+    /// Of the file that was loaded or written last.
+    counter: u64,
+    /// See [`XdsConfig::inbound_age`].
+    inbound_age: Duration,
+    age: Age,
+    /// The control plane has answered for every type, and its stream lives.
+    confirmed: bool,
+    /// There is a control plane: the file is an old word of it, and not the word itself.
+    led: bool,
+}
+
+/// What time does to the records that are held.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Age {
+    /// Nothing: they are the control plane's, or there is none.
+    None,
+    /// They are of the last good configuration and let callers in until then.
+    Until(Instant),
+    /// They let nobody in any more.
+    Past,
+}
+
+/// The part of [`Guard`] that lasts.
+struct Guarding {
+    floor: watch::Receiver<Floor>,
+    written: watch::Sender<u64>,
 }
 
 /// Why a stream ended.
@@ -86,7 +125,17 @@ impl Client {
             crashes,
             latch,
             metrics,
+            inbound_age,
+            guard,
         } = config;
+        // Without a control plane whoever runs the node puts the file there, and nobody counts.
+        let (guard, settled) = match guard {
+            Some(Guard { floor, written, settled }) if control_plane.is_some() => {
+                (Some(Guarding { floor, written }), Some(settled))
+            }
+            _ => (None, None),
+        };
+        let led = control_plane.is_some();
         let (published, receiver) = watch::channel(Arc::new(Published::nothing()));
         let mut this = Self {
             file: LastGood::new(&state_dir, &node, &cluster),
@@ -102,19 +151,45 @@ impl Client {
             save_at: None,
             saving: None,
             metrics,
+            guard,
+            settled,
+            counter: 0,
+            inbound_age,
+            age: Age::None,
+            confirmed: false,
+            led,
         };
         if crashes >= CRASHES {
             this.suspect(crashes);
         }
-        this.load();
+        if this.guard.is_none() {
+            this.load();
+        }
         (this, receiver)
     }
 
     pub(super) async fn run(mut self) {
+        self.guarded().await;
         match self.control_plane.take() {
             Some(control_plane) => self.follow(&control_plane).await,
             None => self.follow_file().await,
         }
+    }
+
+    /// Loads the last good configuration under the guard, if there is one.
+    async fn guarded(&mut self) {
+        let Some(guard) = &mut self.guard else { return };
+        let said = timeout(GUARD, guard.floor.wait_for(|floor| *floor != Floor::Unknown)).await;
+        if !matches!(said, Ok(Ok(_))) {
+            tracing::warn!(patience = ?GUARD, "nobody says how old the last good configuration may be; not used until then");
+        }
+        drop(said);
+        self.load();
+        drop(self.settled.take());
+    }
+
+    fn floor(&self) -> Floor {
+        self.guard.as_ref().map_or(Floor::NotKept, |guard| *guard.floor.borrow())
     }
 
     /// Streams for ever.
@@ -126,6 +201,7 @@ impl Client {
             self.metrics.connected(false);
             self.metrics.disconnects.inc();
             self.save();
+            self.confirmed = false;
             if answered {
                 pause = BACKOFF_FIRST;
             }
@@ -147,10 +223,12 @@ impl Client {
             let over = tokio::time::sleep(jittered(pause));
             tokio::pin!(over);
             loop {
-                // Safe to drop half-way: a write goes on by itself and is waited for again, the other is a clock.
+                // Safe to drop half-way: a write goes on by itself and is waited for again, the others are clocks and a latest value.
                 tokio::select! {
                     () = &mut over => break,
                     result = written(&mut self.saving) => self.saved(result),
+                    () = of_age(self.age) => self.past_age(),
+                    () = raised(&mut self.guard), if self.origin == Origin::Nothing => self.load(),
                 }
             }
             pause = (pause * 2).min(BACKOFF_LONGEST);
@@ -184,7 +262,7 @@ impl Client {
         loop {
             let save_at = self.save_at.filter(|_| self.saving.is_none());
             // Safe to drop half-way: a half-read answer stays in the stream, a write goes on by itself and is waited for again, the
-            // third is a clock. A dead peer ends the stream by the channel's PING.
+            // others are clocks. A dead peer ends the stream by the channel's PING.
             let answer = tokio::select! {
                 answer = answers.message() => answer.map_err(|status| Ended::Status(status_text(&status)))?,
                 () = tokio::time::sleep_until(save_at.unwrap_or_else(Instant::now)), if save_at.is_some() => {
@@ -193,6 +271,10 @@ impl Client {
                 }
                 result = written(&mut self.saving) => {
                     self.saved(result);
+                    continue;
+                }
+                () = of_age(self.age) => {
+                    self.past_age();
                     continue;
                 }
             };
@@ -232,12 +314,17 @@ impl Client {
         let complete = self.synced.len() == TYPES.len();
         if complete && first {
             self.origin = Origin::Live;
+            self.age = Age::None;
+        }
+        if complete && !self.confirmed {
+            self.confirmed = true;
+            self.confirm_later();
         }
         if self.origin != Origin::Nothing && (applied.changed || first) {
             self.publish(Some(received));
         }
         if applied.dirty || (complete && first) {
-            self.save_at.get_or_insert(Instant::now() + SAVE_DEBOUNCE);
+            self.save_by(Instant::now() + SAVE_DEBOUNCE);
         }
         reply
     }
@@ -248,7 +335,9 @@ impl Client {
             let count = i64::try_from(self.store.count(type_url)).unwrap_or(i64::MAX);
             self.metrics.held.with_label_values(&[label(type_url)]).set(count);
         }
-        let mesh = Arc::new(self.store.mesh().clone());
+        let mut mesh = self.store.mesh().clone();
+        mesh.set_outdated(self.age == Age::Past);
+        let mesh = Arc::new(mesh);
         self.published.send_replace(Arc::new(Published {
             mesh,
             generation: self.generation,
@@ -264,30 +353,78 @@ impl Client {
             return;
         }
         self.save_at = None;
-        if self.origin == Origin::Live {
-            let (file, resources) = (self.file.clone(), self.store.resources());
-            // The disk may be slow or hang, and a write cannot be cut short: answers are taken meanwhile.
-            self.saving = Some(tokio::task::spawn_blocking(move || file.save(resources)));
+        if self.origin != Origin::Live {
+            return;
         }
+        let floor = self.floor();
+        if floor == Floor::Unknown {
+            // A file with too small a counter would be worth less than the one that is there.
+            self.save_by(Instant::now() + SAVE_RETRY);
+            return;
+        }
+        let counter = self.counter.max(floor.least()).saturating_add(1);
+        let (file, resources) = (self.file.clone(), self.store.resources());
+        // The disk may be slow or hang, and a write cannot be cut short: answers are taken meanwhile.
+        self.saving = Some(tokio::task::spawn_blocking(move || file.save(resources, counter).map(|()| counter)));
     }
 
     /// What came of it.
-    fn saved(&mut self, result: std::io::Result<()>) {
+    fn saved(&mut self, result: std::io::Result<u64>) {
         match result {
-            Ok(()) => {
+            Ok(counter) => {
+                self.counted(counter);
+                // The worker of another generation has written meanwhile, and ours lies over it with a smaller counter.
+                if self.confirmed {
+                    self.confirm_later();
+                }
+                if self.floor().least() > counter {
+                    self.save_by(Instant::now() + SAVE_DEBOUNCE);
+                }
                 self.metrics.event(Fate::Saved);
                 self.metrics.last_good_time.set(seconds(SystemTime::now()));
             }
             Err(error) => {
-                self.save_at.get_or_insert(Instant::now() + SAVE_RETRY);
+                self.save_by(Instant::now() + SAVE_RETRY);
                 self.metrics.event(Fate::SaveFailed);
                 tracing::warn!(dir = %self.file.dir().display(), %error, "the last good configuration is not saved");
             }
         }
     }
 
-    /// Reads the file and publishes it, if it is good. Whatever it was, nothing that is held gets worse.
+    /// Has the file written at this time at the latest.
+    fn save_by(&mut self, when: Instant) {
+        self.save_at = Some(self.save_at.map_or(when, |before| before.min(when)));
+    }
+
+    /// While the control plane's stream lives the file is written now and then also without news, so that it does not seem older than it
+    /// is. It is written at the stream's end as well.
+    fn confirm_later(&mut self) {
+        let pause = (self.inbound_age / CONFIRMED).max(CONFIRM_PAUSE);
+        self.save_by(Instant::now() + pause);
+    }
+
+    /// Time has passed over what was loaded.
+    fn past_age(&mut self) {
+        self.age = Age::Past;
+        tracing::error!(limit = ?self.inbound_age, "last good configuration is too old to let callers in; connections to pods are refused");
+        self.publish(None);
+    }
+
+    /// A file with this counter lies on the disk.
+    fn counted(&mut self, counter: u64) {
+        self.counter = counter;
+        if let Some(guard) = &self.guard {
+            guard.written.send_replace(counter);
+        }
+    }
+
+    /// Reads the file and publishes it, if it is good and not older than one that this node has had. Whatever it was, nothing that is
+    /// held gets worse.
     fn load(&mut self) {
+        let floor = self.floor();
+        if floor == Floor::Unknown {
+            return;
+        }
         let dir = self.file.dir().display().to_string();
         let saved = match self.file.load() {
             Ok(Found::Good(saved)) => saved,
@@ -308,12 +445,32 @@ impl Client {
                 return;
             }
         };
+        if !floor.admits(saved.counter) {
+            self.metrics.event(Fate::Outdated);
+            let (counter, least) = (saved.counter, floor.least());
+            tracing::error!(
+                dir,
+                counter,
+                least,
+                "last good configuration is older than one that this node has had; set aside"
+            );
+            if let Err(error) = self.file.set_aside() {
+                tracing::error!(dir, %error, "last good configuration cannot be set aside");
+            }
+            return;
+        }
+        self.counted(saved.counter);
         let (store, rejected) = Store::load(&self.trust_domains, saved.resources);
         if !rejected.is_empty() {
             tracing::warn!(causes = ?rejected, "records of the last good configuration refused");
         }
         self.store = store;
         self.origin = Origin::LastGood { written_at: saved.written_at };
+        self.age = match (self.led, left(saved.written_at, self.inbound_age)) {
+            (false, _) => Age::None,
+            (true, Some(left)) => Age::Until(Instant::now() + left),
+            (true, None) => Age::Past,
+        };
         self.metrics.event(Fate::Loaded);
         self.metrics.last_good_time.set(seconds(saved.written_at));
         tracing::info!(
@@ -322,6 +479,9 @@ impl Client {
             policies = self.store.count(mesh_api::xds::AUTHORIZATION_TYPE),
             "last good configuration loaded"
         );
+        if self.age == Age::Past {
+            tracing::warn!(dir, limit = ?self.inbound_age, "it is too old to let callers in; the control plane has to confirm it");
+        }
         self.publish(None);
     }
 
@@ -357,8 +517,34 @@ impl Client {
     }
 }
 
+/// How much of its age a file has left; `None` when it is past it, or of a future that tells nothing of its age.
+fn left(written_at: SystemTime, limit: Duration) -> Option<Duration> {
+    match written_at.elapsed() {
+        Ok(age) => limit.checked_sub(age).filter(|left| !left.is_zero()),
+        Err(ahead) => (ahead.duration() <= CLOCK_STEP).then_some(limit),
+    }
+}
+
+/// Waits for records to come of age.
+async fn of_age(age: Age) {
+    match age {
+        Age::Until(when) => tokio::time::sleep_until(when).await,
+        Age::None | Age::Past => std::future::pending().await,
+    }
+}
+
+/// Waits for the keeper to say something else of what may be believed.
+async fn raised(guard: &mut Option<Guarding>) {
+    if let Some(guard) = guard
+        && guard.floor.changed().await.is_ok()
+    {
+        return;
+    }
+    std::future::pending().await
+}
+
 /// Waits for a write that is under way, if one is, and takes it away.
-async fn written(saving: &mut Option<JoinHandle<std::io::Result<()>>>) -> std::io::Result<()> {
+async fn written(saving: &mut Option<JoinHandle<std::io::Result<u64>>>) -> std::io::Result<u64> {
     let Some(under_way) = saving else { return std::future::pending().await };
     let result = under_way.await;
     *saving = None;

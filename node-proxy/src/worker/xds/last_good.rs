@@ -78,9 +78,9 @@ impl LastGood {
     }
 
     /// Writes the file. Blocks for the disk.
-    pub(super) fn save(&self, resources: Vec<SavedResource>) -> io::Result<()> {
+    pub(super) fn save(&self, resources: Vec<SavedResource>, counter: u64) -> io::Result<()> {
         let (node, cluster) = (self.node.clone(), self.cluster.clone());
-        let bytes = Saved { node, cluster, written_at: SystemTime::now(), resources }.encode();
+        let bytes = Saved { node, cluster, written_at: SystemTime::now(), resources, counter }.encode();
         let temporary = self.dir.join(".last-good.new");
         // One left by a killed writer may have any mode.
         match std::fs::remove_file(&temporary) {
@@ -112,7 +112,7 @@ mod tests {
     fn what_is_saved_is_found_again_and_only_its_owner_may_read_it() {
         let (dir, good) = place();
         std::fs::write(dir.path().join(".last-good.new"), "left by a killed writer").expect("write");
-        good.save(Vec::new()).expect("save");
+        good.save(Vec::new(), 1).expect("save");
         assert!(matches!(good.load(), Ok(Found::Good(saved)) if saved.resources.is_empty()));
         let mode = std::fs::metadata(dir.path().join(NAME)).expect("file").permissions().mode();
         assert_eq!(mode & 0o777, 0o600);
@@ -124,7 +124,7 @@ mod tests {
     #[test]
     fn a_broken_file_is_set_aside_and_another_nodes_is_left_alone() {
         let (dir, good) = place();
-        good.save(Vec::new()).expect("save");
+        good.save(Vec::new(), 1).expect("save");
         let other = LastGood::new(dir.path(), "node-2", "Kubernetes");
         assert!(matches!(other.load(), Ok(Found::Elsewhere(_))));
         let mut bytes = std::fs::read(dir.path().join(NAME)).expect("read");

@@ -21,12 +21,15 @@ pub(super) enum Fate {
     Broken,
     /// Another node's or cluster's.
     Elsewhere,
+    /// Older than one that this node has had.
+    Outdated,
     /// Put away after crashes.
     SetAside,
 }
 
 impl Fate {
-    const ALL: [Self; 6] = [Self::Loaded, Self::Saved, Self::SaveFailed, Self::Broken, Self::Elsewhere, Self::SetAside];
+    const ALL: [Self; 7] =
+        [Self::Loaded, Self::Saved, Self::SaveFailed, Self::Broken, Self::Elsewhere, Self::Outdated, Self::SetAside];
 
     /// The label `event`.
     pub(super) const fn as_str(self) -> &'static str {
@@ -36,6 +39,7 @@ impl Fate {
             Self::SaveFailed => "save_failed",
             Self::Broken => "broken",
             Self::Elsewhere => "elsewhere",
+            Self::Outdated => "outdated",
             Self::SetAside => "set_aside",
         }
     }

@@ -15,11 +15,11 @@ mod tests;
 
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::time::{Instant, SystemTime};
+use std::time::{Duration, Instant, SystemTime};
 
 use mesh_daemon::{ready, tasks};
 use mesh_model::Mesh;
-use tokio::sync::watch;
+use tokio::sync::{oneshot, watch};
 
 pub use control_plane::{ControlPlane, TokenError};
 pub use metrics::Metrics;
@@ -47,6 +47,52 @@ pub struct XdsConfig {
     pub latch: Option<ready::Latch>,
     /// Counters.
     pub metrics: Metrics,
+    /// How long after it was written a last good configuration may let callers in, unless the control plane has confirmed it since. It
+    /// does not matter where there is no control plane.
+    pub inbound_age: Duration,
+    /// What the last good configuration is held against; `None`: nothing, and it is loaded at once.
+    pub guard: Option<Guard>,
+}
+
+/// The counter that the last good configuration must not be older than, kept by the keeper (`docs/decisions/0021-last-good-counter.md`).
+#[derive(Debug)]
+pub struct Guard {
+    /// What the keeper says.
+    pub floor: watch::Receiver<Floor>,
+    /// The counter of the file that was loaded or written last.
+    pub written: watch::Sender<u64>,
+    /// Dropped when the file has been loaded or will not be.
+    pub settled: oneshot::Sender<()>,
+}
+
+/// The least counter with which a last good configuration is believed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Floor {
+    /// The keeper has not said yet: nothing is believed.
+    Unknown,
+    /// The keeper is of a release that keeps none.
+    NotKept,
+    /// This one.
+    Is(u64),
+}
+
+impl Floor {
+    /// Whether a file with this counter is believed.
+    fn admits(self, counter: u64) -> bool {
+        match self {
+            Self::Unknown => false,
+            Self::NotKept => true,
+            Self::Is(least) => counter >= least,
+        }
+    }
+
+    /// As a number to count on from.
+    fn least(self) -> u64 {
+        match self {
+            Self::Unknown | Self::NotKept => 0,
+            Self::Is(least) => least,
+        }
+    }
 }
 
 /// Where a snapshot comes from.
@@ -84,7 +130,7 @@ impl Published {
 }
 
 /// Loads the last good configuration, then starts the client's task in the group. When this returns, what was loaded is
-/// already published.
+/// already published; with a [`Guard`] the task loads it, as soon as the guard says what may be believed.
 pub fn start(config: XdsConfig, group: &tasks::Handle) -> watch::Receiver<Arc<Published>> {
     let (task, published) = client::Client::new(config);
     group.spawn("xds", task.run());

@@ -16,7 +16,7 @@ use tokio::sync::watch;
 
 use super::client::SAVE_DEBOUNCE;
 use super::testing::*;
-use super::{ControlPlane, Metrics, Origin, Published, XdsConfig, start};
+use super::{ControlPlane, Floor, Guard, Metrics, Origin, Published, XdsConfig, start};
 
 fn workload(name: &str, policies: &[&str]) -> Workload {
     Workload {
@@ -70,7 +70,27 @@ struct Worker {
     group: tasks::Group,
 }
 
+const AGE: Duration = Duration::from_secs(3600);
+
 fn worker(dir: &Path, control_plane: Option<ControlPlane>, crashes: u32) -> Worker {
+    worker_under(dir, control_plane, crashes, None)
+}
+
+/// A keeper that says which counter may be believed, and hears what was written.
+struct Keeper {
+    floor: watch::Sender<Floor>,
+    written: watch::Receiver<u64>,
+    settled: tokio::sync::oneshot::Receiver<()>,
+}
+
+fn guard(floor: Floor) -> (Keeper, Guard) {
+    let (floor, (written, hears)) = (watch::Sender::new(floor), watch::channel(0));
+    let (settles, settled) = tokio::sync::oneshot::channel();
+    let guard = Guard { floor: floor.subscribe(), written, settled: settles };
+    (Keeper { floor, written: hears, settled }, guard)
+}
+
+fn worker_under(dir: &Path, control_plane: Option<ControlPlane>, crashes: u32, guard: Option<Guard>) -> Worker {
     let (group, readiness, metrics) = (tasks::Group::new("test"), ready::Readiness::new(), Metrics::default());
     let config = XdsConfig {
         node: "node-1".into(),
@@ -83,6 +103,8 @@ fn worker(dir: &Path, control_plane: Option<ControlPlane>, crashes: u32) -> Work
         crashes,
         latch: Some(readiness.latch("configuration")),
         metrics: metrics.clone(),
+        inbound_age: AGE,
+        guard,
     };
     Worker { published: start(config, &group.handle()), metrics, readiness, group }
 }
@@ -319,9 +341,148 @@ async fn with_the_control_plane_down_at_start_the_last_good_configuration_is_use
 }
 
 fn save(dir: &Path, node: &str, resources: Vec<SavedResource>) {
-    let saved = Saved { node: node.into(), cluster: "Kubernetes".into(), written_at: SystemTime::now(), resources };
+    let saved =
+        Saved { node: node.into(), cluster: "Kubernetes".into(), written_at: SystemTime::now(), resources, counter: 0 };
     std::fs::write(dir.join(".new"), saved.encode()).expect("write");
     std::fs::rename(dir.join(".new"), dir.join("last-good")).expect("rename");
+}
+
+fn save_counted(dir: &Path, name: &str, counter: u64) {
+    let (node, cluster, written_at) = ("node-1".into(), "Kubernetes".into(), SystemTime::now());
+    let resources = vec![workload_resource(&workload(name, &[]))];
+    let saved = Saved { node, cluster, written_at, resources, counter };
+    std::fs::write(dir.join("last-good"), saved.encode()).expect("write");
+}
+
+/// A control plane that is away: nobody listens there.
+fn away(dir: &Path) -> ControlPlane {
+    let authority = Authority::create().expect("authority");
+    reach(&authority, "127.0.0.1:1".parse().expect("an address"), dir)
+}
+
+#[tokio::test]
+async fn a_file_older_than_one_that_the_node_has_had_is_not_believed() {
+    let dir = tempfile::tempdir().expect("dir");
+    save_counted(dir.path(), "a", 6);
+    let (keeper, guard) = guard(Floor::Is(7));
+    let worker = worker_under(dir.path(), Some(away(dir.path())), 0, Some(guard));
+    let _ = keeper.settled.await;
+    assert!(!is_ready(&worker.published.borrow()));
+    assert_eq!((worker.event("outdated"), worker.event("loaded")), (1, 0));
+    assert!(dir.path().join("last-good.bad").exists() && !dir.path().join("last-good").exists());
+    assert_eq!(*keeper.written.borrow(), 0, "nothing was told of it");
+}
+
+#[tokio::test]
+async fn a_file_is_believed_when_the_keeper_has_said_so_and_not_before() {
+    for floor in [Floor::Is(7), Floor::Is(3), Floor::NotKept] {
+        let dir = tempfile::tempdir().expect("dir");
+        save_counted(dir.path(), "a", 7);
+        let (mut keeper, guard) = guard(Floor::Unknown);
+        let mut worker = worker_under(dir.path(), Some(away(dir.path())), 0, Some(guard));
+        tokio::task::yield_now().await;
+        assert!(!is_ready(&worker.published.borrow()), "{floor:?}");
+        keeper.floor.send_replace(floor);
+        let published = worker.until("loaded", |published| has(published, "a")).await;
+        assert!(matches!(published.origin, Origin::LastGood { .. }));
+        keeper.written.wait_for(|counter| *counter == 7).await.expect("the keeper hears of it");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_keeper_that_says_nothing_costs_a_deadline_and_may_say_it_later() {
+    let dir = tempfile::tempdir().expect("dir");
+    save_counted(dir.path(), "a", 7);
+    let (keeper, guard) = guard(Floor::Unknown);
+    let mut worker = worker_under(dir.path(), Some(away(dir.path())), 0, Some(guard));
+    let _ = keeper.settled.await;
+    assert!(!is_ready(&worker.published.borrow()));
+    keeper.floor.send_replace(Floor::Is(7));
+    worker.until("loaded all the same", |published| has(published, "a")).await;
+}
+
+fn save_written_at(dir: &Path, written_at: SystemTime) {
+    let resources = vec![workload_resource(&workload("a", &[]))];
+    let saved = Saved { node: "node-1".into(), cluster: "Kubernetes".into(), written_at, resources, counter: 0 };
+    std::fs::write(dir.join("last-good"), saved.encode()).expect("write");
+}
+
+#[tokio::test]
+async fn a_configuration_past_its_age_lets_nobody_in_until_the_control_plane_confirms_it() {
+    let (dir, authority) = (tempfile::tempdir().expect("dir"), Authority::create().expect("authority"));
+    let mut fake = Fake::new(&authority, "127.0.0.1:0").await;
+    let now = SystemTime::now();
+    // Also one that a clock of the future has written: nobody knows how old it is.
+    for written_at in [now - AGE - Duration::from_secs(1), now + AGE] {
+        save_written_at(dir.path(), written_at);
+        let mut worker = worker(dir.path(), Some(reach(&authority, fake.addr, dir.path())), 0);
+        let published = worker.published.borrow().clone();
+        assert!(has(&published, "a") && published.mesh.is_outdated(), "known, and for the way out alone");
+        let mut session = fake.session().await;
+        sync(&mut session, vec![], vec![]).await;
+        worker.until("confirmed", |published| !published.mesh.is_outdated()).await;
+        worker.group.finish(Duration::ZERO).await;
+    }
+}
+
+#[tokio::test]
+async fn a_configuration_comes_of_age_while_it_is_in_use() {
+    let dir = tempfile::tempdir().expect("dir");
+    save_written_at(dir.path(), SystemTime::now() - AGE + Duration::from_secs(1));
+    let mut worker = worker(dir.path(), Some(away(dir.path())), 0);
+    assert!(!worker.published.borrow().mesh.is_outdated());
+    let published = worker.until("its age passes", |published| published.mesh.is_outdated()).await;
+    assert!(has(&published, "a"));
+}
+
+#[tokio::test]
+async fn without_a_control_plane_a_file_has_no_age() {
+    let dir = tempfile::tempdir().expect("dir");
+    save_written_at(dir.path(), SystemTime::UNIX_EPOCH);
+    let worker = worker(dir.path(), None, 0);
+    assert!(!worker.published.borrow().mesh.is_outdated());
+}
+
+/// What the control plane has confirmed is as good as written anew: a mesh without changes does not grow old on the disk.
+#[tokio::test]
+async fn the_end_of_a_stream_writes_down_when_the_configuration_was_last_confirmed() {
+    let (dir, authority) = (tempfile::tempdir().expect("dir"), Authority::create().expect("authority"));
+    let mut fake = Fake::new(&authority, "127.0.0.1:0").await;
+    let worker = worker(dir.path(), Some(reach(&authority, fake.addr, dir.path())), 0);
+    let mut session = fake.session().await;
+    sync(&mut session, vec![], vec![]).await;
+    worker.until_event("saved", 1).await;
+    let written = || {
+        let bytes = std::fs::read(dir.path().join("last-good")).expect("there");
+        mesh_api::xds::saved::decode(&bytes).expect("whole").written_at
+    };
+    let first = written();
+    drop(session);
+    worker.until_event("saved", 2).await;
+    assert!(written() > first);
+}
+
+#[tokio::test]
+async fn each_file_counts_on_from_the_highest_that_anybody_has_seen() {
+    let (dir, authority) = (tempfile::tempdir().expect("dir"), Authority::create().expect("authority"));
+    let mut fake = Fake::new(&authority, "127.0.0.1:0").await;
+    let (mut keeper, guard) = guard(Floor::Is(7));
+    let worker = worker_under(dir.path(), Some(reach(&authority, fake.addr, dir.path())), 0, Some(guard));
+    let mut session = fake.session().await;
+    sync(&mut session, vec![], vec![workload_resource(&workload("a", &[]))]).await;
+    worker.until_event("saved", 1).await;
+    let counter = || {
+        let bytes = std::fs::read(dir.path().join("last-good")).expect("there");
+        mesh_api::xds::saved::decode(&bytes).expect("whole").counter
+    };
+    assert_eq!(counter(), 8);
+    keeper.written.wait_for(|written| *written == 8).await.expect("the keeper hears of it");
+    // The worker of another generation has written.
+    keeper.floor.send_replace(Floor::Is(20));
+    session.answer(answer(ADDRESS_TYPE, "a2", vec![workload_resource(&workload("b", &[]))])).await;
+    assert_eq!(session.request().await.response_nonce, "a2");
+    worker.until_event("saved", 2).await;
+    assert_eq!(counter(), 21);
 }
 
 #[tokio::test]

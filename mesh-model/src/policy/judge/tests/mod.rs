@@ -159,6 +159,7 @@ fn verdict(policies: &[&str], connection: &str) -> String {
         Err(Denied::PolicyMissing(key)) => format!("missing {}", key.name),
         Err(Denied::PolicyInvalid(key)) => format!("invalid {}", key.name),
         Err(Denied::WorkloadUnknown) => "unknown".to_owned(),
+        Err(Denied::Outdated) => "outdated".to_owned(),
     }
 }
 

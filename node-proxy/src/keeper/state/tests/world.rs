@@ -121,7 +121,9 @@ impl World {
                 assert!((1..=16).contains(&count));
                 assert_eq!(watcher.wanted.replace(count), None, "one request at a time");
             }
-            Action::ToWatcher(FromKeeper::Hello(_) | FromKeeper::Leaving | FromKeeper::Stats(_)) => {
+            Action::ToWatcher(
+                FromKeeper::Hello(_) | FromKeeper::Leaving | FromKeeper::Stats(_) | FromKeeper::Counter { .. },
+            ) => {
                 panic!("the rim's own")
             }
             Action::Certificates => assert!(self.worker.as_ref().is_some_and(|worker| worker.introduced)),
