@@ -87,6 +87,8 @@ reasons! {
     VersionMismatch,
     /// A bug of ours: an invariant did not hold.
     Internal,
+    /// An end of an open connection does not answer any more: nothing is acknowledged, or no keepalive probe.
+    PeerLost,
 }
 
 impl fmt::Display for Reason {

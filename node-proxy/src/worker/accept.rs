@@ -7,7 +7,7 @@
 use std::io;
 use std::net::SocketAddr;
 use std::os::fd::OwnedFd;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
 use mesh_model::{ClientAddr, OrigDst, Reason};
@@ -15,8 +15,9 @@ use mesh_net::socket;
 use rustix::net::SocketFlags;
 use tokio::io::unix::AsyncFd;
 use tokio::net::TcpStream;
-use tokio::sync::{OwnedSemaphorePermit, mpsc};
+use tokio::sync::{Notify, OwnedSemaphorePermit, mpsc};
 
+use super::caller::Caller;
 use super::connection::{Connection, ConnectionId, Direction, Phase};
 use super::pods::Pod;
 use super::record::{Record, Refusal};
@@ -71,7 +72,7 @@ pub struct Place {
 /// A connection on the thread that serves it. Made here alone.
 #[derive(Debug)]
 pub struct Accepted {
-    stream: TcpStream,
+    caller: Caller,
     pod: Arc<Pod>,
     connection: Arc<Connection>,
     place: Place,
@@ -88,6 +89,11 @@ impl Arrived {
         self.place.busy = Some(busy);
     }
 
+    /// Refuses it: the caller sees a reset, access log and metrics tell of it.
+    pub fn refuse(self, here: &Thread, reason: Reason, cause: &str) {
+        refuse(here, &self.pod, self.port, &self.socket, self.peer, Refusal::of(reason, cause));
+    }
+
     /// Puts it on this thread. `None` when the kernel will not have it.
     pub fn take(self) -> Option<Accepted> {
         let Arrived { socket, peer, pod, port, place, at } = self;
@@ -102,19 +108,24 @@ impl Arrived {
         let client = ClientAddr::new(peer);
         let connection = Connection::new(ConnectionId::random(), port.direction(), client, destination).since(at);
         connection.reached(Phase::Served);
-        Some(Accepted { stream, pod, connection: Arc::new(connection), place })
+        Some(Accepted { caller: Caller::new(stream), pod, connection: Arc::new(connection), place })
     }
 }
 
 impl Accepted {
     /// The pod whose listener it reached.
-    pub fn pod(&self) -> &Pod {
+    pub fn pod(&self) -> &Arc<Pod> {
         &self.pod
     }
 
-    /// Stream, pod, connection, and the place that must be held while it is served.
-    pub fn into_parts(self) -> (TcpStream, Arc<Pod>, Arc<Connection>, Place) {
-        (self.stream, self.pod, self.connection, self.place)
+    /// Its connection.
+    pub fn connection(&self) -> &Arc<Connection> {
+        &self.connection
+    }
+
+    /// Caller, pod, connection, and the place that must be held while it is served.
+    pub fn into_parts(self) -> (Caller, Arc<Pod>, Arc<Connection>, Place) {
+        (self.caller, self.pod, self.connection, self.place)
     }
 
     /// A connection as a test needs it.
@@ -122,7 +133,7 @@ impl Accepted {
     pub fn of(stream: TcpStream, pod: &Arc<Pod>, port: Port, destination: Option<OrigDst>, place: Place) -> Self {
         let client = ClientAddr::new(stream.peer_addr().expect("connected"));
         let connection = Arc::new(Connection::new(ConnectionId::random(), port.direction(), client, destination));
-        Self { stream, pod: pod.clone(), connection, place }
+        Self { caller: Caller::new(stream), pod: pod.clone(), connection, place }
     }
 }
 
@@ -131,6 +142,46 @@ impl Place {
     /// A place for a test.
     pub fn of(worker: OwnedSemaphorePermit, pod: OwnedSemaphorePermit) -> Self {
         Self { _worker: worker, _pod: pod, busy: None }
+    }
+}
+
+/// Whether an accept loop has ended that should not have: its pod's connections would wait for ever in a listener that is open still.
+#[derive(Debug, Default)]
+pub struct Lost {
+    first: OnceLock<String>,
+    told: Notify,
+}
+
+impl Lost {
+    /// Resolves with what was lost first. Safe to drop half-way; heard by one.
+    pub async fn heard(&self) -> String {
+        loop {
+            if let Some(what) = self.first.get() {
+                return what.clone();
+            }
+            self.told.notified().await;
+        }
+    }
+
+    /// Runs an accept loop. However it ends, by a panic too, while its pod does not leave: it is told.
+    async fn watched(self: &Lost, pod: &Pod, port: Port, accepting: impl Future<Output = ()>) {
+        let _watched = Watched { lost: self, pod, port };
+        accepting.await;
+    }
+}
+
+struct Watched<'w> {
+    lost: &'w Lost,
+    pod: &'w Pod,
+    port: Port,
+}
+
+impl Drop for Watched<'_> {
+    fn drop(&mut self) {
+        if !self.pod.leaving().is_asked() {
+            let _ = self.lost.first.set(format!("accept loop of pod {}, {:?}", self.pod.name(), self.port));
+            self.lost.told.notify_one();
+        }
     }
 }
 
@@ -166,7 +217,8 @@ pub fn listen(
     for (port, listener) in registered {
         let (here_too, peers, pod, open) = (here.clone(), peers.clone(), pod.clone(), open.clone());
         let accepting = async move {
-            accept_all(here_too, peers, pod, port, listener).await;
+            let (proxy, of_pod) = (here_too.proxy.clone(), pod.clone());
+            proxy.lost.watched(&of_pod, port, accept_all(here_too, peers, pod, port, listener)).await;
             drop(open);
         };
         if !here.tasks.spawn("accept", accepting) {
@@ -216,19 +268,21 @@ async fn accept_all(here: Arc<Thread>, peers: Arc<Peers>, pod: Arc<Pod>, port: P
                 let place = Place { _worker: permit, _pod: room, busy: None };
                 peers.hand(&here, Arrived { socket, peer, pod: pod.clone(), port, place, at: Instant::now() });
             }
-            None => refuse(&here, &pod, port, &socket, peer),
+            None => {
+                let cause = format!("pod {} has used up its budget of connections", pod.name());
+                refuse(&here, &pod, port, &socket, peer, Refusal::of(Reason::Overloaded, cause));
+            }
         }
     }
 }
 
-fn refuse(here: &Thread, pod: &Pod, port: Port, socket: &OwnedFd, peer: SocketAddr) {
-    // The socket is closed by the caller: with this, by a reset. It can only fail when the peer is gone already.
+fn refuse(here: &Thread, pod: &Pod, port: Port, socket: &OwnedFd, peer: SocketAddr, refusal: Refusal) {
+    // The socket is closed by whoever holds it: with this, by a reset. It can only fail when the peer is gone already.
     let _ = socket::reset_on_close(socket);
     let client = ClientAddr::new(peer);
     let destination: Option<OrigDst> = socket::original_dst(socket);
     let connection = Arc::new(Connection::new(ConnectionId::random(), port.direction(), client, destination));
-    let cause = format!("pod {} has used up its budget of connections", pod.name());
-    Record::new(&here.proxy.sinks, &connection, pod).refused(&Refusal::of(Reason::Overloaded, cause));
+    Record::new(&here.proxy.sinks, &connection, pod).refused(&refusal);
 }
 
 fn accept(listener: &OwnedFd) -> io::Result<(OwnedFd, SocketAddr)> {
@@ -256,4 +310,34 @@ fn is_passing(error: &io::Error) -> bool {
         Errno::OPNOTSUPP,
     ];
     error.raw_os_error().is_some_and(|code| passing.iter().any(|errno| errno.raw_os_error() == code))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::pods::testing::{facts, pod};
+    use super::*;
+
+    #[tokio::test]
+    async fn an_accept_loop_that_ends_unasked_is_told_also_when_it_panics() {
+        for panics in [false, true] {
+            let lost = Arc::new(Lost::default());
+            let of_task = lost.clone();
+            let accepting = tokio::spawn(async move {
+                let pod = pod(1, &facts("shop", "web", "198.18.1.5"));
+                let ends = async move { assert!(!panics, "on purpose") };
+                of_task.watched(&pod, Port::Inbound, ends).await;
+            });
+            let heard = tokio::time::timeout(Duration::from_secs(1), lost.heard()).await.expect("within a second");
+            assert_eq!(heard, "accept loop of pod shop/web, Inbound");
+            assert_eq!(accepting.await.is_err(), panics);
+        }
+    }
+
+    #[tokio::test]
+    async fn an_accept_loop_of_a_pod_that_leaves_may_end() {
+        let (lost, pod) = (Lost::default(), pod(1, &facts("shop", "web", "198.18.1.5")));
+        pod.leave();
+        lost.watched(&pod, Port::Inbound, async {}).await;
+        assert!(lost.first.get().is_none());
+    }
 }

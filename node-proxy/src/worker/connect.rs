@@ -157,9 +157,9 @@ pub async fn open(dialer: &Dialer, authorized: &Authorized, asking: Asking) -> R
     Ok(Reached(match authorized.to() {
         To::App { pod, address } => {
             let source = source_for(identified, *address)?;
-            End::Tcp(towards_app(&dialer.mint, pod.slot(), source, *address).await?)
+            End::tcp(towards_app(&dialer.mint, pod.slot(), source, *address).await?)
         }
-        To::Clear(address) => End::Tcp(towards_peer(&dialer.mint, identified.pod().slot(), *address).await?),
+        To::Clear(address) => End::tcp(towards_peer(&dialer.mint, identified.pod().slot(), *address).await?),
         To::Tunnel { address, accepted } => {
             End::Tunnel(Box::new(tunnel(dialer, identified, *address, accepted.clone(), asking).await?))
         }
@@ -167,15 +167,15 @@ pub async fn open(dialer: &Dialer, authorized: &Authorized, asking: Asking) -> R
 }
 
 /// The address that the application will see: the caller's own. When a service's address of one family stood for an endpoint
-/// of the other, the calling pod's address of that family.
+/// of the other, the calling pod's address of that family; on the way in no other is known.
 fn source_for(identified: &Identified, to: SocketAddr) -> Result<SocketAddr, ConnectError> {
     let client = identified.client().addr();
     if client.is_ipv4() == to.is_ipv4() {
         return Ok(client);
     }
-    let facts = identified.pod().facts();
-    let other = facts.addresses.iter().find(|ip| ip.is_ipv4() == to.is_ipv4());
-    other.map(|ip| SocketAddr::new(*ip, 0)).ok_or(ConnectError::NoSourceAddress { client, to })
+    let own = identified.caller().map(|pod| pod.facts());
+    let other = own.and_then(|facts| facts.addresses.iter().copied().find(|ip| ip.is_ipv4() == to.is_ipv4()));
+    other.map(|ip| SocketAddr::new(ip, 0)).ok_or(ConnectError::NoSourceAddress { client, to })
 }
 
 /// Connects to the application of a pod from a foreign source address.

@@ -13,6 +13,7 @@ mod pods;
 mod threads;
 
 mod accept;
+mod caller;
 mod outbound;
 
 mod inbound;
@@ -34,6 +35,7 @@ mod buffers;
 mod connection;
 mod copy;
 mod end;
+mod tcp;
 #[cfg(feature = "testing")]
 mod testing_delay;
 

@@ -45,6 +45,16 @@ pub struct Starts {
     pub restarts: u32,
 }
 
+/// Why the worker ends.
+enum Why {
+    /// By a signal.
+    Asked(&'static str),
+    /// The link to the keeper has ended.
+    Link(Result<(), link::LinkDown>),
+    /// An accept loop has.
+    Lost(String),
+}
+
 /// Runs the worker on the calling thread, hardened already.
 pub fn run(args: Args, starts: Starts) -> anyhow::Result<()> {
     logs::init("worker", args.log_format);
@@ -121,6 +131,8 @@ async fn work(args: Args, settings: Settings, starts: Starts) -> anyhow::Result<
         sinks,
         loads: Arc::new(Loads::default()),
         budget: Arc::new(Semaphore::new(places)),
+        waiting: Default::default(),
+        lost: Default::default(),
     });
     let (threads, joining) = Threads::start(&proxy).context("start threads")?;
     tasks.spawn("judge again", control::judge_again(proxy.clone()));
@@ -132,11 +144,12 @@ async fn work(args: Args, settings: Settings, starts: Starts) -> anyhow::Result<
     // Half-way through an event at a signal: the keeper gets no answer to it, and starts over with the next worker.
     let ended = tokio::select! {
         biased;
-        signal = &mut asked => Ok(signal.context("signals")?),
-        ended = control.follow(&mut events) => Err(ended),
+        signal = &mut asked => Why::Asked(signal.context("signals")?),
+        lost = proxy.lost.heard() => Why::Lost(lost),
+        ended = control.follow(&mut events) => Why::Link(ended),
     };
     let result = match ended {
-        Ok(signal) => {
+        Why::Asked(signal) => {
             let _unready = readiness.latch("draining");
             tracing::info!(signal, deadline = ?drain_after, "draining");
             control.leave();
@@ -152,8 +165,10 @@ async fn work(args: Args, settings: Settings, starts: Starts) -> anyhow::Result<
             Ok(())
         }
         // Without the keeper no pod can be told apart from a dead one: the supervisor starts another worker, which is told all.
-        Err(Ok(())) => Err(anyhow::anyhow!("the keeper closed the link; the supervisor starts another worker")),
-        Err(Err(error)) => Err(anyhow::Error::new(error).context("the link to the keeper broke")),
+        Why::Link(Ok(())) => Err(anyhow::anyhow!("the keeper closed the link; the supervisor starts another worker")),
+        Why::Link(Err(error)) => Err(anyhow::Error::new(error).context("the link to the keeper broke")),
+        // Its pod would be without service until somebody notices; a new worker takes the listener up.
+        Why::Lost(what) => Err(anyhow::anyhow!("{what} has ended; the supervisor starts another worker")),
     };
     let left: Vec<_> = proxy.pods.table().pods().cloned().collect();
     left.iter().for_each(|pod| {

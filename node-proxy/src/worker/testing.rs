@@ -115,6 +115,8 @@ impl World {
             sinks: Sinks { metrics: metrics.clone(), access, published: self.published.subscribe(), node: name.into() },
             loads: Arc::new(Loads::default()),
             budget: Arc::new(Semaphore::new(1000)),
+            waiting: Default::default(),
+            lost: Default::default(),
         });
         proxy.pods.complete();
         tasks.spawn("judge again", control::judge_again(proxy.clone()));

@@ -301,6 +301,69 @@ async fn between_nodes_a_tunnel_carries_identity_address_and_id() {
     assert_eq!(one.here.dialer.pool.handshakes(), 1);
 }
 
+/// The application answers and closes with bytes unread, or the caller sends and resets: each reads what the other had sent.
+async fn last_bytes(node: &Node, web: &Arc<Pod>, listener: &TcpListener, address: SocketAddr) {
+    for round in 0..200_usize {
+        let (answer, from_app) = (vec![7; [1 << 10, 16 << 10, 64 << 10][round % 3]], round % 2 == 0);
+        let mut client = node.calls(web, address).await;
+        if from_app {
+            client.write_all(b"never read").await.expect("write");
+            let (mut server, _) = accept(listener).await;
+            server.peek(&mut [0]).await.expect("the request");
+            server.write_all(&answer).await.expect("write");
+            drop(server);
+        } else {
+            client.write_all(&answer).await.expect("write");
+            mesh_net::socket::reset_on_close(&client).expect("linger");
+        }
+        let mut got = Vec::new();
+        let end = if from_app {
+            client.read_to_end(&mut got).await
+        } else {
+            drop(client);
+            accept(listener).await.0.read_to_end(&mut got).await
+        };
+        assert_eq!(end.expect_err("a reset").kind(), io::ErrorKind::ConnectionReset);
+        assert_eq!(got.len(), answer.len(), "round {round}, from the application: {from_app}");
+    }
+}
+
+#[tokio::test]
+async fn the_last_bytes_before_a_reset_arrive_through_a_tunnel_and_between_two_pods_of_a_node() {
+    let world = World::new();
+    let (one, web, _two, _cart) = two_nodes(&world, "127.77.17.1", "127.77.17.2").await;
+    let (listener, address) = app("127.77.17.2").await;
+    last_bytes(&one, &web, &listener, address).await;
+    let world = World::new();
+    let (node, web, _cart) = same_node(&world, "127.77.18.1", "127.77.18.2");
+    let (listener, address) = app("127.77.18.2").await;
+    last_bytes(&node, &web, &listener, address).await;
+}
+
+/// A caller that fills the pipe and resets: the application's kernel says so within a second, though it never reads.
+async fn dead_caller(node: &Node, web: &Arc<Pod>, listener: &TcpListener, address: SocketAddr) {
+    let mut client = node.calls(web, address).await;
+    let (server, _) = accept(listener).await;
+    let block = vec![7; 64 << 10];
+    while tokio::time::timeout(Duration::from_millis(300), client.write(&block)).await.is_ok() {}
+    mesh_net::socket::reset_on_close(&client).expect("linger");
+    drop(client);
+    let heard = tokio::time::timeout(Duration::from_secs(1), server.ready(tokio::io::Interest::ERROR)).await;
+    assert!(heard.is_ok_and(|ready| ready.is_ok_and(|ready| ready.is_error())), "not heard within a second");
+}
+
+#[tokio::test]
+async fn a_caller_that_resets_behind_a_full_pipe_is_heard_within_a_second_through_a_tunnel_and_on_one_node() {
+    let world = World::new();
+    let (one, web, _two, _cart) = two_nodes(&world, "127.77.19.1", "127.77.19.2").await;
+    let (listener, address) = app("127.77.19.2").await;
+    dead_caller(&one, &web, &listener, address).await;
+    let world = World::new();
+    let (node, web, _cart) = same_node(&world, "127.77.20.1", "127.77.20.2");
+    let (listener, address) = app("127.77.20.2").await;
+    dead_caller(&node, &web, &listener, address).await;
+}
+
 #[tokio::test]
 async fn a_refusal_at_the_far_end_names_its_policy_at_both_and_a_later_one_resets_what_is_live() {
     let world = World::new();

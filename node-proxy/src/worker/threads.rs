@@ -14,15 +14,16 @@ use mesh_model::{Mesh, Reason};
 use mesh_net::diag::Diag;
 use tokio::sync::{Semaphore, mpsc, oneshot, watch};
 
-use super::accept::{self, Arrived, Listening, Port};
+use super::accept::{self, Arrived, Listening, Lost, Port};
 use super::args::Settings;
 use super::certs::Certificates;
 use super::connect::Dialer;
+use super::live::Waiting;
 use super::metrics::{self, Work};
 use super::mint::Mint;
 use super::pods::{Pod, Pods};
 use super::probe::NodeSockets;
-use super::record::Sinks;
+use super::record::{Record, Refusal, Sinks};
 use super::route::Loads;
 use super::tunnel::{Pool, TunnelState};
 use super::xds::{Origin, Published};
@@ -35,6 +36,9 @@ const TRIM: Duration = Duration::from_secs(10);
 /// How long a worker that has just started waits for the control plane before it says that it does not know; milliseconds if it
 /// is there.
 const CATCH_UP: Duration = Duration::from_secs(1);
+
+/// Why a connection is refused that reaches a thread which is no more.
+const ENDED: &str = "the thread that would have served it has ended";
 
 /// What all threads share.
 pub struct Proxy {
@@ -54,6 +58,10 @@ pub struct Proxy {
     pub loads: Arc<Loads>,
     /// Connections of the whole worker, bounded by descriptors.
     pub budget: Arc<Semaphore>,
+    /// Pods whose connections are looked at again shortly.
+    pub waiting: Waiting,
+    /// Whether an accept loop has ended that should not have.
+    pub lost: Lost,
 }
 
 impl Proxy {
@@ -92,15 +100,19 @@ impl Thread {
         let here = self.clone();
         let port = arrived.port();
         let Some(accepted) = arrived.take() else { return };
-        let meter = accepted.pod().meter().clone();
-        // A task that is not started because the thread has ended drops the socket, which closes it.
-        let _ = match port {
+        let (pod, connection) = (accepted.pod().clone(), accepted.connection().clone());
+        let meter = pod.meter().clone();
+        let started = match port {
             Port::Outbound => self.tasks.spawn("outbound", Work::new(meter, Box::pin(outbound::serve(accepted, here)))),
             Port::Inbound => self.tasks.spawn("inbound", Work::new(meter, Box::pin(inbound::serve(accepted, here)))),
             Port::Tunnel => {
                 self.tasks.spawn("tunnel", Work::new(meter, Box::pin(inbound::serve_tunnel(accepted, here))))
             }
         };
+        // The thread has ended: the caller was reset with the task that was not started.
+        if !started {
+            Record::new(&self.proxy.sinks, &connection, &pod).refused(&Refusal::of(Reason::Draining, ENDED));
+        }
     }
 }
 
@@ -301,6 +313,13 @@ async fn run(proxy: Arc<Proxy>, peers: Peers, mut jobs: mpsc::Receiver<Job>) {
             Some(Job::Tunnels(answer)) => {
                 let _ = answer.send(pool.state());
             }
+        }
+    }
+    // What others handed over and nobody will serve: closed without a word it would look like an end of data.
+    jobs.close();
+    while let Ok(job) = jobs.try_recv() {
+        if let Job::Serve(arrived) = job {
+            arrived.refuse(&here, Reason::Draining, ENDED);
         }
     }
     drop(here);

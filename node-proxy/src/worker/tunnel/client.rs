@@ -6,7 +6,6 @@ use std::pin::pin;
 use std::sync::Arc;
 use std::task::{Context, Poll, Waker};
 
-use bytes::Bytes;
 use h2::client::{Connection, SendRequest};
 use http::StatusCode;
 use mesh_model::Reason;
@@ -16,6 +15,7 @@ use tokio::time::timeout;
 use tokio_rustls::TlsConnector;
 
 use super::ahead::Ahead;
+use super::chunk::Chunk;
 use super::io::{Watched, tls_reason};
 use super::settings::*;
 use super::shared::{Open, Shared};
@@ -26,7 +26,7 @@ use crate::worker::certs::Credentials;
 /// One live tunnel. Dropping the last clone of its sender lets the connection end once its streams have.
 #[derive(Debug)]
 pub(super) struct Tunnel {
-    send: SendRequest<Bytes>,
+    send: SendRequest<Chunk>,
     pub(super) to: SocketAddr,
     pub(super) shared: Arc<Shared>,
 }
@@ -87,7 +87,7 @@ where
 }
 
 /// Drives one connection to its end: frames, window growth, PING, and the order to stop.
-async fn drive<S>(connection: Connection<Watched<S>>, shared: Arc<Shared>, to: SocketAddr)
+async fn drive<S>(connection: Connection<Watched<S>, Chunk>, shared: Arc<Shared>, to: SocketAddr)
 where
     S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
 {

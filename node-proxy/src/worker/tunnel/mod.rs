@@ -8,6 +8,7 @@
 //! handshake proved the peer, the keys are the session's own; new tunnels use the new certificate (as ztunnel does).
 
 mod ahead;
+mod chunk;
 mod client;
 mod headers;
 mod io;
@@ -29,7 +30,7 @@ use mesh_model::{Identity, Reason};
 pub use headers::BadConnect;
 pub use pool::{Pool, TunnelState};
 pub use server::{Handler, Incoming, serve};
-pub use stream::{Stream, reason_of};
+pub use stream::{Stream, WANTS_NO_MORE, reason_of};
 
 /// What a tunnel may be shared by: streams with the same key travel together.
 ///

@@ -10,7 +10,6 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
-use bytes::Bytes;
 use futures_util::future::BoxFuture;
 use h2::RecvStream;
 use h2::server::{Connection, SendResponse};
@@ -24,6 +23,7 @@ use tokio::time::{MissedTickBehavior, timeout};
 use tokio_rustls::TlsAcceptor;
 
 use super::ahead::Ahead;
+use super::chunk::Chunk;
 use super::headers::{self, BadConnect};
 use super::io::{Watched, tls_reason};
 use super::settings::*;
@@ -134,7 +134,7 @@ async fn handshake<S>(
     peer: SocketAddr,
     credentials: &Credentials,
     shared: Arc<Shared>,
-) -> Result<(Identity, Connection<Watched<tokio_rustls::server::TlsStream<Ahead<S>>>, Bytes>), ServeError>
+) -> Result<(Identity, Connection<Watched<tokio_rustls::server::TlsStream<Ahead<S>>>, Chunk>), ServeError>
 where
     S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
 {
@@ -186,7 +186,7 @@ async fn linger<S: AsyncRead + AsyncWrite + Unpin>(mut io: S) {
 
 /// Runs the connection until it ends; what broke it, if something did.
 async fn drive<S>(
-    mut connection: Connection<S, Bytes>,
+    mut connection: Connection<S, Chunk>,
     shared: &Arc<Shared>,
     from: &Arc<From>,
     handler: &dyn Handler,
@@ -248,7 +248,7 @@ where
 /// Hands one request to the handler, in a task of its own.
 fn admit(
     request: Request<RecvStream>,
-    mut respond: SendResponse<Bytes>,
+    mut respond: SendResponse<Chunk>,
     shared: &Arc<Shared>,
     from: &Arc<From>,
     handler: &dyn Handler,
@@ -288,7 +288,7 @@ pub struct Incoming {
 }
 
 struct Answer {
-    respond: SendResponse<Bytes>,
+    respond: SendResponse<Chunk>,
     body: RecvStream,
     open: Open,
     from: Arc<From>,
