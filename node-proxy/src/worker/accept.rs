@@ -7,11 +7,12 @@
 use std::io;
 use std::net::SocketAddr;
 use std::os::fd::OwnedFd;
+use std::sync::atomic::Ordering;
 use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
 use mesh_model::{ClientAddr, OrigDst, Reason};
-use mesh_net::socket;
+use mesh_net::{socket, socket_options};
 use rustix::net::SocketFlags;
 use tokio::io::unix::AsyncFd;
 use tokio::net::TcpStream;
@@ -25,6 +26,8 @@ use super::threads::{Busy, Peers, Thread};
 
 /// How long an accept loop rests when the process is out of descriptors or memory.
 const REST: Duration = Duration::from_millis(100);
+/// After so many looks, a rest apart, at a queue that was never empty, nobody is accepting: a second.
+const ABANDONED: u32 = 10;
 
 /// Which of the pod's three listeners.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -79,6 +82,12 @@ pub struct Accepted {
 }
 
 impl Arrived {
+    /// As a test needs it.
+    #[cfg(test)]
+    pub fn of(socket: OwnedFd, peer: SocketAddr, pod: &Arc<Pod>, port: Port, place: Place) -> Self {
+        Self { socket, peer, pod: pod.clone(), port, place, at: Instant::now() }
+    }
+
     /// Where it came in.
     pub fn port(&self) -> Port {
         self.port
@@ -208,6 +217,10 @@ pub fn listen(
     let mut registered = Vec::with_capacity(listeners.len());
     for (port, listener) in Port::ALL.into_iter().zip(listeners) {
         rustix::io::ioctl_fionbio(&listener, true)?;
+        socket_options::urgent_inline(&listener)?;
+        if port == Port::Inbound {
+            socket_options::keepalive(&listener, here.proxy.settings.keepalive)?;
+        }
         // Deprecated for types whose descriptor may change under the registration; an `OwnedFd` keeps its own for life, and the
         // replacement is `unsafe`, which only mesh-net may use.
         #[expect(deprecated, reason = "sound for OwnedFd")]
@@ -228,9 +241,40 @@ pub fn listen(
     Ok(Listening(closed))
 }
 
+/// Accepts until the pod leaves. When that is because this worker was asked to stop, it goes on with what nobody else accepts: with a
+/// successor there is nothing, without one connections would wait until the drain has ended and a new worker is there.
 async fn accept_all(here: Arc<Thread>, peers: Arc<Peers>, pod: Arc<Pod>, port: Port, listener: AsyncFd<OwnedFd>) {
-    let leaving = pod.leaving().clone();
-    let mut leave = std::pin::pin!(leaving.asked());
+    accept_until(pod.leaving().asked(), &here, &peers, &pod, port, &listener).await;
+    if here.proxy.stopping.load(Ordering::Relaxed) {
+        tokio::select! {
+            biased;
+            () = pod.gone() => return,
+            () = abandoned(&listener) => {}
+        }
+        tracing::info!(pod = %pod.name(), ?port, "nobody else accepts: served until the worker ends");
+        accept_until(pod.gone(), &here, &peers, &pod, port, &listener).await;
+    }
+}
+
+/// Resolves when connections have waited in the listener for [`ABANDONED`] looks in a row.
+async fn abandoned(listener: &AsyncFd<OwnedFd>) {
+    let mut found = 0;
+    while found < ABANDONED {
+        tokio::time::sleep(REST).await;
+        let waits = socket_options::waiting(listener.get_ref()).is_ok_and(|count| count > 0);
+        found = if waits { found + 1 } else { 0 };
+    }
+}
+
+async fn accept_until(
+    leave: impl Future<Output = ()>,
+    here: &Arc<Thread>,
+    peers: &Arc<Peers>,
+    pod: &Arc<Pod>,
+    port: Port,
+    listener: &AsyncFd<OwnedFd>,
+) {
+    let mut leave = std::pin::pin!(leave);
     loop {
         // Every branch may be dropped half-way: readiness and a permit not had are still there for the next. The permit is asked
         // for only when somebody waits, else the idle listeners of 200 pods would hold 600 of them.
@@ -266,11 +310,11 @@ async fn accept_all(here: Arc<Thread>, peers: Arc<Peers>, pod: Arc<Pod>, port: P
         match pod.room() {
             Some(room) => {
                 let place = Place { _worker: permit, _pod: room, busy: None };
-                peers.hand(&here, Arrived { socket, peer, pod: pod.clone(), port, place, at: Instant::now() });
+                peers.hand(here, Arrived { socket, peer, pod: pod.clone(), port, place, at: Instant::now() });
             }
             None => {
                 let cause = format!("pod {} has used up its budget of connections", pod.name());
-                refuse(&here, &pod, port, &socket, peer, Refusal::of(Reason::Overloaded, cause));
+                refuse(here, pod, port, &socket, peer, Refusal::of(Reason::Overloaded, cause));
             }
         }
     }

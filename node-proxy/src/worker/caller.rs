@@ -7,6 +7,7 @@
 use std::time::Duration;
 
 use mesh_model::Reason;
+use mesh_net::socket_options::Keepalive;
 use tokio::io::Interest;
 use tokio::net::TcpStream;
 
@@ -29,6 +30,11 @@ impl Caller {
     /// The connection's end, once its destination is reached.
     pub fn into_end(mut self) -> Option<End> {
         self.0.take().map(End::tcp)
+    }
+
+    /// The same for one that may be on another machine.
+    pub fn into_far_end(mut self, keepalive: Keepalive) -> Option<End> {
+        self.0.take().map(|stream| End::far(stream, keepalive))
     }
 
     /// The socket itself, for a protocol of our own.

@@ -13,6 +13,7 @@ use std::time::Duration;
 use mesh_api::link::worker::{Family, Purpose};
 use mesh_model::{Identity, Reason, ports};
 use mesh_net::socket;
+use mesh_net::socket_options::{self, Keepalive};
 use tokio::net::{TcpSocket, TcpStream};
 
 use super::authorize::{Authorized, To};
@@ -138,6 +139,8 @@ pub struct Dialer {
     pub pool: Pool,
     /// Certificates of this node's identities.
     pub certificates: Certificates,
+    /// When a silent peer is given up.
+    pub keepalive: Keepalive,
 }
 
 /// What is told to the far proxy about a connection.
@@ -159,7 +162,10 @@ pub async fn open(dialer: &Dialer, authorized: &Authorized, asking: Asking) -> R
             let source = source_for(identified, *address)?;
             End::tcp(towards_app(&dialer.mint, pod.slot(), source, *address).await?)
         }
-        To::Clear(address) => End::tcp(towards_peer(&dialer.mint, identified.pod().slot(), *address).await?),
+        To::Clear(address) => {
+            let stream = towards_peer(dialer, identified.pod().slot(), *address).await?;
+            End::far(stream, dialer.keepalive)
+        }
         To::Tunnel { address, accepted } => {
             End::Tunnel(Box::new(tunnel(dialer, identified, *address, accepted.clone(), asking).await?))
         }
@@ -206,10 +212,10 @@ fn is_taken(error: &io::Error) -> bool {
 }
 
 /// Connects from a pod to the world.
-async fn towards_peer(mint: &Mint, slot: u32, to: SocketAddr) -> Result<TcpStream, ConnectError> {
-    let fd = mint.take(slot, family(to), Purpose::TowardsPeer).await?;
+async fn towards_peer(dialer: &Dialer, slot: u32, to: SocketAddr) -> Result<TcpStream, ConnectError> {
+    let fd = dialer.mint.take(slot, family(to), Purpose::TowardsPeer).await?;
     // A far end may vanish without a word; one in a pod of this node cannot. Fails only for what is not a TCP socket.
-    let _ = socket::keepalive(&fd);
+    let _ = socket_options::keepalive(&fd, dialer.keepalive);
     connect(fd, to).await
 }
 
@@ -232,9 +238,8 @@ async fn tunnel(
         baggage: asking.baggage,
     };
     let key = TunnelKey { slot, source, destination: peer, accepted };
-    let mint = dialer.mint.clone();
     let dial = async move {
-        towards_peer(&mint, slot, peer).await.map_err(|error| DialError::new(error.reason(), error.to_string()))
+        towards_peer(dialer, slot, peer).await.map_err(|error| DialError::new(error.reason(), error.to_string()))
     };
     Ok(dialer.pool.open(key, request, Arc::clone(&credentials), dial).await?)
 }
@@ -244,6 +249,8 @@ fn family(to: SocketAddr) -> Family {
 }
 
 async fn connect(fd: OwnedFd, to: SocketAddr) -> Result<TcpStream, ConnectError> {
+    // Fails only for what is not a socket.
+    let _ = socket_options::urgent_inline(&fd);
     let socket = TcpSocket::from_std_stream(std::net::TcpStream::from(fd));
     match tokio::time::timeout(CONNECT, socket.connect(to)).await {
         Ok(Ok(stream)) => Ok(stream),

@@ -149,7 +149,7 @@ impl Control {
 
     async fn remove(&mut self, slot: u32, drain: bool) {
         let Some(pod) = self.proxy.pods.remove(slot) else { return };
-        pod.leave();
+        pod.go();
         self.proxy.sinks.metrics.gone(pod.meter());
         if let Some(mut listening) = self.listening.remove(&slot)
             && tokio::time::timeout(CLOSING, listening.closed()).await.is_err()

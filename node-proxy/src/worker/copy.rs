@@ -178,6 +178,16 @@ impl<'a> Duplex<'a> {
         self.timer = Some(Box::pin(tokio::time::sleep_until(until)));
     }
 
+    /// An end whose peer has vanished is broken. Before the halves are: one that is heard again is read for again.
+    fn hear_of_the_lost(&mut self, cx: &mut Context<'_>) {
+        let Some((client, destination)) = self.ends.as_mut().filter(|_| self.last.is_none()) else { return };
+        if let Poll::Ready(error) = client.poll_lost(cx) {
+            self.broke(Side::Client, error);
+        } else if let Poll::Ready(error) = destination.poll_lost(cx) {
+            self.broke(Side::Destination, error);
+        }
+    }
+
     /// An end that nobody reads from is watched: its reset would be heard only when somebody does.
     fn watch(&mut self, cx: &mut Context<'_>) {
         let Some((client, destination)) = self.ends.as_mut() else { return };
@@ -275,6 +285,7 @@ impl Future for Duplex<'_> {
             return Poll::Ready(Ended::Cut(cause));
         }
         let connection = this.connection;
+        this.hear_of_the_lost(cx);
         let Some((client, destination)) = this.ends.as_mut() else {
             return Poll::Ready(Ended::Done);
         };
@@ -329,6 +340,8 @@ struct Half {
     written: usize,
     level: Level,
     state: State,
+    // The other side is silent: nothing is read for it, and its timer looks again.
+    held_back: bool,
 }
 
 #[derive(Clone, Copy, Default, PartialEq, Eq)]
@@ -349,9 +362,9 @@ impl Half {
         self.state == State::Over
     }
 
-    /// Whether it does not wait for its reader: it has ended, or the other side does not take what it holds.
+    /// Whether it does not wait for its reader: it has ended, or the other side does not take what it holds, or more.
     fn is_not_reading(&self) -> bool {
-        self.is_over() || self.buffer.as_ref().is_some_and(|buffer| self.written < buffer.len())
+        self.is_over() || self.held_back || self.buffer.as_ref().is_some_and(|buffer| self.written < buffer.len())
     }
 
     /// Ends it with what it holds.
@@ -412,6 +425,12 @@ impl Half {
             }
             if buffer.capacity() != level.bytes() {
                 buffers::give_back(std::mem::replace(buffer, level.take()));
+            }
+            // What is there stays with the sender's kernel, whose own deadlines then see it.
+            self.held_back = to.holds_back() && !broken;
+            if self.held_back {
+                self.buffer.take().into_iter().for_each(buffers::give_back);
+                return Poll::Pending;
             }
             match from.poll_read(cx, buffer) {
                 Poll::Pending => {

@@ -8,6 +8,7 @@ use std::io;
 use std::pin::Pin;
 use std::task::{Context, Poll};
 
+use mesh_net::socket_options::Keepalive;
 use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite};
 use tokio::net::TcpStream;
 
@@ -50,6 +51,11 @@ impl End {
     /// The end that is this socket.
     pub fn tcp(stream: TcpStream) -> Self {
         End::Tcp(Tcp::new(stream))
+    }
+
+    /// The same, whose peer may vanish without a word.
+    pub fn far(stream: TcpStream, keepalive: Keepalive) -> Self {
+        End::Tcp(Tcp::far(stream, keepalive))
     }
 
     /// Ends it abruptly: the peer sees a reset, not an end of data.
@@ -99,6 +105,19 @@ impl End {
             End::Tcp(tcp) => tcp.poll_broken(cx),
             End::Tunnel(stream) => stream.poll_broken(cx),
         }
+    }
+
+    /// Ready when its peer is gone without a word, as far as the kernel's keepalive does not find out. (A tunnel asks by PING.)
+    pub fn poll_lost(&mut self, cx: &mut Context<'_>) -> Poll<io::Error> {
+        match self {
+            End::Tcp(tcp) => tcp.poll_lost(cx),
+            End::Tunnel(_) => Poll::Pending,
+        }
+    }
+
+    /// Whether nothing more should be read for it at the moment.
+    pub fn holds_back(&self) -> bool {
+        matches!(self, End::Tcp(tcp) if tcp.holds_back())
     }
 
     /// Whether a reset would still take away some of what was written.

@@ -178,7 +178,9 @@ mod tests {
             let peer = pod.identity().clone();
             tunnelled(&pod, peer, client(), authority, at.parse().expect("address")).err().map(|error| error.reason())
         };
-        for own in [("198.18.1.5:80", "198.18.1.5"), ("198.18.1.5:80", "::ffff:198.18.1.5"), ("[fd77::5]:80", "fd77::5")] {
+        for own in
+            [("198.18.1.5:80", "198.18.1.5"), ("198.18.1.5:80", "::ffff:198.18.1.5"), ("[fd77::5]:80", "fd77::5")]
+        {
             assert_eq!(reason(own.0, own.1), None, "{own:?}");
         }
         for other in [("[fd77::5]:80", "198.18.1.5"), ("198.18.1.5:80", "fd77::5"), ("198.18.1.6:80", "198.18.1.5")] {

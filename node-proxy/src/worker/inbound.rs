@@ -50,7 +50,7 @@ pub async fn serve(accepted: Accepted, here: Arc<Thread>) {
         }
         Ok(reached) => {
             connection.meter(record.opened());
-            let Some(caller) = caller.into_end() else { return };
+            let Some(caller) = caller.into_far_end(here.proxy.settings.keepalive) else { return };
             let ended = copy::duplex(reached.join(caller), &connection).await;
             record.ended(&ended);
         }

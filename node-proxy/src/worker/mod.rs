@@ -35,6 +35,7 @@ mod buffers;
 mod connection;
 mod copy;
 mod end;
+mod silence;
 mod tcp;
 #[cfg(feature = "testing")]
 mod testing_delay;

@@ -4,6 +4,7 @@
 //! Stop, in this order: take no new pod or connection → tunnels send GOAWAY, connections end or the deadline passes → what is
 //! left is reset with Reason Draining → threads end → the last access lines are written.
 
+use std::sync::atomic::Ordering;
 use std::sync::{Arc, OnceLock};
 use std::time::{Duration, SystemTime};
 
@@ -132,6 +133,7 @@ async fn work(args: Args, settings: Settings, starts: Starts) -> anyhow::Result<
         loads: Arc::new(Loads::default()),
         budget: Arc::new(Semaphore::new(places)),
         waiting: Default::default(),
+        stopping: Default::default(),
         lost: Default::default(),
     });
     let (threads, joining) = Threads::start(&proxy).context("start threads")?;
@@ -151,6 +153,7 @@ async fn work(args: Args, settings: Settings, starts: Starts) -> anyhow::Result<
     let result = match ended {
         Why::Asked(signal) => {
             let _unready = readiness.latch("draining");
+            proxy.stopping.store(true, Ordering::Relaxed);
             tracing::info!(signal, deadline = ?drain_after, "draining");
             control.leave();
             let left: Vec<_> = proxy.pods.table().pods().cloned().collect();

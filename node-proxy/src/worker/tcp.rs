@@ -8,11 +8,13 @@ use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll, ready};
 
-use mesh_net::socket_options;
+use mesh_net::socket_options::{self, Keepalive};
 use rustix::buffer::spare_capacity;
 use rustix::net::SendFlags;
 use tokio::io::Interest;
 use tokio::net::TcpStream;
+
+use super::silence::Silence;
 
 /// Whether what was written to an end has been delivered.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -32,12 +34,19 @@ pub struct Tcp {
     stream: Arc<TcpStream>,
     /// Waits for the socket's error; made when nobody reads the socket for the first time, since most connections never come there.
     broken: Option<Broken>,
+    /// Of a peer that may vanish without a word. One of this node cannot: its kernel is this one.
+    silence: Option<Box<Silence>>,
 }
 
 impl Tcp {
     /// Of a connected socket.
     pub fn new(stream: TcpStream) -> Self {
-        Self { stream: Arc::new(stream), broken: None }
+        Self { stream: Arc::new(stream), broken: None, silence: None }
+    }
+
+    /// Of one whose peer may vanish without a word: it is given up when it has owed an acknowledgement for as long as keepalive waits.
+    pub fn far(stream: TcpStream, keepalive: Keepalive) -> Self {
+        Self { silence: Some(Box::new(Silence::new(keepalive))), ..Self::new(stream) }
     }
 
     /// Closes it so that the peer sees RST. What the kernel has not sent yet is lost.
@@ -64,7 +73,7 @@ impl Tcp {
     }
 
     /// Writes some of it.
-    pub fn poll_write(&self, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+    pub fn poll_write(&mut self, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
         loop {
             ready!(self.stream.poll_write_ready(cx))?;
             let written = self.once(Interest::WRITABLE, bytes.len(), || {
@@ -72,19 +81,19 @@ impl Tcp {
             });
             match written {
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
-                done => return Poll::Ready(done),
+                done => {
+                    if let Some(silence) = &mut self.silence {
+                        silence.wrote(cx);
+                    }
+                    return Poll::Ready(done);
+                }
             }
         }
     }
 
     /// One system call. With epoll, less than was asked for means that the socket's buffer is empty (or full): readiness is cleared
     /// without a second call that would only say so.
-    fn once(
-        &self,
-        interest: Interest,
-        asked: usize,
-        call: impl FnOnce() -> io::Result<usize>,
-    ) -> io::Result<usize> {
+    fn once(&self, interest: Interest, asked: usize, call: impl FnOnce() -> io::Result<usize>) -> io::Result<usize> {
         let mut short = None;
         let done = self.stream.try_io(interest, || {
             let bytes = call()?;
@@ -113,6 +122,19 @@ impl Tcp {
         // Taken already by a write: then it was that.
         let error = self.stream.take_error().ok().flatten();
         Poll::Ready(error.unwrap_or_else(|| io::ErrorKind::ConnectionReset.into()))
+    }
+
+    /// Ready when the peer has owed an acknowledgement for too long.
+    pub fn poll_lost(&mut self, cx: &mut Context<'_>) -> Poll<io::Error> {
+        match &mut self.silence {
+            Some(silence) => silence.poll(cx, &self.stream),
+            None => Poll::Pending,
+        }
+    }
+
+    /// Whether nothing more should be read for it, since it is silent.
+    pub fn holds_back(&self) -> bool {
+        self.silence.as_ref().is_some_and(|silence| silence.holds_back())
     }
 
     /// Whether the peer's kernel has all that was written. No event says when it has.

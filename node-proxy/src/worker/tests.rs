@@ -149,6 +149,35 @@ async fn a_new_policy_resets_the_live_connection_it_denies_and_no_other() {
 }
 
 #[tokio::test]
+async fn a_connection_registered_under_a_listed_policy_that_never_arrives_is_ended_like_the_others() {
+    let world = World::new();
+    let (node, web, cart) = same_node(&world, "127.77.22.1", "127.77.22.2");
+    let before = node.here.proxy.mesh();
+    let (listener, address) = app("127.77.22.2").await;
+    let _client = node.calls(&web, address).await;
+    let _server = accept(&listener).await;
+    let open = eventually(|| cart.live().connections().into_iter().find(|open| open.permit().is_some())).await;
+    // Another, judged by the mesh as it was, while the policy of the newer one is listed and does not come.
+    let coming = PolicyKey { namespace: "shop".into(), name: "coming".into() };
+    world.change(|mesh| {
+        mesh.apply_workload(Workload { policies: vec![coming], ..workload("cart", "node-1", "127.77.22.2") })
+    });
+    tokio::time::timeout(WAIT, open.was_cut()).await.expect("the sweep");
+    let late = Arc::new(super::connection::Connection::new(
+        super::connection::ConnectionId::random(),
+        Direction::Inbound,
+        open.client,
+        None,
+    ));
+    let ticket = super::live::enter(&cart, &late);
+    let permit = open.permit().expect("judged");
+    let proxy = &node.here.proxy;
+    ticket.judged(permit, super::live::Judged::Here, &before, || proxy.mesh(), &proxy.waiting);
+    let cause = tokio::time::timeout(Duration::from_secs(2), late.was_cut()).await.expect("looked at again");
+    assert_eq!(cause.reason, Reason::PolicyChanged);
+}
+
+#[tokio::test]
 async fn an_unknown_destination_waits_for_its_record_and_is_refused_without_one() {
     let world = World::new();
     let (node, web, _cart) = same_node(&world, "127.77.4.1", "127.77.4.2");
@@ -388,6 +417,41 @@ async fn a_refusal_at_the_far_end_names_its_policy_at_both_and_a_later_one_reset
 }
 
 #[tokio::test]
+async fn a_tunnel_to_one_address_of_a_pod_leads_to_no_other_of_its_addresses() {
+    let world = World::new();
+    let (one, web, two, cart) = two_nodes(&world, "127.77.23.1", "127.77.23.2").await;
+    let mut facts = super::pods::testing::facts("shop", "cart", "127.77.23.2");
+    facts.addresses.push("127.77.23.3".parse().expect("address"));
+    assert!(two.here.proxy.pods.update(cart.slot(), &facts));
+    let (listener, other) = app("127.77.23.3").await;
+    let credentials = one.here.dialer.certificates.get(web.identity(), WAIT).await.expect("certificate");
+    let to: SocketAddr = "127.77.23.2:15008".parse().expect("address");
+    let key = super::tunnel::TunnelKey {
+        slot: web.slot(),
+        source: web.identity().clone(),
+        destination: to,
+        accepted: vec![cart.identity().clone()],
+    };
+    let request = super::tunnel::ConnectRequest {
+        authority: other,
+        traceparent: super::connection::ConnectionId::random().traceparent(),
+        forwarded_for: "127.77.23.1:4000".parse().expect("address"),
+        service_host: None,
+        baggage: String::new(),
+    };
+    let dial = async move {
+        let failed = |error: io::Error| super::tunnel::DialError::new(Reason::ConnectFailed, error.to_string());
+        TcpStream::connect(to).await.map_err(failed)
+    };
+    let refused =
+        tokio::time::timeout(Duration::from_secs(2), one.here.dialer.pool.open(key, request, credentials, dial));
+    let refused = refused.await.expect("at once").expect_err("refused");
+    assert!(matches!(refused, super::tunnel::OpenError::Refused { status: 400, .. }), "{refused}");
+    assert_eq!(refused.reason(), Reason::WrongDestination);
+    nobody_came(&listener);
+}
+
+#[tokio::test]
 async fn a_pod_that_the_far_end_does_not_know_yet_refuses_with_policy_unknown() {
     let world = World::new();
     let (one, web, two, _cart) = two_nodes(&world, "127.77.12.1", "127.77.12.2").await;
@@ -435,6 +499,26 @@ async fn a_pod_that_goes_away_ends_its_connections() {
     is_reset(&mut client).await;
     assert_eq!(node.line().await.reason, Some(Reason::Draining));
     tokio::time::timeout(WAIT, cart.live().emptied()).await.expect("emptied");
+}
+
+#[tokio::test]
+async fn a_pod_that_goes_away_while_it_is_being_connected_to_ends_that_too() {
+    let world = World::new();
+    let (node, web, cart) = same_node(&world, "127.77.21.1", "127.77.21.2");
+    // Nobody accepts and the queue is full: a connect waits.
+    let socket = tokio::net::TcpSocket::new_v4().expect("socket");
+    socket.bind("127.77.21.2:0".parse().expect("address")).expect("bind");
+    let listener = socket.listen(1).expect("listen");
+    let address = listener.local_addr().expect("address");
+    let (mut queue, patience) = (Vec::new(), Duration::from_millis(100));
+    while let Ok(stream) = tokio::time::timeout(patience, TcpStream::connect(address)).await {
+        queue.push(stream.expect("connect"));
+    }
+    let mut client = node.calls(&web, address).await;
+    eventually(|| (cart.live().len() == 1).then_some(())).await;
+    cart.live().cut_all(Reason::Draining);
+    is_reset(&mut client).await;
+    assert_eq!(node.line().await.reason, Some(Reason::Draining));
 }
 
 /// What a connection costs while it only moves bytes. The set-up is boxed and gone by then.

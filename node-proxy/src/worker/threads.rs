@@ -5,7 +5,7 @@
 
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::Duration;
 
 use mesh_daemon::tasks;
@@ -60,6 +60,8 @@ pub struct Proxy {
     pub budget: Arc<Semaphore>,
     /// Pods whose connections are looked at again shortly.
     pub waiting: Waiting,
+    /// Asked to stop: what nobody else accepts is still served.
+    pub stopping: AtomicBool,
     /// Whether an accept loop has ended that should not have.
     pub lost: Lost,
 }
@@ -286,7 +288,12 @@ async fn run(proxy: Arc<Proxy>, peers: Peers, mut jobs: mpsc::Receiver<Job>) {
     let connections = tasks::Group::new("connections");
     let pool = Pool::new(connections.handle(), proxy.sinks.metrics.clone());
     let here = Arc::new(Thread {
-        dialer: Dialer { mint: proxy.mint.clone(), pool: pool.clone(), certificates: proxy.certificates.clone() },
+        dialer: Dialer {
+            mint: proxy.mint.clone(),
+            pool: pool.clone(),
+            certificates: proxy.certificates.clone(),
+            keepalive: proxy.settings.keepalive,
+        },
         proxy,
         sockets: NodeSockets::default(),
         tasks: connections.handle(),
@@ -325,4 +332,57 @@ async fn run(proxy: Arc<Proxy>, peers: Peers, mut jobs: mpsc::Receiver<Job>) {
     drop(here);
     // Whoever could end by itself was given the time before the threads were told to end.
     connections.finish(Duration::from_millis(500)).await;
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::io::AsyncReadExt as _;
+    use tokio::net::{TcpListener, TcpStream};
+
+    use super::super::accept::Place;
+    use super::super::connection::Direction;
+    use super::super::testing::{Node, World};
+    use super::*;
+
+    async fn arrived(node: &Node, pod: &Arc<Pod>) -> (TcpStream, Arrived) {
+        let listener = TcpListener::bind("127.0.0.1:0").await.expect("bind");
+        let address = listener.local_addr().expect("address");
+        let (client, near) = tokio::join!(TcpStream::connect(address), listener.accept());
+        let (near, peer) = near.expect("accept");
+        let socket = near.into_std().expect("deregister").into();
+        let worker = node.here.proxy.budget.clone().try_acquire_owned().expect("room");
+        let place = Place::of(worker, pod.room().expect("room"));
+        (client.expect("connect"), Arrived::of(socket, peer, pod, Port::Outbound, place))
+    }
+
+    async fn is_refused(node: &Node, client: &mut TcpStream, so_far: u64) {
+        let end = client.read(&mut [0]).await.expect_err("a reset, not an end of data");
+        assert_eq!(end.kind(), std::io::ErrorKind::ConnectionReset);
+        assert_eq!(node.line().await.reason, Some(Reason::Draining));
+        let events = node.here.proxy.sinks.metrics.events();
+        assert_eq!(events.refusals(Direction::Outbound, Reason::Draining), so_far);
+    }
+
+    #[tokio::test]
+    async fn a_connection_queued_for_a_thread_that_ends_is_refused_and_told_of() {
+        let world = World::new();
+        let node = world.node("node-1");
+        let pod = node.pod(1, "web", "127.77.40.1");
+        let (mut client, queued) = arrived(&node, &pod).await;
+        let (jobs, queue) = mpsc::channel(JOBS);
+        assert!(jobs.send(Job::End).await.is_ok() && jobs.send(Job::Serve(queued)).await.is_ok());
+        run(node.here.proxy.clone(), Peers { workers: Vec::new(), own: 0 }, queue).await;
+        is_refused(&node, &mut client, 1).await;
+    }
+
+    #[tokio::test]
+    async fn a_connection_for_a_thread_that_has_ended_is_refused_and_told_of() {
+        let world = World::new();
+        let mut node = world.node("node-1");
+        let pod = node.pod(1, "web", "127.77.41.1");
+        let (mut client, late) = arrived(&node, &pod).await;
+        std::mem::replace(&mut node.tasks, tasks::Group::new("after")).cut().await;
+        node.here.serve(late);
+        is_refused(&node, &mut client, 1).await;
+    }
 }

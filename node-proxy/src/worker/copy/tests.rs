@@ -118,7 +118,9 @@ async fn ends(ends: Ends, stream: TcpStream) {
 #[tokio::test]
 async fn what_was_sent_before_a_reset_is_still_delivered_and_then_the_reset() {
     for how in [Ends::Linger, Ends::Unread] {
-        for (size, from_server) in [(1 << 10, true), (16 << 10, true), (64 << 10, true), (1 << 10, false), (64 << 10, false)] {
+        for (size, from_server) in
+            [(1 << 10, true), (16 << 10, true), (64 << 10, true), (1 << 10, false), (64 << 10, false)]
+        {
             for round in 0..50 {
                 let Proxied { client, server, copying, .. } = proxied().await;
                 let (mut from, mut to) = if from_server { (server, client) } else { (client, server) };
@@ -149,7 +151,10 @@ async fn fill(stream: &mut TcpStream) -> usize {
 
 async fn hears_of_it(stream: &TcpStream) {
     let heard = tokio::time::timeout(Duration::from_secs(1), stream.ready(Interest::ERROR)).await;
-    assert!(heard.is_ok_and(|ready| ready.is_ok_and(|ready| ready.is_error())), "the kernel says nothing within a second");
+    assert!(
+        heard.is_ok_and(|ready| ready.is_ok_and(|ready| ready.is_error())),
+        "the kernel says nothing within a second"
+    );
 }
 
 #[tokio::test]
@@ -193,7 +198,9 @@ async fn a_connection_whose_task_is_dropped_is_a_reset_at_both_ends_and_no_end_o
 #[test]
 fn a_peer_that_the_kernel_gave_up_is_lost_and_not_idle() {
     // ETIMEDOUT, EHOSTUNREACH, ENETUNREACH, ECONNRESET.
-    for (errno, reason) in [(110, Reason::PeerLost), (113, Reason::PeerLost), (101, Reason::PeerLost), (104, Reason::Reset)] {
+    for (errno, reason) in
+        [(110, Reason::PeerLost), (113, Reason::PeerLost), (101, Reason::PeerLost), (104, Reason::Reset)]
+    {
         let ended = Ended::Reset(Side::Destination, io::Error::from_raw_os_error(errno));
         assert_eq!(ended.reason(), Some(reason), "errno {errno}");
     }
