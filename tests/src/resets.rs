@@ -24,7 +24,12 @@ enum How {
 }
 
 impl How {
-    const ALL: [How; 4] = [How::Unread, How::Linger, How::Early, How::Up];
+    /// Those of which every byte of this size arrives without a mesh. A larger answer to an upload that is still coming is cut short by
+    /// the server's own kernel: 57 of 60 of 64 KiB.
+    fn sure(size: usize) -> impl Iterator<Item = How> {
+        let small = (size <= 1 << 10).then_some(How::Early);
+        [How::Unread, How::Linger, How::Up].into_iter().chain(small)
+    }
 }
 
 const PORT: u16 = 9401;
@@ -69,7 +74,7 @@ fn count(stream: &mut TcpStream) -> usize {
 
 fn all_arrive(way: &Way, size: usize, rounds: usize) -> Result<()> {
     let listener = way.listen(PORT)?;
-    for how in How::ALL {
+    for how in How::sure(size) {
         let (mut whole, started) = (0, Instant::now());
         let ips = way.server.ips();
         for round in 0..rounds {
@@ -91,7 +96,7 @@ fn the_last_bytes_before_a_reset_arrive_a_thousand_times_of_a_thousand_through_a
     let ways = Ways::open(mesh("resets")?)?;
     all_arrive(&ways.tunnel(), 1 << 10, 1000)?;
     for size in [16 << 10, 64 << 10] {
-        all_arrive(&ways.tunnel(), size, 100)?;
+        all_arrive(&ways.tunnel(), size, 300)?;
     }
     ways.lab.down()
 }

@@ -7,8 +7,8 @@
 use std::io;
 use std::net::SocketAddr;
 use std::os::fd::OwnedFd;
+use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
 use mesh_model::{ClientAddr, OrigDst, Reason};
@@ -16,7 +16,7 @@ use mesh_net::{socket, socket_options};
 use rustix::net::SocketFlags;
 use tokio::io::unix::AsyncFd;
 use tokio::net::TcpStream;
-use tokio::sync::{Notify, OwnedSemaphorePermit, mpsc};
+use tokio::sync::{OwnedSemaphorePermit, mpsc};
 
 use super::caller::Caller;
 use super::connection::{Connection, ConnectionId, Direction, Phase};
@@ -151,46 +151,6 @@ impl Place {
     /// A place for a test.
     pub fn of(worker: OwnedSemaphorePermit, pod: OwnedSemaphorePermit) -> Self {
         Self { _worker: worker, _pod: pod, busy: None }
-    }
-}
-
-/// Whether an accept loop has ended that should not have: its pod's connections would wait for ever in a listener that is open still.
-#[derive(Debug, Default)]
-pub struct Lost {
-    first: OnceLock<String>,
-    told: Notify,
-}
-
-impl Lost {
-    /// Resolves with what was lost first. Safe to drop half-way; heard by one.
-    pub async fn heard(&self) -> String {
-        loop {
-            if let Some(what) = self.first.get() {
-                return what.clone();
-            }
-            self.told.notified().await;
-        }
-    }
-
-    /// Runs an accept loop. However it ends, by a panic too, while its pod does not leave: it is told.
-    async fn watched(self: &Lost, pod: &Pod, port: Port, accepting: impl Future<Output = ()>) {
-        let _watched = Watched { lost: self, pod, port };
-        accepting.await;
-    }
-}
-
-struct Watched<'w> {
-    lost: &'w Lost,
-    pod: &'w Pod,
-    port: Port,
-}
-
-impl Drop for Watched<'_> {
-    fn drop(&mut self) {
-        if !self.pod.leaving().is_asked() {
-            let _ = self.lost.first.set(format!("accept loop of pod {}, {:?}", self.pod.name(), self.port));
-            self.lost.told.notify_one();
-        }
     }
 }
 
@@ -354,34 +314,4 @@ fn is_passing(error: &io::Error) -> bool {
         Errno::OPNOTSUPP,
     ];
     error.raw_os_error().is_some_and(|code| passing.iter().any(|errno| errno.raw_os_error() == code))
-}
-
-#[cfg(test)]
-mod tests {
-    use super::super::pods::testing::{facts, pod};
-    use super::*;
-
-    #[tokio::test]
-    async fn an_accept_loop_that_ends_unasked_is_told_also_when_it_panics() {
-        for panics in [false, true] {
-            let lost = Arc::new(Lost::default());
-            let of_task = lost.clone();
-            let accepting = tokio::spawn(async move {
-                let pod = pod(1, &facts("shop", "web", "198.18.1.5"));
-                let ends = async move { assert!(!panics, "on purpose") };
-                of_task.watched(&pod, Port::Inbound, ends).await;
-            });
-            let heard = tokio::time::timeout(Duration::from_secs(1), lost.heard()).await.expect("within a second");
-            assert_eq!(heard, "accept loop of pod shop/web, Inbound");
-            assert_eq!(accepting.await.is_err(), panics);
-        }
-    }
-
-    #[tokio::test]
-    async fn an_accept_loop_of_a_pod_that_leaves_may_end() {
-        let (lost, pod) = (Lost::default(), pod(1, &facts("shop", "web", "198.18.1.5")));
-        pod.leave();
-        lost.watched(&pod, Port::Inbound, async {}).await;
-        assert!(lost.first.get().is_none());
-    }
 }

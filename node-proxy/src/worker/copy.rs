@@ -14,12 +14,12 @@ use std::time::Duration;
 use mesh_model::Reason;
 use tokio::time::{Instant, Sleep};
 
-use super::buffers::{self, Level};
 use super::connect::Connected;
 use super::connection::{Connection, CutCause};
 use super::end::End;
 use super::tcp::Delivered;
 use super::tunnel;
+use half::{Fault, Half};
 
 /// One direction has ended and nothing moved in the other for this long: the connection is given up. An hour is a guess: longer than
 /// any computation a client should wait for with its own side closed, short enough not to collect the forgotten.
@@ -29,8 +29,6 @@ pub const HALF_CLOSED_IDLE: Duration = Duration::from_secs(3600);
 const LAST_BYTES: Duration = Duration::from_millis(250);
 /// First pause between two looks at whether a kernel has delivered; doubled four times.
 const LOOK: Duration = Duration::from_millis(1);
-/// Bytes one connection may move before others of its thread get their turn.
-const TURN: usize = 1024 * 1024;
 
 /// How a connection ended.
 #[derive(Debug)]
@@ -300,9 +298,14 @@ impl Future for Duplex<'_> {
         this.note(down, Side::Destination);
         if this.last.is_none() {
             if this.up.is_over() && this.down.is_over() {
-                return Poll::Ready(this.end());
+                match this.fault.take() {
+                    // A reset follows, and takes nothing of a whole answer away.
+                    Some((side, error)) => this.broke(side, error),
+                    None => return Poll::Ready(this.end()),
+                }
+            } else {
+                this.watch(cx);
             }
-            this.watch(cx);
         }
         if this.last.is_some() {
             return this.finish(cx);
@@ -326,147 +329,6 @@ impl Duplex<'_> {
     }
 }
 
-/// An end failed while it was read or while it was written.
-enum Fault {
-    Read(io::Error),
-    Write(io::Error),
-}
-
-/// One direction.
-#[derive(Default)]
-struct Half {
-    // Present only while it holds bytes or is about to.
-    buffer: Option<Vec<u8>>,
-    written: usize,
-    level: Level,
-    state: State,
-    // The other side is silent: nothing is read for it, and its timer looks again.
-    held_back: bool,
-}
-
-#[derive(Clone, Copy, Default, PartialEq, Eq)]
-enum State {
-    #[default]
-    Moving,
-    // The reader has ended and all is written: pass the end on.
-    Closing,
-    Over,
-}
-
-impl Half {
-    fn holds(&self) -> usize {
-        self.buffer.as_ref().map_or(0, Vec::capacity)
-    }
-
-    fn is_over(&self) -> bool {
-        self.state == State::Over
-    }
-
-    /// Whether it does not wait for its reader: it has ended, or the other side does not take what it holds, or more.
-    fn is_not_reading(&self) -> bool {
-        self.is_over() || self.held_back || self.buffer.as_ref().is_some_and(|buffer| self.written < buffer.len())
-    }
-
-    /// Ends it with what it holds.
-    fn give_up(&mut self) {
-        self.state = State::Over;
-        self.buffer.take().into_iter().for_each(buffers::give_back);
-    }
-
-    /// With `broken`, the reader is: its end of data is none that may be passed on.
-    fn poll(
-        &mut self,
-        cx: &mut Context<'_>,
-        from: &mut End,
-        to: &mut End,
-        moved: impl Fn(usize),
-        broken: bool,
-    ) -> Poll<Result<(), Fault>> {
-        let polled = self.poll_inner(cx, from, to, moved, broken);
-        if polled.is_ready() {
-            self.give_up();
-        }
-        polled
-    }
-
-    fn poll_inner(
-        &mut self,
-        cx: &mut Context<'_>,
-        from: &mut End,
-        to: &mut End,
-        moved: impl Fn(usize),
-        broken: bool,
-    ) -> Poll<Result<(), Fault>> {
-        let mut turn = 0;
-        loop {
-            match self.state {
-                State::Over => return Poll::Ready(Ok(())),
-                State::Closing => return self.poll_close(cx, to),
-                State::Moving => {}
-            }
-            let level = self.level;
-            let buffer = self.buffer.get_or_insert_with(|| level.take());
-            while self.written < buffer.len() {
-                match ready!(to.poll_write(cx, &buffer[self.written..])) {
-                    Ok(0) => return Poll::Ready(Err(Fault::Write(io::ErrorKind::WriteZero.into()))),
-                    Ok(bytes) => {
-                        self.written += bytes;
-                        turn += bytes;
-                        moved(bytes);
-                    }
-                    Err(error) => return Poll::Ready(Err(Fault::Write(error))),
-                }
-            }
-            buffer.clear();
-            self.written = 0;
-            if turn >= TURN {
-                cx.waker().wake_by_ref();
-                return Poll::Pending;
-            }
-            if buffer.capacity() != level.bytes() {
-                buffers::give_back(std::mem::replace(buffer, level.take()));
-            }
-            // What is there stays with the sender's kernel, whose own deadlines then see it.
-            self.held_back = to.holds_back() && !broken;
-            if self.held_back {
-                self.buffer.take().into_iter().for_each(buffers::give_back);
-                return Poll::Pending;
-            }
-            match from.poll_read(cx, buffer) {
-                Poll::Pending => {
-                    self.buffer.take().into_iter().for_each(buffers::give_back);
-                    if turn > 0
-                        && let Poll::Ready(Err(error)) = to.poll_flush(cx)
-                    {
-                        return Poll::Ready(Err(Fault::Write(error)));
-                    }
-                    return Poll::Pending;
-                }
-                Poll::Ready(Ok(0)) => {
-                    self.buffer.take().into_iter().for_each(buffers::give_back);
-                    if broken {
-                        return Poll::Ready(Ok(()));
-                    }
-                    self.state = State::Closing;
-                }
-                Poll::Ready(Ok(bytes)) => self.level.learn(bytes),
-                Poll::Ready(Err(error)) => return Poll::Ready(Err(Fault::Read(error))),
-            }
-            #[cfg(feature = "testing")]
-            super::testing_delay::burn();
-        }
-    }
-
-    fn poll_close(&mut self, cx: &mut Context<'_>, to: &mut End) -> Poll<Result<(), Fault>> {
-        match ready!(to.poll_shutdown(cx)) {
-            Ok(()) => {}
-            // The peer has closed both ways already: there is no one to tell.
-            Err(error) if error.kind() == io::ErrorKind::NotConnected => {}
-            Err(error) => return Poll::Ready(Err(Fault::Write(error))),
-        }
-        Poll::Ready(Ok(()))
-    }
-}
-
+mod half;
 #[cfg(test)]
 mod tests;

@@ -14,6 +14,7 @@ mod threads;
 
 mod accept;
 mod caller;
+mod lost;
 mod outbound;
 
 mod inbound;

@@ -81,7 +81,8 @@ impl Silence {
 
 /// `since`: how long something may have been outstanding at most. The peer may have been silent for longer, for it had nothing to say.
 fn verdict(keepalive: Keepalive, outstanding: Outstanding, since: Duration) -> Verdict {
-    let patience = keepalive.patience();
+    // A look less: what was written a second after the peer's last word is given up no later than keepalive would give up silence.
+    let patience = keepalive.patience().saturating_sub(LOOK).max(LOOK);
     match outstanding {
         Outstanding::Nothing => Verdict::Settled,
         Outstanding::InFlight(silent) => match patience.checked_sub(silent.min(since)) {
@@ -109,14 +110,14 @@ mod tests {
     #[test]
     fn a_peer_is_lost_when_it_has_owed_an_acknowledgement_for_as_long_as_keepalive_waits() {
         let in_flight = |silent, since| verdict(KEEPALIVE, Outstanding::InFlight(seconds(silent)), seconds(since));
-        assert_eq!(in_flight(14, 20), Verdict::Lost);
-        assert_eq!(in_flight(20, 14), Verdict::Lost);
+        assert_eq!(in_flight(13, 20), Verdict::Lost);
+        assert_eq!(in_flight(20, 13), Verdict::Lost);
         // Nothing was outstanding for an hour, and then for a second.
         assert_eq!(in_flight(3600, 1), Verdict::Wait(LOOK, true));
         // It acknowledges now and then.
         assert_eq!(in_flight(0, 3600), Verdict::Wait(LOOK, false));
         assert_eq!(
-            verdict(KEEPALIVE, Outstanding::InFlight(Duration::from_millis(13_700)), seconds(60)),
+            verdict(KEEPALIVE, Outstanding::InFlight(Duration::from_millis(12_700)), seconds(60)),
             Verdict::Wait(Duration::from_millis(300), true)
         );
         assert_eq!(verdict(KEEPALIVE, Outstanding::Nothing, seconds(3600)), Verdict::Settled);

@@ -14,11 +14,12 @@ use mesh_model::{Mesh, Reason};
 use mesh_net::diag::Diag;
 use tokio::sync::{Semaphore, mpsc, oneshot, watch};
 
-use super::accept::{self, Arrived, Listening, Lost, Port};
+use super::accept::{self, Arrived, Listening, Port};
 use super::args::Settings;
 use super::certs::Certificates;
 use super::connect::Dialer;
 use super::live::Waiting;
+use super::lost::Lost;
 use super::metrics::{self, Work};
 use super::mint::Mint;
 use super::pods::{Pod, Pods};

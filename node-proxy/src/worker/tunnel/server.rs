@@ -164,6 +164,9 @@ where
         .max_concurrent_streams(STREAMS_ADVERTISED)
         .max_send_buffer_size(SEND_BUFFER)
         .data_frame_budget(SMALL_FRAME_BUDGET)
+        .max_concurrent_reset_streams(RESETS_KNOWN)
+        .reset_stream_duration(RESETS_KNOWN_FOR)
+        .max_local_error_reset_streams(Some(RESET_FAULTS))
         .handshake(Watched::new(tls, shared.clone()))
         .await
         .map_err(|error| failed(shared.fault().unwrap_or(Reason::HandshakeFailed), format!("HTTP/2: {error}")))?;

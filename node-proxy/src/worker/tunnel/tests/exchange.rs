@@ -247,3 +247,36 @@ async fn a_reset_is_heard_by_an_end_that_does_not_read() {
     assert!(stream.read_to_end(&mut read).await.is_err());
     assert_eq!(read, b"never read");
 }
+
+#[tokio::test]
+async fn uploads_that_are_refused_by_the_thousand_do_not_cost_the_tunnel() {
+    let authority = Authority::create().expect("authority");
+    let server = server(
+        "127.0.0.1:0",
+        credentials(&authority, "server"),
+        With(|request: Incoming| async move {
+            let Ok(mut stream) = request.accept(None) else { return };
+            let _ = stream.read_u8().await;
+            stream.reset();
+        }),
+    )
+    .await;
+    let client = Client::new(credentials(&authority, "client"));
+    let mut other = client.open(server.addr, "server").await.expect("opened");
+    let upload = [7; 1 << 10];
+    for round in 0..3000 {
+        let mut stream =
+            client.open(server.addr, "server").await.unwrap_or_else(|error| panic!("round {round}: {error}"));
+        // It goes on sending until it hears.
+        let heard = async {
+            while stream.write_all(&upload).await.is_ok() {
+                tokio::task::yield_now().await
+            }
+        };
+        timeout(WAIT, heard).await.expect("in time");
+    }
+    assert_eq!(client.pool.handshakes(), 1);
+    // A connection that has nothing to do with them lives on until its own end.
+    other.write_all(b"x").await.expect("write");
+    assert_eq!(reason_of(&other.read_u8().await.expect_err("reset")), Some(Reason::Reset));
+}
