@@ -89,6 +89,8 @@ reasons! {
     Internal,
     /// The record of the destination wants a waypoint, which this mesh does not do.
     WaypointNeeded,
+    /// An end of an open connection does not answer any more: nothing is acknowledged, or no keepalive probe.
+    PeerLost,
 }
 
 impl fmt::Display for Reason {

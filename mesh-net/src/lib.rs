@@ -17,5 +17,6 @@ pub mod seqpacket;
 mod seqpacket_async;
 pub mod sigsys;
 pub mod socket;
+pub mod socket_options;
 
 pub use netns::{Netns, NetnsError, NetnsId};

@@ -27,7 +27,7 @@ pub use config::{ALPN_H2, client_config, server_config};
 pub use csr::{PendingKey, csr};
 pub use endpoint::{endpoint_client_config, endpoint_server_config};
 pub use error::{TlsError, reason, refusal};
-pub use san::{PeerError, peer_identity};
+pub use san::{PeerError, peer_identity, peer_not_after};
 
 #[cfg(test)]
 mod tests;

@@ -3,6 +3,8 @@
 //! Ambiguity is refused instead of resolved: with two URIs, two verifiers could pick different ones (X.509-SVID, section 2:
 //! "exactly one URI SAN"). Names of other kinds (DNS, address) mean nothing to the mesh and are ignored.
 
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
 use mesh_model::{BadIdentity, Identity};
 use rustls::pki_types::CertificateDer;
 use x509_parser::extensions::GeneralName;
@@ -43,6 +45,14 @@ pub enum PeerError {
 /// configurations, which did.
 pub fn peer_identity(chain: &[CertificateDer<'_>]) -> Result<Identity, PeerError> {
     leaf_identity(chain.first().ok_or(PeerError::NoCertificate)?)
+}
+
+/// Until when the first (leaf) certificate is valid: for use after a handshake that verified it.
+pub fn peer_not_after(chain: &[CertificateDer<'_>]) -> Result<SystemTime, PeerError> {
+    let leaf = chain.first().ok_or(PeerError::NoCertificate)?;
+    let (_, certificate) = X509Certificate::from_der(leaf).map_err(|_| PeerError::Malformed)?;
+    let seconds = certificate.validity().not_after.timestamp();
+    Ok(UNIX_EPOCH + Duration::from_secs(u64::try_from(seconds).unwrap_or(0)))
 }
 
 /// The identity that a certificate names.

@@ -10,6 +10,7 @@ use lab::{Lab, Pid, Pod, PodHandle, Process, Signal, wait};
 use serde_json::Value;
 
 use crate::support::{CHANGE, at, family, figure, mesh, report};
+use crate::talk;
 
 /// The port of a pod that takes what leaves it, and the one that takes what comes to it in plaintext.
 const OUTBOUND: u16 = 15001;
@@ -191,5 +192,41 @@ fn without_the_control_plane_new_workers_have_the_certificates_and_the_policies_
     lab.mesh().wait_ready(1)?;
     let seen = cart.run_client(&["connect", &at(to, ECHO), "--send", "hello", "--timeout", "12000"])?;
     ensure!(seen["ok"] == 0 && web.stats() == served, "without any certificate: {seen}");
+    lab.down()
+}
+
+#[test]
+fn a_worker_that_is_asked_to_stop_without_a_successor_leaves_no_new_connection_waiting() -> Result<()> {
+    let lab = mesh("restart-stop")?;
+    let cart = lab.add_pod(Pod::new("shop", "cart").service_account("cart"))?;
+    let far = lab.add_pod(Pod::new("shop", "far").node(2))?;
+    let stranger = lab.add_pod(Pod::new("outside", "stranger").node(2))?;
+    talk::everyone_known(&lab, &[&cart, &far])?;
+    // Held open, so that the drain takes its whole time.
+    let held: Vec<_> =
+        talk::at(&far, ECHO).into_iter().map(|to| Ok(talk::connect(&cart, to)??)).collect::<Result<_>>()?;
+    held.iter().try_for_each(talk::say)?;
+    let (mesh, old) = (lab.mesh(), lab.mesh().worker_child(1)?);
+    ensure!(old.signal(Signal::TERM), "the worker had ended already");
+    mesh.worker(1).wait_log("draining", CHANGE)?;
+    let ways: Vec<_> = talk::at(&far, ECHO)
+        .into_iter()
+        .map(|to| (&cart, to))
+        .chain(talk::at(&cart, ECHO).into_iter().flat_map(|to| [(&stranger, to), (&far, to)]))
+        .collect();
+    for round in 0..3 {
+        for (from, to) in &ways {
+            let (started, met) = (Instant::now(), talk::attempt(from, *to)?);
+            ensure!(met != talk::Met::Silence, "round {round}, {} to {to}: left waiting", from.key());
+            figure(
+                &format!("stop_{}_{to}_{round}", from.key()),
+                format!("{:.2} {met:?}", started.elapsed().as_secs_f64()),
+                "s",
+                "",
+            );
+        }
+    }
+    ensure!(mesh.worker_child(1)? == old, "it ended before the attempts did: nothing was shown");
+    held.iter().try_for_each(talk::say).context("an open connection while the worker drains")?;
     lab.down()
 }

@@ -147,6 +147,16 @@ fn workers_work() {
         let (far, _) = listener.accept().await.expect("accept");
         mesh_net::socket::nodelay(&near).expect("nodelay");
         mesh_net::socket::keepalive(&far).expect("keepalive");
+        let keepalive = mesh_net::socket_options::Keepalive {
+            idle: std::time::Duration::from_secs(5),
+            interval: std::time::Duration::from_secs(3),
+            count: 3,
+        };
+        mesh_net::socket_options::keepalive(&near, keepalive).expect("keepalive");
+        mesh_net::socket_options::urgent_inline(&near).expect("urgent bytes");
+        mesh_net::socket_options::outstanding(&near).expect("what is outstanding");
+        mesh_net::socket_options::waiting(&listener).expect("the accept queue");
+        assert_eq!(rustix::io::ioctl_fionread(&near).expect("unread"), 0);
         mesh_net::socket::reset_on_close(&far).expect("linger");
         mesh_net::socket::original_dst(&far);
         // Names: glibc's resolver on a thread of tokio's.

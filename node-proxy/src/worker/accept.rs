@@ -8,15 +8,17 @@ use std::io;
 use std::net::SocketAddr;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use mesh_model::{ClientAddr, OrigDst, Reason, ports};
-use mesh_net::socket;
+use mesh_net::{socket, socket_options};
 use rustix::net::SocketFlags;
 use tokio::io::unix::AsyncFd;
 use tokio::net::TcpStream;
 use tokio::sync::{OwnedSemaphorePermit, mpsc};
 
+use super::caller::Caller;
 use super::connection::{Connection, ConnectionId, Direction, Phase};
 use super::pods::Pod;
 use super::record::{Record, Refusal};
@@ -24,6 +26,8 @@ use super::threads::{Busy, Peers, Thread};
 
 /// How long an accept loop rests when the process is out of descriptors or memory.
 const REST: Duration = Duration::from_millis(100);
+/// After so many looks, a rest apart, at a queue that was never empty, nobody is accepting: a second.
+const ABANDONED: u32 = 10;
 
 /// Which of the pod's three listeners.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -71,13 +75,19 @@ pub struct Place {
 /// A connection on the thread that serves it. Made here alone.
 #[derive(Debug)]
 pub struct Accepted {
-    stream: TcpStream,
+    caller: Caller,
     pod: Arc<Pod>,
     connection: Arc<Connection>,
     place: Place,
 }
 
 impl Arrived {
+    /// As a test needs it.
+    #[cfg(test)]
+    pub fn of(socket: OwnedFd, peer: SocketAddr, pod: &Arc<Pod>, port: Port, place: Place) -> Self {
+        Self { socket, peer, pod: pod.clone(), port, place, at: Instant::now() }
+    }
+
     /// Where it came in.
     pub fn port(&self) -> Port {
         self.port
@@ -86,6 +96,11 @@ impl Arrived {
     /// Counts it against the thread that will serve it.
     pub fn busy(&mut self, busy: Busy) {
         self.place.busy = Some(busy);
+    }
+
+    /// Refuses it: the caller sees a reset, access log and metrics tell of it.
+    pub fn refuse(self, here: &Thread, reason: Reason, cause: &str) {
+        refuse(here, &self.pod, self.port, &self.socket, self.peer, Refusal::of(reason, cause));
     }
 
     /// Puts it on this thread. `None` when the kernel will not have it.
@@ -98,19 +113,24 @@ impl Arrived {
         let client = ClientAddr::new(peer);
         let connection = Connection::new(ConnectionId::random(), port.direction(), client, destination).since(at);
         connection.reached(Phase::Served);
-        Some(Accepted { stream, pod, connection: Arc::new(connection), place })
+        Some(Accepted { caller: Caller::new(stream), pod, connection: Arc::new(connection), place })
     }
 }
 
 impl Accepted {
     /// The pod whose listener it reached.
-    pub fn pod(&self) -> &Pod {
+    pub fn pod(&self) -> &Arc<Pod> {
         &self.pod
     }
 
-    /// Stream, pod, connection, and the place that must be held while it is served.
-    pub fn into_parts(self) -> (TcpStream, Arc<Pod>, Arc<Connection>, Place) {
-        (self.stream, self.pod, self.connection, self.place)
+    /// Its connection.
+    pub fn connection(&self) -> &Arc<Connection> {
+        &self.connection
+    }
+
+    /// Caller, pod, connection, and the place that must be held while it is served.
+    pub fn into_parts(self) -> (Caller, Arc<Pod>, Arc<Connection>, Place) {
+        (self.caller, self.pod, self.connection, self.place)
     }
 
     /// A connection as a test needs it.
@@ -118,7 +138,7 @@ impl Accepted {
     pub fn of(stream: TcpStream, pod: &Arc<Pod>, port: Port, destination: Option<OrigDst>, place: Place) -> Self {
         let client = ClientAddr::new(stream.peer_addr().expect("connected"));
         let connection = Arc::new(Connection::new(ConnectionId::random(), port.direction(), client, destination));
-        Self { stream, pod: pod.clone(), connection, place }
+        Self { caller: Caller::new(stream), pod: pod.clone(), connection, place }
     }
 }
 
@@ -153,6 +173,10 @@ pub fn listen(
     let mut registered = Vec::with_capacity(listeners.len());
     for (port, listener) in Port::ALL.into_iter().zip(listeners) {
         rustix::io::ioctl_fionbio(&listener, true)?;
+        socket_options::urgent_inline(&listener)?;
+        if port == Port::Inbound {
+            socket_options::keepalive(&listener, here.proxy.settings.keepalive)?;
+        }
         // Deprecated for types whose descriptor may change under the registration; an `OwnedFd` keeps its own for life, and the
         // replacement is `unsafe`, which only mesh-net may use.
         #[expect(deprecated, reason = "sound for OwnedFd")]
@@ -162,7 +186,8 @@ pub fn listen(
     for (port, listener) in registered {
         let (here_too, peers, pod, open) = (here.clone(), peers.clone(), pod.clone(), open.clone());
         let accepting = async move {
-            accept_all(here_too, peers, pod, port, listener).await;
+            let (proxy, of_pod) = (here_too.proxy.clone(), pod.clone());
+            proxy.lost.watched(&of_pod, port, accept_all(here_too, peers, pod, port, listener)).await;
             drop(open);
         };
         if !here.tasks.spawn("accept", accepting) {
@@ -172,9 +197,40 @@ pub fn listen(
     Ok(Listening(closed))
 }
 
+/// Accepts until the pod leaves. When that is because this worker was asked to stop, it goes on with what nobody else accepts: with a
+/// successor there is nothing, without one connections would wait until the drain has ended and a new worker is there.
 async fn accept_all(here: Arc<Thread>, peers: Arc<Peers>, pod: Arc<Pod>, port: Port, listener: AsyncFd<OwnedFd>) {
-    let leaving = pod.leaving().clone();
-    let mut leave = std::pin::pin!(leaving.asked());
+    accept_until(pod.leaving().asked(), &here, &peers, &pod, port, &listener).await;
+    if here.proxy.stopping.load(Ordering::Relaxed) {
+        tokio::select! {
+            biased;
+            () = pod.gone() => return,
+            () = abandoned(&listener) => {}
+        }
+        tracing::info!(pod = %pod.name(), ?port, "nobody else accepts: served until the worker ends");
+        accept_until(pod.gone(), &here, &peers, &pod, port, &listener).await;
+    }
+}
+
+/// Resolves when connections have waited in the listener for [`ABANDONED`] looks in a row.
+async fn abandoned(listener: &AsyncFd<OwnedFd>) {
+    let mut found = 0;
+    while found < ABANDONED {
+        tokio::time::sleep(REST).await;
+        let waits = socket_options::waiting(listener.get_ref()).is_ok_and(|count| count > 0);
+        found = if waits { found + 1 } else { 0 };
+    }
+}
+
+async fn accept_until(
+    leave: impl Future<Output = ()>,
+    here: &Arc<Thread>,
+    peers: &Arc<Peers>,
+    pod: &Arc<Pod>,
+    port: Port,
+    listener: &AsyncFd<OwnedFd>,
+) {
+    let mut leave = std::pin::pin!(leave);
     loop {
         // Every branch may be dropped half-way: readiness and a permit not had are still there for the next. The permit is asked
         // for only when somebody waits, else the idle listeners of 200 pods would hold 600 of them.
@@ -210,21 +266,23 @@ async fn accept_all(here: Arc<Thread>, peers: Arc<Peers>, pod: Arc<Pod>, port: P
         match pod.room() {
             Some(room) => {
                 let place = Place { _worker: permit, _pod: room, busy: None };
-                peers.hand(&here, Arrived { socket, peer, pod: pod.clone(), port, place, at: Instant::now() });
+                peers.hand(here, Arrived { socket, peer, pod: pod.clone(), port, place, at: Instant::now() });
             }
-            None => refuse(&here, &pod, port, &socket, peer),
+            None => {
+                let cause = format!("pod {} has used up its budget of connections", pod.name());
+                refuse(here, pod, port, &socket, peer, Refusal::of(Reason::Overloaded, cause));
+            }
         }
     }
 }
 
-fn refuse(here: &Thread, pod: &Pod, port: Port, socket: &OwnedFd, peer: SocketAddr) {
-    // The socket is closed by the caller: with this, by a reset. It can only fail when the peer is gone already.
+fn refuse(here: &Thread, pod: &Pod, port: Port, socket: &OwnedFd, peer: SocketAddr, refusal: Refusal) {
+    // The socket is closed by whoever holds it: with this, by a reset. It can only fail when the peer is gone already.
     let _ = socket::reset_on_close(socket);
     let client = ClientAddr::new(peer);
     let destination = destination(port, socket);
     let connection = Arc::new(Connection::new(ConnectionId::random(), port.direction(), client, destination));
-    let cause = format!("pod {} has used up its budget of connections", pod.name());
-    Record::new(&here.proxy.sinks, &connection, pod).refused(&Refusal::of(Reason::Overloaded, cause));
+    Record::new(&here.proxy.sinks, &connection, pod).refused(&refusal);
 }
 
 /// Where an accepted connection wanted to go. On the way out it was steered, and has that as its own address; only rules of the release

@@ -4,13 +4,18 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use clap::{Parser, ValueEnum};
+use clap::{Parser, ValueEnum, value_parser};
 use ipnetwork::IpNetwork;
 use mesh_model::{BadIdentity, ClusterRanges, TrustDomain, TrustDomains};
+use mesh_net::socket_options::Keepalive;
 
 use super::metrics::{MetricsConfig, SERIES_IDLE, SERIES_PER_POD};
 
 use super::access_log::AccessLogArgs;
+
+/// When a silent peer outside of tunnels is given up: 14 s. Without a mesh the application's own settings would say; most that have
+/// any say seconds. Shorter than the 30 s of a tunnel, since the kernel answers and not a process that may be busy.
+pub const KEEPALIVE: Keepalive = Keepalive { idle: Duration::from_secs(5), interval: Duration::from_secs(3), count: 3 };
 
 /// A switch.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
@@ -94,6 +99,16 @@ pub struct Args {
     /// that they are refused (PolicyUnknown) until the control plane is back. The default is the life of a certificate. 0: never.
     #[arg(long, env = "CULVERT_LAST_GOOD_INBOUND_SECONDS", default_value_t = 86_400)]
     pub last_good_inbound_seconds: u32,
+    /// A peer outside of tunnels that says nothing is asked after this time whether it is still there. Tunnels ask every 10 s by PING.
+    #[arg(long, env = "CULVERT_KEEPALIVE_IDLE_SECONDS", default_value_t = KEEPALIVE.idle.as_secs() as u16, value_parser = value_parser!(u16).range(1..=32_767))]
+    pub keepalive_idle_seconds: u16,
+    /// And again after this time.
+    #[arg(long, env = "CULVERT_KEEPALIVE_INTERVAL_SECONDS", default_value_t = KEEPALIVE.interval.as_secs() as u16, value_parser = value_parser!(u16).range(1..=32_767))]
+    pub keepalive_interval_seconds: u16,
+    /// After so many questions without an answer it is given up; likewise when it has acknowledged nothing for as long as all of that
+    /// takes together.
+    #[arg(long, env = "CULVERT_KEEPALIVE_COUNT", default_value_t = KEEPALIVE.count as u8, value_parser = value_parser!(u8).range(1..=127))]
+    pub keepalive_count: u8,
     /// How this process logs.
     #[arg(long, env = "CULVERT_LOG_FORMAT", default_value = "text")]
     pub log_format: mesh_daemon::logs::Format,
@@ -129,6 +144,8 @@ pub struct Settings {
     pub drain: Duration,
     /// How long those of a pod that opted out may.
     pub opt_out: Duration,
+    /// When a silent peer is given up.
+    pub keepalive: Keepalive,
 }
 
 impl Args {
@@ -161,6 +178,11 @@ impl Args {
             },
             drain: Duration::from_secs(u64::from(self.drain_seconds)),
             opt_out: Duration::from_secs(u64::from(self.opt_out_seconds)),
+            keepalive: Keepalive {
+                idle: Duration::from_secs(self.keepalive_idle_seconds.into()),
+                interval: Duration::from_secs(self.keepalive_interval_seconds.into()),
+                count: self.keepalive_count.into(),
+            },
         })
     }
 }
@@ -203,6 +225,19 @@ mod tests {
         let flags: Vec<&str> = flags.collect();
         assert!(flags.contains(&"access-log-filter") && flags.contains(&"drain-seconds"), "{flags:?}");
         assert!(flags.iter().all(|flag| known.contains(flag)), "{flags:?}");
+    }
+
+    #[test]
+    fn keepalive_is_what_the_kernel_takes() {
+        assert_eq!(parse(&[]).settings().expect("settings").keepalive, KEEPALIVE);
+        let args =
+            parse(&["--keepalive-idle-seconds", "60", "--keepalive-interval-seconds", "10", "--keepalive-count", "6"]);
+        assert_eq!(args.settings().expect("settings").keepalive.patience(), Duration::from_secs(120));
+        for refused in [["--keepalive-count", "0"], ["--keepalive-count", "128"], ["--keepalive-idle-seconds", "40000"]]
+        {
+            let all = ["worker", "--node-name", "node-1"].iter().chain(&refused);
+            assert!(Args::try_parse_from(all).is_err(), "{refused:?}");
+        }
     }
 
     #[test]

@@ -13,6 +13,7 @@ use std::time::Duration;
 use mesh_api::link::worker::{Family, Purpose};
 use mesh_model::{Identity, Reason, ports};
 use mesh_net::socket;
+use mesh_net::socket_options::{self, Keepalive};
 use tokio::net::{TcpSocket, TcpStream};
 
 use super::authorize::{Authorized, To};
@@ -138,6 +139,8 @@ pub struct Dialer {
     pub pool: Pool,
     /// Certificates of this node's identities.
     pub certificates: Certificates,
+    /// When a silent peer is given up.
+    pub keepalive: Keepalive,
 }
 
 /// What is told to the far proxy about a connection.
@@ -158,12 +161,15 @@ pub async fn open(dialer: &Dialer, authorized: &Authorized, asking: Asking) -> R
         To::App { pod, address } => {
             let source = source_for(identified, *address)?;
             // A pod that calls itself: sockets that are bound to `lo` do not hear answers from its own address.
-            End::Tcp(match pod.has_address(source.ip()) {
+            End::tcp(match pod.has_address(source.ip()) {
                 true => towards_itself(&dialer.mint, pod.slot(), source, *address).await?,
                 false => towards_app(&dialer.mint, pod.slot(), source, *address).await?,
             })
         }
-        To::Clear(address) => End::Tcp(towards_peer(&dialer.mint, identified.pod().slot(), *address).await?),
+        To::Clear(address) => {
+            let stream = towards_peer(dialer, identified.pod().slot(), *address).await?;
+            End::far(stream, dialer.keepalive)
+        }
         To::Tunnel { address, accepted } => {
             End::Tunnel(Box::new(tunnel(dialer, identified, *address, accepted.clone(), asking).await?))
         }
@@ -171,15 +177,15 @@ pub async fn open(dialer: &Dialer, authorized: &Authorized, asking: Asking) -> R
 }
 
 /// The address that the application will see: the caller's own. When a service's address of one family stood for an endpoint
-/// of the other, the calling pod's address of that family.
+/// of the other, the calling pod's address of that family; on the way in no other is known.
 fn source_for(identified: &Identified, to: SocketAddr) -> Result<SocketAddr, ConnectError> {
     let client = identified.client().addr();
     if client.is_ipv4() == to.is_ipv4() {
         return Ok(client);
     }
-    let facts = identified.pod().facts();
-    let other = facts.addresses.iter().find(|ip| ip.is_ipv4() == to.is_ipv4());
-    other.map(|ip| SocketAddr::new(*ip, 0)).ok_or(ConnectError::NoSourceAddress { client, to })
+    let own = identified.caller().map(|pod| pod.facts());
+    let other = own.and_then(|facts| facts.addresses.iter().copied().find(|ip| ip.is_ipv4() == to.is_ipv4()));
+    other.map(|ip| SocketAddr::new(ip, 0)).ok_or(ConnectError::NoSourceAddress { client, to })
 }
 
 /// From here on a port is one that kernels choose for whoever asks for none (the start of `ip_local_port_range`). Below it stand the ports
@@ -230,10 +236,10 @@ fn is_taken(error: &io::Error) -> bool {
 }
 
 /// Connects from a pod to the world.
-async fn towards_peer(mint: &Mint, slot: u32, to: SocketAddr) -> Result<TcpStream, ConnectError> {
-    let fd = mint.take(slot, family(to), Purpose::TowardsPeer).await?;
+async fn towards_peer(dialer: &Dialer, slot: u32, to: SocketAddr) -> Result<TcpStream, ConnectError> {
+    let fd = dialer.mint.take(slot, family(to), Purpose::TowardsPeer).await?;
     // A far end may vanish without a word; one in a pod of this node cannot. Fails only for what is not a TCP socket.
-    let _ = socket::keepalive(&fd);
+    let _ = socket_options::keepalive(&fd, dialer.keepalive);
     connect(fd, to).await
 }
 
@@ -256,9 +262,8 @@ async fn tunnel(
         baggage: asking.baggage,
     };
     let key = TunnelKey { slot, source, destination: peer, accepted };
-    let mint = dialer.mint.clone();
     let dial = async move {
-        towards_peer(&mint, slot, peer).await.map_err(|error| DialError::new(error.reason(), error.to_string()))
+        towards_peer(dialer, slot, peer).await.map_err(|error| DialError::new(error.reason(), error.to_string()))
     };
     Ok(dialer.pool.open(key, request, Arc::clone(&credentials), dial).await?)
 }
@@ -268,6 +273,8 @@ fn family(to: SocketAddr) -> Family {
 }
 
 async fn connect(fd: OwnedFd, to: SocketAddr) -> Result<TcpStream, ConnectError> {
+    // Fails only for what is not a socket.
+    let _ = socket_options::urgent_inline(&fd);
     let socket = TcpSocket::from_std_stream(std::net::TcpStream::from(fd));
     match tokio::time::timeout(CONNECT, socket.connect(to)).await {
         Ok(Ok(stream)) => Ok(stream),

@@ -149,7 +149,7 @@ impl Control {
 
     async fn remove(&mut self, slot: u32, drain: bool) {
         let Some(pod) = self.proxy.pods.remove(slot) else { return };
-        pod.leave();
+        pod.go();
         self.proxy.sinks.metrics.gone(pod.meter());
         if let Some(mut listening) = self.listening.remove(&slot)
             && tokio::time::timeout(CLOSING, listening.closed()).await.is_err()
@@ -188,17 +188,16 @@ impl Control {
 pub async fn judge_again(proxy: Arc<Proxy>) {
     let mut published = proxy.published.clone();
     published.mark_changed();
-    // Pods with a connection that waits for a listed policy, and until when.
-    let mut waiting: (Vec<Arc<Pod>>, Option<Instant>) = (Vec::new(), None);
+    // When those that wait for a listed policy are looked at for the last time.
+    let mut deadline: Option<Instant> = None;
     loop {
-        let deadline = waiting.1;
         let last_call = async {
             match deadline {
                 Some(deadline) => tokio::time::sleep_until(deadline).await,
                 None => std::future::pending().await,
             }
         };
-        // Both branches may be dropped half-way: the change stays one, the deadline is kept outside.
+        // Every branch may be dropped half-way: a change stays one, the deadline and whoever waits are kept outside.
         tokio::select! {
             changed = published.changed() => {
                 if changed.is_err() {
@@ -210,18 +209,20 @@ pub async fn judge_again(proxy: Arc<Proxy>) {
                 };
                 for pod in proxy.pods.table().pods() {
                     if sweep(&proxy, &mesh, pod, false) {
-                        waiting.0.push(pod.clone());
-                        waiting.1.get_or_insert_with(|| Instant::now() + MISSING_POLICY);
+                        proxy.waiting.add(pod);
                     }
                 }
                 if let Some(received) = received {
                     proxy.sinks.metrics.plain.config_push.observe(received.elapsed().as_secs_f64());
                 }
             }
+            () = proxy.waiting.added() => {
+                deadline.get_or_insert_with(|| Instant::now() + MISSING_POLICY);
+            }
             () = last_call => {
-                let (pods, _) = std::mem::take(&mut waiting);
+                deadline = None;
                 let mesh = proxy.mesh();
-                for pod in pods {
+                for pod in proxy.waiting.take() {
                     sweep(&proxy, &mesh, &pod, true);
                 }
             }

@@ -1,9 +1,9 @@
 //! Moves bytes between the two ends of a connection until both directions have ended.
 //!
-//! Each direction ends on its own: an end of data is passed on as a half-close, a reset as a reset. The loop reads and writes
-//! directly (splice and io_uring were measured within 10 % of it, both with their own costs) with a buffer that grows with the
-//! reads and is given back while nothing moves. What it must never do: hide a reset as an end of data, or start before there
-//! is a [`Connected`].
+//! Each direction ends on its own: an end of data is passed on as a half-close, a reset as a reset, behind the bytes that came before
+//! it. The loop reads and writes directly (splice and io_uring were measured within 10 % of it, both with their own costs) with a
+//! buffer that grows with the reads and is given back while nothing moves. What it must never do: hide a reset as an end of data,
+//! wait for a reader before it hears a reset, or start before there is a [`Connected`].
 
 use std::future::Future;
 use std::io;
@@ -12,20 +12,23 @@ use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
 use mesh_model::Reason;
-use tokio::io::{AsyncReadExt as _, AsyncWrite};
 use tokio::time::{Instant, Sleep};
 
-use super::buffers::{self, Level};
 use super::connect::Connected;
 use super::connection::{Connection, CutCause};
 use super::end::End;
+use super::tcp::Delivered;
 use super::tunnel;
+use half::{Fault, Half};
 
 /// One direction has ended and nothing moved in the other for this long: the connection is given up. An hour is a guess: longer than
 /// any computation a client should wait for with its own side closed, short enough not to collect the forgotten.
 pub const HALF_CLOSED_IDLE: Duration = Duration::from_secs(3600);
-/// Bytes one connection may move before others of its thread get their turn.
-const TURN: usize = 1024 * 1024;
+/// How long after a reset what came before it may still take to the other end. Without a mesh the receiver's kernel has it by then, and
+/// what it has no room for is lost; here two proxies may follow each other, and the receiver hears of the reset within a second.
+const LAST_BYTES: Duration = Duration::from_millis(250);
+/// First pause between two looks at whether a kernel has delivered; doubled four times.
+const LOOK: Duration = Duration::from_millis(1);
 
 /// How a connection ended.
 #[derive(Debug)]
@@ -45,12 +48,18 @@ impl Ended {
     pub fn reason(&self) -> Option<Reason> {
         match self {
             Ended::Done => None,
-            Ended::Reset(_, error) if error.kind() == io::ErrorKind::TimedOut => Some(Reason::IdleTimeout),
+            Ended::Reset(_, error) if is_lost(error) => Some(Reason::PeerLost),
             Ended::Reset(_, error) => Some(tunnel::reason_of(error).unwrap_or(Reason::Reset)),
             Ended::Cut(cause) => Some(cause.reason),
             Ended::Idle => Some(Reason::IdleTimeout),
         }
     }
+}
+
+/// Whether the kernel gave the connection up: nothing was acknowledged (ETIMEDOUT; or what routers said meanwhile, tcp(7)).
+fn is_lost(error: &io::Error) -> bool {
+    use io::ErrorKind as Kind;
+    matches!(error.kind(), Kind::TimedOut | Kind::HostUnreachable | Kind::NetworkUnreachable)
 }
 
 /// Which end.
@@ -62,6 +71,15 @@ pub enum Side {
     Destination,
 }
 
+impl Side {
+    fn other(self) -> Self {
+        match self {
+            Side::Client => Side::Destination,
+            Side::Destination => Side::Client,
+        }
+    }
+}
+
 /// Moves the bytes of a connection until it ends. Dropping the future half-way closes both ends.
 pub async fn duplex(connected: Connected, connection: &Connection) -> Ended {
     let (client, destination) = connected.into_ends();
@@ -70,20 +88,30 @@ pub async fn duplex(connected: Connected, connection: &Connection) -> Ended {
 
 /// The loop as a hand-written future: its size is what an idle connection costs.
 struct Duplex<'a> {
-    // `None` once reset.
+    // `None` once it has ended.
     ends: Option<(End, End)>,
     connection: &'a Connection,
     up: Half,
     down: Half,
-    // A direction could not be written any more; the other is still read to its end, since what the peer sent before it reset is
-    // still there to be delivered.
+    // The first cause of an end that is not a good one.
     fault: Option<(Side, io::Error)>,
-    idle: Option<Pin<Box<Sleep>>>,
+    // An end is broken: only what came from it before is still passed on.
+    last: Option<LastBytes>,
+    // Of a half-closed connection that is idle, or of the last bytes.
+    timer: Option<Pin<Box<Sleep>>>,
     idle_after: Duration,
     // Moved when the idle timer was last set.
     moved_at_idle: u64,
     // Room of the buffers that hold bytes, as it was last told.
     holds: usize,
+}
+
+/// What is left to do after one end broke.
+#[derive(Clone, Copy)]
+struct LastBytes {
+    from: Side,
+    until: Instant,
+    looks: u32,
 }
 
 impl<'a> Duplex<'a> {
@@ -94,7 +122,8 @@ impl<'a> Duplex<'a> {
             up: Half::default(),
             down: Half::default(),
             fault: None,
-            idle: None,
+            last: None,
+            timer: None,
             idle_after,
             moved_at_idle: 0,
             holds: 0,
@@ -105,6 +134,104 @@ impl<'a> Duplex<'a> {
         if let Some((client, destination)) = self.ends.take() {
             client.reset();
             destination.reset();
+        }
+    }
+
+    /// Ends it for the fault that was noted, or in good order.
+    fn end(&mut self) -> Ended {
+        match self.fault.take() {
+            Some((side, error)) => {
+                self.reset();
+                Ended::Reset(side, error)
+            }
+            None => {
+                self.ends = None;
+                Ended::Done
+            }
+        }
+    }
+
+    /// Notes what became of the direction that reads from `reader`.
+    fn note(&mut self, polled: Poll<Result<(), Fault>>, reader: Side) {
+        match polled {
+            Poll::Pending | Poll::Ready(Ok(())) => {}
+            Poll::Ready(Err(Fault::Read(error))) => self.broke(reader, error),
+            // Not broken: what it still sends may take as long as it likes.
+            Poll::Ready(Err(Fault::Write(error))) if error.kind() == tunnel::WANTS_NO_MORE => {
+                self.fault.get_or_insert((reader.other(), error));
+            }
+            Poll::Ready(Err(Fault::Write(error))) => self.broke(reader.other(), error),
+        }
+    }
+
+    /// One end is broken. Nothing goes to it any more; what it sent before is still there to be delivered.
+    fn broke(&mut self, side: Side, error: io::Error) {
+        self.fault = Some((side, error));
+        match side {
+            Side::Client => self.down.give_up(),
+            Side::Destination => self.up.give_up(),
+        }
+        let until = Instant::now() + LAST_BYTES;
+        self.last = Some(LastBytes { from: side, until, looks: 0 });
+        self.timer = Some(Box::pin(tokio::time::sleep_until(until)));
+    }
+
+    /// An end whose peer has vanished is broken. Before the halves are: one that is heard again is read for again.
+    fn hear_of_the_lost(&mut self, cx: &mut Context<'_>) {
+        let Some((client, destination)) = self.ends.as_mut().filter(|_| self.last.is_none()) else { return };
+        if let Poll::Ready(error) = client.poll_lost(cx) {
+            self.broke(Side::Client, error);
+        } else if let Poll::Ready(error) = destination.poll_lost(cx) {
+            self.broke(Side::Destination, error);
+        }
+    }
+
+    /// An end that nobody reads from is watched: its reset would be heard only when somebody does.
+    fn watch(&mut self, cx: &mut Context<'_>) {
+        let Some((client, destination)) = self.ends.as_mut() else { return };
+        if self.up.is_not_reading()
+            && let Poll::Ready(error) = client.poll_broken(cx)
+        {
+            self.broke(Side::Client, error);
+        } else if self.down.is_not_reading()
+            && let Poll::Ready(error) = destination.poll_broken(cx)
+        {
+            self.broke(Side::Destination, error);
+        }
+    }
+
+    /// Passes on what the broken end sent before. Ready when the other one has it, or the time is over.
+    fn poll_last(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        let (Some(last), Some((client, destination))) = (&mut self.last, self.ends.as_mut()) else {
+            return Poll::Ready(());
+        };
+        let connection = self.connection;
+        loop {
+            let passed = match last.from {
+                Side::Client => self.up.poll(cx, client, destination, |bytes| connection.sent(bytes), true),
+                Side::Destination => self.down.poll(cx, destination, client, |bytes| connection.received(bytes), true),
+            };
+            let to = if last.from == Side::Client { &mut *destination } else { &mut *client };
+            let delivered = match passed {
+                Poll::Pending => Delivered::Waking,
+                // The other end is broken as well.
+                Poll::Ready(Err(Fault::Write(_))) => Delivered::Yes,
+                Poll::Ready(Ok(()) | Err(Fault::Read(_))) => to.poll_delivered(cx),
+            };
+            let timer = self.timer.get_or_insert_with(|| Box::pin(tokio::time::sleep_until(last.until)));
+            match delivered {
+                Delivered::Yes => return Poll::Ready(()),
+                Delivered::Waking => {}
+                Delivered::LookAgain => {
+                    let pause = LOOK * (1 << last.looks.min(4));
+                    timer.as_mut().reset(last.until.min(Instant::now() + pause));
+                }
+            }
+            ready!(timer.as_mut().poll(cx));
+            if Instant::now() >= last.until {
+                return Poll::Ready(());
+            }
+            last.looks += 1;
         }
     }
 
@@ -121,7 +248,7 @@ impl<'a> Duplex<'a> {
         let (to_destination, to_client) = self.connection.bytes();
         let moved = to_destination.wrapping_add(to_client);
         loop {
-            let timer = self.idle.get_or_insert_with(|| {
+            let timer = self.timer.get_or_insert_with(|| {
                 self.moved_at_idle = moved;
                 Box::pin(tokio::time::sleep(self.idle_after))
             });
@@ -137,6 +264,8 @@ impl<'a> Duplex<'a> {
 
 impl Drop for Duplex<'_> {
     fn drop(&mut self) {
+        // Dropped half-way: never an end of data that nobody sent.
+        self.reset();
         if self.holds > 0 {
             self.connection.buffers(self.holds, 0);
         }
@@ -153,35 +282,33 @@ impl Future for Duplex<'_> {
             this.reset();
             return Poll::Ready(Ended::Cut(cause));
         }
+        let connection = this.connection;
+        this.hear_of_the_lost(cx);
         let Some((client, destination)) = this.ends.as_mut() else {
             return Poll::Ready(Ended::Done);
         };
-        let up = this.up.poll(cx, client, destination, |bytes| this.connection.sent(bytes));
-        let down = this.down.poll(cx, destination, client, |bytes| this.connection.received(bytes));
-        let directions = [(up, Side::Client, Side::Destination), (down, Side::Destination, Side::Client)];
-        let mut over = true;
-        let mut broken = false;
-        for (polled, reader, writer) in directions {
-            match polled {
-                Poll::Pending => over = false,
-                Poll::Ready(Ok(())) => {}
-                Poll::Ready(Err(Fault::Read(error))) => {
-                    this.fault.get_or_insert((reader, error));
-                    broken = true;
+        if this.last.is_none() {
+            let up = this.up.poll(cx, client, destination, |bytes| connection.sent(bytes), false);
+            this.note(up, Side::Client);
+        }
+        let Some((client, destination)) = this.ends.as_mut().filter(|_| this.last.is_none()) else {
+            return this.finish(cx);
+        };
+        let down = this.down.poll(cx, destination, client, |bytes| connection.received(bytes), false);
+        this.note(down, Side::Destination);
+        if this.last.is_none() {
+            if this.up.is_over() && this.down.is_over() {
+                match this.fault.take() {
+                    // A reset follows, and takes nothing of a whole answer away.
+                    Some((side, error)) => this.broke(side, error),
+                    None => return Poll::Ready(this.end()),
                 }
-                Poll::Ready(Err(Fault::Write(error))) => {
-                    this.fault.get_or_insert((writer, error));
-                }
+            } else {
+                this.watch(cx);
             }
         }
-        if over || broken {
-            return Poll::Ready(match this.fault.take() {
-                Some((side, error)) => {
-                    this.reset();
-                    Ended::Reset(side, error)
-                }
-                None => Ended::Done,
-            });
+        if this.last.is_some() {
+            return this.finish(cx);
         }
         if (this.up.is_over() || this.down.is_over()) && this.poll_idle(cx).is_ready() {
             this.reset();
@@ -192,126 +319,16 @@ impl Future for Duplex<'_> {
     }
 }
 
-/// An end failed while it was read or while it was written.
-enum Fault {
-    Read(io::Error),
-    Write(io::Error),
-}
-
-/// One direction.
-#[derive(Default)]
-struct Half {
-    // Present only while it holds bytes or is about to.
-    buffer: Option<Vec<u8>>,
-    written: usize,
-    level: Level,
-    state: State,
-}
-
-#[derive(Clone, Copy, Default, PartialEq, Eq)]
-enum State {
-    #[default]
-    Moving,
-    // The reader has ended and all is written: pass the end on.
-    Closing,
-    Over,
-}
-
-impl Half {
-    fn holds(&self) -> usize {
-        self.buffer.as_ref().map_or(0, Vec::capacity)
-    }
-
-    fn is_over(&self) -> bool {
-        self.state == State::Over
-    }
-
-    fn poll(
-        &mut self,
-        cx: &mut Context<'_>,
-        from: &mut End,
-        to: &mut End,
-        moved: impl Fn(usize),
-    ) -> Poll<Result<(), Fault>> {
-        let polled = self.poll_inner(cx, from, to, moved);
-        if let Poll::Ready(result) = &polled {
-            self.state = State::Over;
-            if let (Err(_), Some(buffer)) = (result, self.buffer.take()) {
-                buffers::give_back(buffer);
-            }
+impl Duplex<'_> {
+    fn finish(&mut self, cx: &mut Context<'_>) -> Poll<Ended> {
+        if self.poll_last(cx).is_ready() {
+            return Poll::Ready(self.end());
         }
-        polled
-    }
-
-    fn poll_inner(
-        &mut self,
-        cx: &mut Context<'_>,
-        from: &mut End,
-        to: &mut End,
-        moved: impl Fn(usize),
-    ) -> Poll<Result<(), Fault>> {
-        let mut turn = 0;
-        loop {
-            match self.state {
-                State::Over => return Poll::Ready(Ok(())),
-                State::Closing => return self.poll_close(cx, to),
-                State::Moving => {}
-            }
-            let level = self.level;
-            let buffer = self.buffer.get_or_insert_with(|| level.take());
-            while self.written < buffer.len() {
-                match ready!(Pin::new(&mut *to).poll_write(cx, &buffer[self.written..])) {
-                    Ok(0) => return Poll::Ready(Err(Fault::Write(io::ErrorKind::WriteZero.into()))),
-                    Ok(bytes) => {
-                        self.written += bytes;
-                        turn += bytes;
-                        moved(bytes);
-                    }
-                    Err(error) => return Poll::Ready(Err(Fault::Write(error))),
-                }
-            }
-            buffer.clear();
-            self.written = 0;
-            if turn >= TURN {
-                cx.waker().wake_by_ref();
-                return Poll::Pending;
-            }
-            if buffer.capacity() != level.bytes() {
-                buffers::give_back(std::mem::replace(buffer, level.take()));
-            }
-            // `read_buf` keeps nothing between polls, so making it anew each time loses nothing.
-            match std::pin::pin!(from.read_buf(buffer)).poll(cx) {
-                Poll::Pending => {
-                    self.buffer.take().into_iter().for_each(buffers::give_back);
-                    if turn > 0
-                        && let Poll::Ready(Err(error)) = Pin::new(&mut *to).poll_flush(cx)
-                    {
-                        return Poll::Ready(Err(Fault::Write(error)));
-                    }
-                    return Poll::Pending;
-                }
-                Poll::Ready(Ok(0)) => {
-                    self.buffer.take().into_iter().for_each(buffers::give_back);
-                    self.state = State::Closing;
-                }
-                Poll::Ready(Ok(bytes)) => self.level.learn(bytes),
-                Poll::Ready(Err(error)) => return Poll::Ready(Err(Fault::Read(error))),
-            }
-            #[cfg(feature = "testing")]
-            super::testing_delay::burn();
-        }
-    }
-
-    fn poll_close(&mut self, cx: &mut Context<'_>, to: &mut End) -> Poll<Result<(), Fault>> {
-        match ready!(Pin::new(&mut *to).poll_shutdown(cx)) {
-            Ok(()) => {}
-            // The peer has closed both ways already: there is no one to tell.
-            Err(error) if error.kind() == io::ErrorKind::NotConnected => {}
-            Err(error) => return Poll::Ready(Err(Fault::Write(error))),
-        }
-        Poll::Ready(Ok(()))
+        self.tell_buffers();
+        Poll::Pending
     }
 }
 
+mod half;
 #[cfg(test)]
 mod tests;

@@ -1,6 +1,6 @@
 //! Who speaks. On the way out that is the listener's pod; on the way in, the peer's certificate, or nobody.
 
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 
 use mesh_model::ports::is_reserved;
@@ -22,6 +22,14 @@ pub enum Unidentified {
         /// Whose listener it reached.
         pod: mesh_model::PodName,
     },
+    /// The tunnel was made to another of the pod's addresses.
+    #[error("{destination} was asked for in a tunnel to {at}")]
+    OtherAddress {
+        /// Where it wanted to go.
+        destination: OrigDst,
+        /// At which address the tunnel was accepted.
+        at: IpAddr,
+    },
     /// It wants to go to one of our own ports.
     #[error("port {0} is the proxy's own")]
     ReservedPort(u16),
@@ -35,7 +43,7 @@ impl Unidentified {
     pub fn reason(&self) -> Reason {
         match self {
             Unidentified::NoOriginalDestination => Reason::NoOriginalDestination,
-            Unidentified::WrongDestination { .. } => Reason::WrongDestination,
+            Unidentified::WrongDestination { .. } | Unidentified::OtherAddress { .. } => Reason::WrongDestination,
             Unidentified::ReservedPort(_) => Reason::ReservedPort,
             Unidentified::NoSourceAddress(_) => Reason::ConnectFailed,
         }
@@ -49,9 +57,16 @@ pub struct Identified {
     source: Option<Identity>,
     client: ClientAddr,
     destination: OrigDst,
+    // Whether the pod is the caller.
+    calls: bool,
 }
 
 impl Identified {
+    /// The calling pod, when it is the listener's: nothing of the called one may be taken for the caller's.
+    pub fn caller(&self) -> Option<&Arc<Pod>> {
+        self.calls.then_some(&self.pod)
+    }
+
     /// The pod whose listener it reached: the caller on the way out, the called one on the way in.
     pub fn pod(&self) -> &Arc<Pod> {
         &self.pod
@@ -86,7 +101,7 @@ pub fn outbound(pod: &Arc<Pod>, client: ClientAddr, destination: Option<OrigDst>
         return Err(Unidentified::ReservedPort(destination.port()));
     }
     let client = from_its_own(pod, client)?;
-    Ok(Identified { pod: pod.clone(), source: Some(pod.identity().clone()), client, destination })
+    Ok(Identified { pod: pod.clone(), source: Some(pod.identity().clone()), client, destination, calls: true })
 }
 
 /// An application may bind what its network has, `127.0.0.1` by `SO_BINDTODEVICE` or whatever it put on `lo`, and policy and the called
@@ -112,18 +127,24 @@ pub fn inbound(pod: &Arc<Pod>, client: ClientAddr, destination: Option<OrigDst>)
         return Err(Unidentified::WrongDestination { destination, pod: pod.name().clone() });
     }
     let destination = no_port_of_ours(destination)?;
-    Ok(Identified { pod: pod.clone(), source: None, client, destination })
+    Ok(Identified { pod: pod.clone(), source: None, client, destination, calls: false })
 }
 
-/// To the pod through a tunnel: the peer's certificate says who speaks, the request's authority where it wants to go.
+/// To the pod through a tunnel that was accepted at its address `at`: the peer's certificate says who speaks, the request's authority
+/// where it wants to go. That must be the very address (as ambient's other proxies ask): of the other family, there is no address of
+/// the caller that the application could be shown.
 pub fn tunnelled(
     pod: &Arc<Pod>,
     peer: Identity,
     client: ClientAddr,
     authority: OrigDst,
+    at: IpAddr,
 ) -> Result<Identified, Unidentified> {
     let destination = own(pod, authority)?;
-    Ok(Identified { pod: pod.clone(), source: Some(peer), client, destination })
+    if destination.ip().to_canonical() != at.to_canonical() {
+        return Err(Unidentified::OtherAddress { destination, at });
+    }
+    Ok(Identified { pod: pod.clone(), source: Some(peer), client, destination, calls: false })
 }
 
 fn own(pod: &Pod, destination: OrigDst) -> Result<OrigDst, Unidentified> {
@@ -176,6 +197,26 @@ mod tests {
             }
         }
         assert_eq!(reason(None), Some(Reason::NoOriginalDestination));
+    }
+
+    #[test]
+    fn a_tunnel_leads_to_the_address_that_it_was_made_to_and_to_no_other_of_the_pod() {
+        let mut facts = facts("shop", "web", "198.18.1.5");
+        facts.addresses.push("fd77::5".parse().expect("address"));
+        let pod = pod(1, &facts);
+        let reason = |authority: &str, at: &str| {
+            let authority = OrigDst::new(authority.parse().expect("address"));
+            let peer = pod.identity().clone();
+            tunnelled(&pod, peer, client(), authority, at.parse().expect("address")).err().map(|error| error.reason())
+        };
+        for own in
+            [("198.18.1.5:80", "198.18.1.5"), ("198.18.1.5:80", "::ffff:198.18.1.5"), ("[fd77::5]:80", "fd77::5")]
+        {
+            assert_eq!(reason(own.0, own.1), None, "{own:?}");
+        }
+        for other in [("[fd77::5]:80", "198.18.1.5"), ("198.18.1.5:80", "fd77::5"), ("198.18.1.6:80", "198.18.1.5")] {
+            assert_eq!(reason(other.0, other.1), Some(Reason::WrongDestination), "{other:?}");
+        }
     }
 
     #[test]

@@ -16,7 +16,7 @@ use super::baggage;
 use super::connect::{self, Asking, CERTIFICATE, Reached};
 use super::connection::{Connection, ConnectionId, Direction, Phase};
 use super::copy;
-use super::end::{self, End};
+use super::end::End;
 use super::identify::{self, Identified};
 use super::live::{self, Judged, Ticket};
 use super::metrics::{Events, Security, Work};
@@ -27,7 +27,7 @@ use super::tunnel::{self, Handler, Incoming};
 
 /// Serves one plaintext connection to its end.
 pub async fn serve(accepted: Accepted, here: Arc<Thread>) {
-    let (stream, pod, connection, _place) = accepted.into_parts();
+    let (caller, pod, connection, _place) = accepted.into_parts();
     let mut record = Record::new(&here.proxy.sinks, &connection, &pod);
     record.route("clear", Security::Plain);
     let ticket = live::enter(&pod, &connection);
@@ -42,16 +42,17 @@ pub async fn serve(accepted: Accepted, here: Arc<Thread>) {
     let reached = tokio::select! {
         biased;
         cause = connection.was_cut() => Err(cause.into()),
-        reached = set_up => reached,
+        reached = caller.while_there(set_up) => reached,
     };
     match reached {
         Err(refusal) => {
-            end::reset(stream);
+            drop(caller);
             record.refused(&refusal);
         }
         Ok(reached) => {
             connection.meter(record.opened());
-            let ended = copy::duplex(reached.join(End::Tcp(stream)), &connection).await;
+            let Some(caller) = caller.into_far_end(here.proxy.settings.keepalive) else { return };
+            let ended = copy::duplex(reached.join(caller), &connection).await;
             record.ended(&ended);
         }
     }
@@ -99,25 +100,25 @@ async fn reach(
     let reached = connect::open(&here.dialer, authorized, asking).await?;
     connection.reached(Phase::Connected);
     if let Some(permit) = authorized.permit() {
-        ticket.judged(permit, Judged::Here, mesh, || here.proxy.mesh());
+        ticket.judged(permit, Judged::Here, mesh, || here.proxy.mesh(), &here.proxy.waiting);
     }
     Ok(reached)
 }
 
 /// Serves one tunnel to its end: TLS with the pod's own identity, then each request as a connection of its own.
 pub async fn serve_tunnel(accepted: Accepted, here: Arc<Thread>) {
-    let (stream, pod, connection, _place) = accepted.into_parts();
+    let (caller, pod, connection, _place) = accepted.into_parts();
     let _ticket = live::enter(&pod, &connection);
     let peer = connection.client.addr();
     let served = Box::pin(async {
         let credentials = match here.dialer.certificates.get(pod.identity(), CERTIFICATE).await {
             Ok(credentials) => credentials,
-            Err(error) => {
-                end::reset(stream);
-                return Err(Refusal::of(error.reason(), error.to_string()));
-            }
+            Err(error) => return Err(Refusal::of(error.reason(), error.to_string())),
         };
-        let handler = Arc::new(Requests { here: here.clone(), pod: pod.clone() });
+        let gone = || Refusal::of(Reason::Internal, "a caller without a socket");
+        let stream = caller.into_stream().ok_or_else(gone)?;
+        let at = stream.local_addr().map_err(|error| Refusal::of(Reason::Kernel, error.to_string()))?;
+        let handler = Arc::new(Requests { here: here.clone(), pod: pod.clone(), at: at.ip().to_canonical() });
         let served = tunnel::serve(stream, peer, credentials, handler, pod.leaving().clone()).await;
         served.map_err(|error| Refusal::of(error.reason(), error.to_string()))
     });
@@ -141,11 +142,13 @@ pub async fn serve_tunnel(accepted: Accepted, here: Arc<Thread>) {
 struct Requests {
     here: Arc<Thread>,
     pod: Arc<Pod>,
+    // The pod's address at which the tunnel was accepted.
+    at: IpAddr,
 }
 
 impl Handler for Requests {
     fn connect(&self, request: Incoming) -> BoxFuture<'static, ()> {
-        let served = serve_request(self.here.clone(), self.pod.clone(), request);
+        let served = serve_request(self.here.clone(), self.pod.clone(), self.at, request);
         Box::pin(Work::new(self.pod.meter().clone(), Box::pin(served)))
     }
 
@@ -155,7 +158,7 @@ impl Handler for Requests {
 }
 
 /// Serves one connection inside a tunnel to its end.
-async fn serve_request(here: Arc<Thread>, pod: Arc<Pod>, mut request: Incoming) {
+async fn serve_request(here: Arc<Thread>, pod: Arc<Pod>, at: IpAddr, mut request: Incoming) {
     let id = request.traceparent.as_deref().and_then(ConnectionId::of_traceparent);
     let authority = request.authority.as_ref().ok().map(|authority| OrigDst::new(*authority));
     let client = client_of(request.peer.ip(), request.forwarded.as_deref());
@@ -172,7 +175,7 @@ async fn serve_request(here: Arc<Thread>, pod: Arc<Pod>, mut request: Incoming) 
         let set_up = Box::pin(async {
             let authority = OrigDst::new(authority?);
             let room = room(&here, &pod)?;
-            let identified = identify::tunnelled(&pod, peer, client, authority)?;
+            let identified = identify::tunnelled(&pod, peer, client, authority, at)?;
             let (mesh, authorized) = authorized(&here, |mesh| authorize::tunnelled(mesh, identified.clone()))
                 .await
                 .map_err(|denied| (denied.policy().cloned(), Refusal::from(denied)))?;

@@ -25,6 +25,8 @@ pub struct Live {
 #[derive(Debug, Default)]
 struct Inner {
     next: u64,
+    // All were cut for this: whoever comes later is as well.
+    cut: Option<Reason>,
     open: HashMap<u64, Entry>,
     // What the pod's connections were last judged by.
     judged_by: Option<JudgedBy>,
@@ -104,8 +106,9 @@ impl Live {
         self.lock().open.values().map(|entry| entry.connection.clone()).collect()
     }
 
-    /// Ends all of them.
+    /// Ends all of them, and each that still comes: one whose set-up was under way when the pod left.
     pub fn cut_all(&self, reason: Reason) {
+        self.lock().cut = Some(reason);
         for connection in self.connections() {
             connection.cut(CutCause { reason, policy: None });
         }
@@ -118,14 +121,26 @@ pub fn enter(pod: &Arc<Pod>, connection: &Arc<Connection>) -> Ticket {
     let number = inner.next;
     inner.next += 1;
     inner.open.insert(number, Entry { connection: connection.clone(), judged: Judged::No });
+    let cut = inner.cut;
     drop(inner);
+    if let Some(reason) = cut {
+        connection.cut(CutCause { reason, policy: None });
+    }
     Ticket { pod: pod.clone(), number }
 }
 
 impl Ticket {
     /// The connection was judged by `by`, an older or the `current` configuration, and is judged again from here on: in the first
-    /// case at once, since the sweep for the newer one may have passed already.
-    pub fn judged(&self, permit: &Permit, judged: Judged, by: &Arc<Mesh>, current: impl FnOnce() -> Arc<Mesh>) {
+    /// case at once, since the sweep for the newer one may have passed already. If that lists a policy which has not arrived, the pod
+    /// is put among those that are `waiting`.
+    pub fn judged(
+        &self,
+        permit: &Permit,
+        judged: Judged,
+        by: &Arc<Mesh>,
+        current: impl FnOnce() -> Arc<Mesh>,
+        waiting: &Waiting,
+    ) {
         let connection = {
             let mut inner = self.pod.live().lock();
             let Some(entry) = inner.open.get_mut(&self.number) else { return };
@@ -134,11 +149,40 @@ impl Ticket {
             entry.connection.clone()
         };
         let current = current();
-        if !Arc::ptr_eq(by, &current)
-            && let Again::Refused(cause) = again(&current, &self.pod, &connection, &judged)
-        {
-            connection.cut(cause);
+        if Arc::ptr_eq(by, &current) {
+            return;
         }
+        match again(&current, &self.pod, &connection, &judged) {
+            Again::Fine => {}
+            Again::Refused(cause) => connection.cut(cause),
+            Again::NotYet(_) => waiting.add(&self.pod),
+        }
+    }
+}
+
+/// Pods with a connection that waits for a listed policy: whoever judges again looks at them once more shortly. At most one of each.
+#[derive(Debug, Default)]
+pub struct Waiting {
+    pods: Mutex<HashMap<u32, Arc<Pod>>>,
+    added: Notify,
+}
+
+impl Waiting {
+    /// Adds a pod.
+    pub fn add(&self, pod: &Arc<Pod>) {
+        self.pods.lock().unwrap_or_else(PoisonError::into_inner).insert(pod.slot(), pod.clone());
+        self.added.notify_one();
+    }
+
+    /// Resolves when one was added since it last did. Safe to drop half-way.
+    pub async fn added(&self) {
+        self.added.notified().await;
+    }
+
+    /// Takes them out.
+    pub fn take(&self) -> Vec<Arc<Pod>> {
+        let pods = std::mem::take(&mut *self.pods.lock().unwrap_or_else(PoisonError::into_inner));
+        pods.into_values().collect()
     }
 }
 

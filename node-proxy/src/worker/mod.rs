@@ -13,6 +13,8 @@ mod pods;
 mod threads;
 
 mod accept;
+mod caller;
+mod lost;
 mod outbound;
 
 mod inbound;
@@ -36,6 +38,8 @@ mod buffers;
 mod connection;
 mod copy;
 mod end;
+mod silence;
+mod tcp;
 #[cfg(feature = "testing")]
 mod testing_delay;
 

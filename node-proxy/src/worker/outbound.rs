@@ -16,7 +16,6 @@ use super::baggage;
 use super::connect::{self, Asking, Reached};
 use super::connection::{Connection, Phase};
 use super::copy;
-use super::end::{self, End};
 use super::identify::{self, Identified};
 use super::live::{self, Judged, Ticket};
 use super::metrics::Security;
@@ -30,7 +29,7 @@ const RECORD: Duration = Duration::from_secs(1);
 
 /// Serves one connection to its end.
 pub async fn serve(accepted: Accepted, here: Arc<Thread>) {
-    let (stream, pod, connection, _place) = accepted.into_parts();
+    let (caller, pod, connection, _place) = accepted.into_parts();
     let _ticket = live::enter(&pod, &connection);
     let mut record = Record::new(&here.proxy.sinks, &connection, &pod);
     // Boxed: the set-up is large and short, the copying that follows small and long.
@@ -39,12 +38,12 @@ pub async fn serve(accepted: Accepted, here: Arc<Thread>) {
     let opened = tokio::select! {
         biased;
         cause = connection.was_cut() => Err(cause.into()),
-        opened = set_up => opened,
+        opened = caller.while_there(set_up) => opened,
     };
     let Open { reached, load, far_end } = match opened {
         Ok(open) => open,
         Err(refusal) => {
-            end::reset(stream);
+            drop(caller);
             return record.refused(&refusal);
         }
     };
@@ -55,7 +54,8 @@ pub async fn serve(accepted: Accepted, here: Arc<Thread>) {
         (ticket, room, record)
     });
     connection.meter(taps);
-    let ended = copy::duplex(reached.join(End::Tcp(stream)), &connection).await;
+    let Some(caller) = caller.into_end() else { return };
+    let ended = copy::duplex(reached.join(caller), &connection).await;
     drop(load);
     if let Some((_ticket, _room, record)) = far_end {
         record.ended(&ended);
@@ -164,16 +164,17 @@ async fn endpoint(
     record.authorized(&authorized);
     connection.reached(Phase::Judged);
     let room = called_room(&authorized).map_err(|refusal| Failed::for_good(told(record, refusal)))?;
+    // Before the connect: should the called pod leave meanwhile, its end of this connection is among those that it cuts.
+    let called = room.map(|(pod, room)| (pod, room, live::enter(pod, connection)));
     let load = here.proxy.loads.enter(target.address());
     let reached = connect::open(&here.dialer, &authorized, asking)
         .await
         .map_err(|error| Failed { try_another: error.try_another(), refusal: told(record, error.into()) })?;
     connection.reached(Phase::Connected);
-    let far_end = room.map(|(pod, room)| {
-        let ticket = live::enter(pod, connection);
+    let far_end = called.map(|(pod, room, ticket)| {
         if let Some(permit) = authorized.permit() {
             let judged = Judged::ShortWay { source: identified.pod().clone() };
-            ticket.judged(permit, judged, &mesh, || here.proxy.mesh());
+            ticket.judged(permit, judged, &mesh, || here.proxy.mesh(), &here.proxy.waiting);
         }
         Box::new(FarEnd { ticket, room, record: Record::of_far_end(record, pod) })
     });

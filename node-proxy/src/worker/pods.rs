@@ -62,6 +62,8 @@ pub struct Pod {
     meter: Arc<Meter>,
     // Asked when the pod is taken away, or the worker: its accept loops end and its tunnels send GOAWAY.
     drain: (drain::Trigger, drain::Watch),
+    // Asked when the pod itself is taken away.
+    gone: (drain::Trigger, drain::Watch),
 }
 
 impl Pod {
@@ -87,6 +89,7 @@ impl Pod {
             live: Live::default(),
             sessions: Sessions::default(),
             drain: drain::pair(),
+            gone: drain::pair(),
         })
     }
 
@@ -153,6 +156,17 @@ impl Pod {
     /// Learns when the pod leaves.
     pub fn leaving(&self) -> &drain::Watch {
         &self.drain.1
+    }
+
+    /// Resolves when the pod is taken away, which a worker that stops outlives.
+    pub async fn gone(&self) {
+        self.gone.1.asked().await;
+    }
+
+    /// The pod is taken away.
+    pub fn go(&self) {
+        self.leave();
+        self.gone.0.ask();
     }
 
     /// Ends its accept loops and lets its tunnels come to an end.

@@ -4,6 +4,7 @@
 //! Stop, in this order: take no new pod or connection → tunnels send GOAWAY, connections end or the deadline passes → what is
 //! left is reset with Reason Draining → threads end → the last access lines are written.
 
+use std::sync::atomic::Ordering;
 use std::sync::{Arc, OnceLock};
 use std::time::{Duration, SystemTime};
 
@@ -43,6 +44,16 @@ pub struct Starts {
     pub crashes: u32,
     /// How many ended unasked in all.
     pub restarts: u32,
+}
+
+/// Why the worker ends.
+enum Why {
+    /// By a signal.
+    Asked(&'static str),
+    /// The link to the keeper has ended.
+    Link(Result<(), link::LinkDown>),
+    /// An accept loop has.
+    Lost(String),
 }
 
 /// Runs the worker on the calling thread, hardened already.
@@ -136,6 +147,9 @@ async fn work(args: Args, settings: Settings, starts: Starts) -> anyhow::Result<
         sinks,
         loads: Arc::new(Loads::default()),
         budget: Arc::new(Semaphore::new(places)),
+        waiting: Default::default(),
+        stopping: Default::default(),
+        lost: Default::default(),
     });
     let (threads, joining) = Threads::start(&proxy).context("start threads")?;
     tasks.spawn("judge again", control::judge_again(proxy.clone()));
@@ -147,12 +161,14 @@ async fn work(args: Args, settings: Settings, starts: Starts) -> anyhow::Result<
     // Half-way through an event at a signal: the keeper gets no answer to it, and starts over with the next worker.
     let ended = tokio::select! {
         biased;
-        signal = &mut asked => Ok(signal.context("signals")?),
-        ended = control.follow(&mut events) => Err(ended),
+        signal = &mut asked => Why::Asked(signal.context("signals")?),
+        lost = proxy.lost.heard() => Why::Lost(lost),
+        ended = control.follow(&mut events) => Why::Link(ended),
     };
     let result = match ended {
-        Ok(signal) => {
+        Why::Asked(signal) => {
             let _unready = readiness.latch("draining");
+            proxy.stopping.store(true, Ordering::Relaxed);
             tracing::info!(signal, deadline = ?drain_after, "draining");
             control.leave();
             let left: Vec<_> = proxy.pods.table().pods().cloned().collect();
@@ -167,8 +183,10 @@ async fn work(args: Args, settings: Settings, starts: Starts) -> anyhow::Result<
             Ok(())
         }
         // Without the keeper no pod can be told apart from a dead one: the supervisor starts another worker, which is told all.
-        Err(Ok(())) => Err(anyhow::anyhow!("the keeper closed the link; the supervisor starts another worker")),
-        Err(Err(error)) => Err(anyhow::Error::new(error).context("the link to the keeper broke")),
+        Why::Link(Ok(())) => Err(anyhow::anyhow!("the keeper closed the link; the supervisor starts another worker")),
+        Why::Link(Err(error)) => Err(anyhow::Error::new(error).context("the link to the keeper broke")),
+        // Its pod would be without service until somebody notices; a new worker takes the listener up.
+        Why::Lost(what) => Err(anyhow::anyhow!("{what} has ended; the supervisor starts another worker")),
     };
     let left: Vec<_> = proxy.pods.table().pods().cloned().collect();
     left.iter().for_each(|pod| {

@@ -21,7 +21,7 @@ use tokio::sync::{Semaphore, watch};
 
 use super::accept::{Accepted, Place, Port};
 use super::access_log::{AccessLog, Captured, Line};
-use super::args::Settings;
+use super::args::{KEEPALIVE, Settings};
 use super::certs::{self, CertConfig, SignError, Signer};
 use super::connect::Dialer;
 use super::metrics::Metrics;
@@ -105,6 +105,7 @@ impl World {
             metrics: Metrics::config_for_test(),
             drain: Duration::from_secs(1),
             opt_out: Duration::from_secs(1),
+            keepalive: KEEPALIVE,
         };
         let proxy = Arc::new(Proxy {
             settings,
@@ -115,13 +116,16 @@ impl World {
             sinks: Sinks { metrics: metrics.clone(), access, published: self.published.subscribe(), node: name.into() },
             loads: Arc::new(Loads::default()),
             budget: Arc::new(Semaphore::new(1000)),
+            waiting: Default::default(),
+            stopping: Default::default(),
+            lost: Default::default(),
         });
         proxy.pods.complete();
         tasks.spawn("judge again", control::judge_again(proxy.clone()));
         let pool = Pool::new(tasks.handle(), metrics);
         let here = Arc::new(Thread {
             proxy,
-            dialer: Dialer { mint, pool, certificates },
+            dialer: Dialer { mint, pool, certificates, keepalive: KEEPALIVE },
             sockets: NodeSockets::default(),
             tasks: tasks.handle(),
         });

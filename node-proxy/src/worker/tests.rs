@@ -149,6 +149,35 @@ async fn a_new_policy_resets_the_live_connection_it_denies_and_no_other() {
 }
 
 #[tokio::test]
+async fn a_connection_registered_under_a_listed_policy_that_never_arrives_is_ended_like_the_others() {
+    let world = World::new();
+    let (node, web, cart) = same_node(&world, "127.77.22.1", "127.77.22.2");
+    let before = node.here.proxy.mesh();
+    let (listener, address) = app("127.77.22.2").await;
+    let _client = node.calls(&web, address).await;
+    let _server = accept(&listener).await;
+    let open = eventually(|| cart.live().connections().into_iter().find(|open| open.permit().is_some())).await;
+    // Another, judged by the mesh as it was, while the policy of the newer one is listed and does not come.
+    let coming = PolicyKey { namespace: "shop".into(), name: "coming".into() };
+    world.change(|mesh| {
+        mesh.apply_workload(Workload { policies: vec![coming], ..workload("cart", "node-1", "127.77.22.2") })
+    });
+    tokio::time::timeout(WAIT, open.was_cut()).await.expect("the sweep");
+    let late = Arc::new(super::connection::Connection::new(
+        super::connection::ConnectionId::random(),
+        Direction::Inbound,
+        open.client,
+        None,
+    ));
+    let ticket = super::live::enter(&cart, &late);
+    let permit = open.permit().expect("judged");
+    let proxy = &node.here.proxy;
+    ticket.judged(permit, super::live::Judged::Here, &before, || proxy.mesh(), &proxy.waiting);
+    let cause = tokio::time::timeout(Duration::from_secs(2), late.was_cut()).await.expect("looked at again");
+    assert_eq!(cause.reason, Reason::PolicyChanged);
+}
+
+#[tokio::test]
 async fn an_unknown_destination_waits_for_its_record_and_is_refused_without_one() {
     let world = World::new();
     let (node, web, _cart) = same_node(&world, "127.77.4.1", "127.77.4.2");
@@ -301,6 +330,69 @@ async fn between_nodes_a_tunnel_carries_identity_address_and_id() {
     assert_eq!(one.here.dialer.pool.handshakes(), 1);
 }
 
+/// The application answers and closes with bytes unread, or the caller sends and resets: each reads what the other had sent.
+async fn last_bytes(node: &Node, web: &Arc<Pod>, listener: &TcpListener, address: SocketAddr) {
+    for round in 0..200_usize {
+        let (answer, from_app) = (vec![7; [1 << 10, 16 << 10, 64 << 10][round % 3]], round % 2 == 0);
+        let mut client = node.calls(web, address).await;
+        if from_app {
+            client.write_all(b"never read").await.expect("write");
+            let (mut server, _) = accept(listener).await;
+            server.peek(&mut [0]).await.expect("the request");
+            server.write_all(&answer).await.expect("write");
+            drop(server);
+        } else {
+            client.write_all(&answer).await.expect("write");
+            mesh_net::socket::reset_on_close(&client).expect("linger");
+        }
+        let mut got = Vec::new();
+        let end = if from_app {
+            client.read_to_end(&mut got).await
+        } else {
+            drop(client);
+            accept(listener).await.0.read_to_end(&mut got).await
+        };
+        assert_eq!(end.expect_err("a reset").kind(), io::ErrorKind::ConnectionReset);
+        assert_eq!(got.len(), answer.len(), "round {round}, from the application: {from_app}");
+    }
+}
+
+#[tokio::test]
+async fn the_last_bytes_before_a_reset_arrive_through_a_tunnel_and_between_two_pods_of_a_node() {
+    let world = World::new();
+    let (one, web, _two, _cart) = two_nodes(&world, "127.77.17.1", "127.77.17.2").await;
+    let (listener, address) = app("127.77.17.2").await;
+    last_bytes(&one, &web, &listener, address).await;
+    let world = World::new();
+    let (node, web, _cart) = same_node(&world, "127.77.18.1", "127.77.18.2");
+    let (listener, address) = app("127.77.18.2").await;
+    last_bytes(&node, &web, &listener, address).await;
+}
+
+/// A caller that fills the pipe and resets: the application's kernel says so within a second, though it never reads.
+async fn dead_caller(node: &Node, web: &Arc<Pod>, listener: &TcpListener, address: SocketAddr) {
+    let mut client = node.calls(web, address).await;
+    let (server, _) = accept(listener).await;
+    let block = vec![7; 64 << 10];
+    while tokio::time::timeout(Duration::from_millis(300), client.write(&block)).await.is_ok() {}
+    mesh_net::socket::reset_on_close(&client).expect("linger");
+    drop(client);
+    let heard = tokio::time::timeout(Duration::from_secs(1), server.ready(tokio::io::Interest::ERROR)).await;
+    assert!(heard.is_ok_and(|ready| ready.is_ok_and(|ready| ready.is_error())), "not heard within a second");
+}
+
+#[tokio::test]
+async fn a_caller_that_resets_behind_a_full_pipe_is_heard_within_a_second_through_a_tunnel_and_on_one_node() {
+    let world = World::new();
+    let (one, web, _two, _cart) = two_nodes(&world, "127.77.19.1", "127.77.19.2").await;
+    let (listener, address) = app("127.77.19.2").await;
+    dead_caller(&one, &web, &listener, address).await;
+    let world = World::new();
+    let (node, web, _cart) = same_node(&world, "127.77.20.1", "127.77.20.2");
+    let (listener, address) = app("127.77.20.2").await;
+    dead_caller(&node, &web, &listener, address).await;
+}
+
 #[tokio::test]
 async fn a_refusal_at_the_far_end_names_its_policy_at_both_and_a_later_one_resets_what_is_live() {
     let world = World::new();
@@ -321,6 +413,41 @@ async fn a_refusal_at_the_far_end_names_its_policy_at_both_and_a_later_one_reset
         let line = node.line().await;
         assert_eq!((line.reason, line.policy.as_deref()), (Some(Reason::PolicyDenied), Some("shop/no-web")));
     }
+    nobody_came(&listener);
+}
+
+#[tokio::test]
+async fn a_tunnel_to_one_address_of_a_pod_leads_to_no_other_of_its_addresses() {
+    let world = World::new();
+    let (one, web, two, cart) = two_nodes(&world, "127.77.23.1", "127.77.23.2").await;
+    let mut facts = super::pods::testing::facts("shop", "cart", "127.77.23.2");
+    facts.addresses.push("127.77.23.3".parse().expect("address"));
+    assert!(two.here.proxy.pods.update(cart.slot(), &facts));
+    let (listener, other) = app("127.77.23.3").await;
+    let credentials = one.here.dialer.certificates.get(web.identity(), WAIT).await.expect("certificate");
+    let to: SocketAddr = "127.77.23.2:15008".parse().expect("address");
+    let key = super::tunnel::TunnelKey {
+        slot: web.slot(),
+        source: web.identity().clone(),
+        destination: to,
+        accepted: vec![cart.identity().clone()],
+    };
+    let request = super::tunnel::ConnectRequest {
+        authority: other,
+        traceparent: super::connection::ConnectionId::random().traceparent(),
+        forwarded_for: "127.77.23.1:4000".parse().expect("address"),
+        service_host: None,
+        baggage: String::new(),
+    };
+    let dial = async move {
+        let failed = |error: io::Error| super::tunnel::DialError::new(Reason::ConnectFailed, error.to_string());
+        TcpStream::connect(to).await.map_err(failed)
+    };
+    let refused =
+        tokio::time::timeout(Duration::from_secs(2), one.here.dialer.pool.open(key, request, credentials, dial));
+    let refused = refused.await.expect("at once").expect_err("refused");
+    assert!(matches!(refused, super::tunnel::OpenError::Refused { status: 400, .. }), "{refused}");
+    assert_eq!(refused.reason(), Reason::WrongDestination);
     nobody_came(&listener);
 }
 
@@ -372,6 +499,26 @@ async fn a_pod_that_goes_away_ends_its_connections() {
     is_reset(&mut client).await;
     assert_eq!(node.line().await.reason, Some(Reason::Draining));
     tokio::time::timeout(WAIT, cart.live().emptied()).await.expect("emptied");
+}
+
+#[tokio::test]
+async fn a_pod_that_goes_away_while_it_is_being_connected_to_ends_that_too() {
+    let world = World::new();
+    let (node, web, cart) = same_node(&world, "127.77.21.1", "127.77.21.2");
+    // Nobody accepts and the queue is full: a connect waits.
+    let socket = tokio::net::TcpSocket::new_v4().expect("socket");
+    socket.bind("127.77.21.2:0".parse().expect("address")).expect("bind");
+    let listener = socket.listen(1).expect("listen");
+    let address = listener.local_addr().expect("address");
+    let (mut queue, patience) = (Vec::new(), Duration::from_millis(100));
+    while let Ok(stream) = tokio::time::timeout(patience, TcpStream::connect(address)).await {
+        queue.push(stream.expect("connect"));
+    }
+    let mut client = node.calls(&web, address).await;
+    eventually(|| (cart.live().len() == 1).then_some(())).await;
+    cart.live().cut_all(Reason::Draining);
+    is_reset(&mut client).await;
+    assert_eq!(node.line().await.reason, Some(Reason::Draining));
 }
 
 /// What a connection costs while it only moves bytes. The set-up is boxed and gone by then.

@@ -5,7 +5,7 @@
 
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::Duration;
 
 use mesh_daemon::tasks;
@@ -18,11 +18,13 @@ use super::accept::{self, Arrived, Listening, Port};
 use super::args::Settings;
 use super::certs::Certificates;
 use super::connect::Dialer;
+use super::live::Waiting;
+use super::lost::Lost;
 use super::metrics::{self, Work};
 use super::mint::Mint;
 use super::pods::{Pod, Pods};
 use super::probe::NodeSockets;
-use super::record::Sinks;
+use super::record::{Record, Refusal, Sinks};
 use super::route::Loads;
 use super::tunnel::{Pool, TunnelState};
 use super::xds::{Origin, Published};
@@ -35,6 +37,9 @@ const TRIM: Duration = Duration::from_secs(10);
 /// How long a worker that has just started waits for the control plane before it says that it does not know; milliseconds if it
 /// is there.
 const CATCH_UP: Duration = Duration::from_secs(1);
+
+/// Why a connection is refused that reaches a thread which is no more.
+const ENDED: &str = "the thread that would have served it has ended";
 
 /// What all threads share.
 pub struct Proxy {
@@ -54,6 +59,12 @@ pub struct Proxy {
     pub loads: Arc<Loads>,
     /// Connections of the whole worker, bounded by descriptors.
     pub budget: Arc<Semaphore>,
+    /// Pods whose connections are looked at again shortly.
+    pub waiting: Waiting,
+    /// Asked to stop: what nobody else accepts is still served.
+    pub stopping: AtomicBool,
+    /// Whether an accept loop has ended that should not have.
+    pub lost: Lost,
 }
 
 impl Proxy {
@@ -92,15 +103,19 @@ impl Thread {
         let here = self.clone();
         let port = arrived.port();
         let Some(accepted) = arrived.take() else { return };
-        let meter = accepted.pod().meter().clone();
-        // A task that is not started because the thread has ended drops the socket, which closes it.
-        let _ = match port {
+        let (pod, connection) = (accepted.pod().clone(), accepted.connection().clone());
+        let meter = pod.meter().clone();
+        let started = match port {
             Port::Outbound => self.tasks.spawn("outbound", Work::new(meter, Box::pin(outbound::serve(accepted, here)))),
             Port::Inbound => self.tasks.spawn("inbound", Work::new(meter, Box::pin(inbound::serve(accepted, here)))),
             Port::Tunnel => {
                 self.tasks.spawn("tunnel", Work::new(meter, Box::pin(inbound::serve_tunnel(accepted, here))))
             }
         };
+        // The thread has ended: the caller was reset with the task that was not started.
+        if !started {
+            Record::new(&self.proxy.sinks, &connection, &pod).refused(&Refusal::of(Reason::Draining, ENDED));
+        }
     }
 }
 
@@ -274,7 +289,12 @@ async fn run(proxy: Arc<Proxy>, peers: Peers, mut jobs: mpsc::Receiver<Job>) {
     let connections = tasks::Group::new("connections");
     let pool = Pool::new(connections.handle(), proxy.sinks.metrics.clone());
     let here = Arc::new(Thread {
-        dialer: Dialer { mint: proxy.mint.clone(), pool: pool.clone(), certificates: proxy.certificates.clone() },
+        dialer: Dialer {
+            mint: proxy.mint.clone(),
+            pool: pool.clone(),
+            certificates: proxy.certificates.clone(),
+            keepalive: proxy.settings.keepalive,
+        },
         proxy,
         sockets: NodeSockets::default(),
         tasks: connections.handle(),
@@ -303,7 +323,67 @@ async fn run(proxy: Arc<Proxy>, peers: Peers, mut jobs: mpsc::Receiver<Job>) {
             }
         }
     }
+    // What others handed over and nobody will serve: closed without a word it would look like an end of data.
+    jobs.close();
+    while let Ok(job) = jobs.try_recv() {
+        if let Job::Serve(arrived) = job {
+            arrived.refuse(&here, Reason::Draining, ENDED);
+        }
+    }
     drop(here);
     // Whoever could end by itself was given the time before the threads were told to end.
     connections.finish(Duration::from_millis(500)).await;
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::io::AsyncReadExt as _;
+    use tokio::net::{TcpListener, TcpStream};
+
+    use super::super::accept::Place;
+    use super::super::connection::Direction;
+    use super::super::testing::{Node, World};
+    use super::*;
+
+    async fn arrived(node: &Node, pod: &Arc<Pod>) -> (TcpStream, Arrived) {
+        let listener = TcpListener::bind("127.0.0.1:0").await.expect("bind");
+        let address = listener.local_addr().expect("address");
+        let (client, near) = tokio::join!(TcpStream::connect(address), listener.accept());
+        let (near, peer) = near.expect("accept");
+        let socket = near.into_std().expect("deregister").into();
+        let worker = node.here.proxy.budget.clone().try_acquire_owned().expect("room");
+        let place = Place::of(worker, pod.room().expect("room"));
+        (client.expect("connect"), Arrived::of(socket, peer, pod, Port::Outbound, place))
+    }
+
+    async fn is_refused(node: &Node, client: &mut TcpStream, so_far: u64) {
+        let end = client.read(&mut [0]).await.expect_err("a reset, not an end of data");
+        assert_eq!(end.kind(), std::io::ErrorKind::ConnectionReset);
+        assert_eq!(node.line().await.reason, Some(Reason::Draining));
+        let events = node.here.proxy.sinks.metrics.events();
+        assert_eq!(events.refusals(Direction::Outbound, Reason::Draining), so_far);
+    }
+
+    #[tokio::test]
+    async fn a_connection_queued_for_a_thread_that_ends_is_refused_and_told_of() {
+        let world = World::new();
+        let node = world.node("node-1");
+        let pod = node.pod(1, "web", "127.77.40.1");
+        let (mut client, queued) = arrived(&node, &pod).await;
+        let (jobs, queue) = mpsc::channel(JOBS);
+        assert!(jobs.send(Job::End).await.is_ok() && jobs.send(Job::Serve(queued)).await.is_ok());
+        run(node.here.proxy.clone(), Peers { workers: Vec::new(), own: 0 }, queue).await;
+        is_refused(&node, &mut client, 1).await;
+    }
+
+    #[tokio::test]
+    async fn a_connection_for_a_thread_that_has_ended_is_refused_and_told_of() {
+        let world = World::new();
+        let mut node = world.node("node-1");
+        let pod = node.pod(1, "web", "127.77.41.1");
+        let (mut client, late) = arrived(&node, &pod).await;
+        std::mem::replace(&mut node.tasks, tasks::Group::new("after")).cut().await;
+        node.here.serve(late);
+        is_refused(&node, &mut client, 1).await;
+    }
 }

@@ -35,7 +35,8 @@ pub(crate) fn caused(reason: Reason) -> Result<(), &'static str> {
         R::NoOriginalDestination => {
             Err("the rules redirect all that reaches the listeners, so the kernel always knows")
         }
-        R::IdleTimeout => Err("an hour after one end's end of data, or the kernel's own keepalive"),
+        R::IdleTimeout => Err("an hour after one end's end of data"),
+        R::PeerLost => Err("the far end's packets must be dropped: `dead_peers` does"),
         R::Malformed => Err("the control plane refuses manifests whose records would be malformed"),
         R::Conflict | R::Kernel | R::VersionMismatch => Err("of enrolments and links, not of connections"),
         R::LinkDown => Err("of the link between worker and keeper; a connection meets NoSocket"),

@@ -103,7 +103,7 @@ fn a_tunnelled_caller_is_judged_by_its_certificate_and_never_as_a_probe() {
     let identified = |world: &World| {
         let client = ClientAddr::new("198.18.1.1:4000".parse().expect("address"));
         let authority = OrigDst::new("198.18.1.6:8080".parse().expect("address"));
-        identify::tunnelled(&world.pod, caller.clone(), client, authority).expect("identified")
+        identify::tunnelled(&world.pod, caller.clone(), client, authority, authority.ip()).expect("identified")
     };
     let authorized = tunnelled(&world.mesh, identified(&world)).expect("allowed");
     assert_eq!(authorized.permit().and_then(|permit| permit.facts().source.clone()), Some(caller.clone()));

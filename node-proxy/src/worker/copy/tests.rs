@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use mesh_model::ClientAddr;
-use tokio::io::{AsyncWriteExt as _, duplex as pipe};
+use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _, Interest, duplex as pipe};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::task::JoinHandle;
 
@@ -34,7 +34,7 @@ async fn proxied() -> Proxied {
     let ((client, near), (server, far)) = (pair().await, pair().await);
     let connection = connection();
     let of_task = connection.clone();
-    let copying = tokio::spawn(async move { duplex(Connected::of(End::Tcp(near), End::Tcp(far)), &of_task).await });
+    let copying = tokio::spawn(async move { duplex(Connected::of(End::tcp(near), End::tcp(far)), &of_task).await });
     Proxied { client, server, connection, copying }
 }
 
@@ -99,19 +99,112 @@ async fn a_reset_by_either_end_is_a_reset_at_the_other() {
     }
 }
 
+/// How an application ends its connection so that its kernel sends RST behind what was written.
+#[derive(Clone, Copy, Debug)]
+enum Ends {
+    /// By SO_LINGER 0.
+    Linger,
+    /// By closing while bytes are unread: 413, 401, a database's last error.
+    Unread,
+}
+
+async fn ends(ends: Ends, stream: TcpStream) {
+    match ends {
+        Ends::Linger => mesh_net::socket::reset_on_close(&stream).expect("linger"),
+        Ends::Unread => drop(stream.peek(&mut [0]).await.expect("something unread")),
+    }
+}
+
 #[tokio::test]
-async fn what_was_sent_before_a_reset_is_still_delivered() {
+async fn what_was_sent_before_a_reset_is_still_delivered_and_then_the_reset() {
+    for how in [Ends::Linger, Ends::Unread] {
+        for (size, from_server) in
+            [(1 << 10, true), (16 << 10, true), (64 << 10, true), (1 << 10, false), (64 << 10, false)]
+        {
+            for round in 0..50 {
+                let Proxied { client, server, copying, .. } = proxied().await;
+                let (mut from, mut to) = if from_server { (server, client) } else { (client, server) };
+                to.write_all(b"never read").await.expect("write");
+                let sent = pattern(size, round);
+                from.write_all(&sent).await.expect("write");
+                // Nobody has read a byte of it when the reset comes.
+                ends(how, from).await;
+                let mut heard = Vec::new();
+                let end = to.read_to_end(&mut heard).await.expect_err("a reset, not an end of data");
+                assert_eq!(end.kind(), io::ErrorKind::ConnectionReset);
+                assert!(heard == sent, "{how:?}, {size} bytes, from the server: {from_server}: {} heard", heard.len());
+                assert_eq!(copying.await.expect("copy").reason(), Some(Reason::Reset));
+            }
+        }
+    }
+}
+
+/// Sends until nothing more is taken.
+async fn fill(stream: &mut TcpStream) -> usize {
+    let (block, mut taken) = ([7; 64 << 10], 0);
+    let room = Duration::from_millis(200);
+    while let Ok(written) = tokio::time::timeout(room, stream.write(&block)).await {
+        taken += written.expect("write");
+    }
+    taken
+}
+
+async fn hears_of_it(stream: &TcpStream) {
+    let heard = tokio::time::timeout(Duration::from_secs(1), stream.ready(Interest::ERROR)).await;
+    assert!(
+        heard.is_ok_and(|ready| ready.is_ok_and(|ready| ready.is_error())),
+        "the kernel says nothing within a second"
+    );
+}
+
+#[tokio::test]
+async fn a_reset_behind_a_full_pipe_is_heard_within_a_second() {
+    for server_resets in [false, true] {
+        let Proxied { client, server, copying, .. } = proxied().await;
+        let (mut resets, hears) = if server_resets { (server, client) } else { (client, server) };
+        assert!(fill(&mut resets).await > 64 << 10);
+        mesh_net::socket::reset_on_close(&resets).expect("linger");
+        drop(resets);
+        hears_of_it(&hears).await;
+        assert_eq!(copying.await.expect("copy").reason(), Some(Reason::Reset));
+    }
+}
+
+#[tokio::test]
+async fn a_reset_after_a_half_close_is_heard_though_nobody_reads_that_end_any_more() {
+    for server_resets in [false, true] {
+        let Proxied { client, server, copying, .. } = proxied().await;
+        let (mut resets, mut hears) = if server_resets { (server, client) } else { (client, server) };
+        resets.shutdown().await.expect("shutdown");
+        assert_eq!(hears.read(&mut [0]).await.expect("an end of data"), 0);
+        mesh_net::socket::reset_on_close(&resets).expect("linger");
+        drop(resets);
+        hears_of_it(&hears).await;
+        assert_eq!(copying.await.expect("copy").reason(), Some(Reason::Reset));
+    }
+}
+
+#[tokio::test]
+async fn a_connection_whose_task_is_dropped_is_a_reset_at_both_ends_and_no_end_of_data() {
     let Proxied { mut client, mut server, copying, .. } = proxied().await;
-    server.write_all(b"last words").await.expect("write");
-    let mut heard = [0; 10];
-    client.read_exact(&mut heard).await.expect("read");
-    assert_eq!(&heard, b"last words");
-    // Unread bytes at close make the kernel send RST.
-    client.write_all(b"never read").await.expect("write");
-    while server.ready(tokio::io::Interest::READABLE).await.is_err() {}
-    drop(server);
-    assert!(read_all(&mut client).await.is_err());
-    assert_eq!(copying.await.expect("copy").reason(), Some(Reason::Reset));
+    client.write_all(b"x").await.expect("write");
+    server.read_exact(&mut [0]).await.expect("read");
+    copying.abort();
+    for end in [&mut client, &mut server] {
+        assert_eq!(read_all(end).await.expect_err("reset").kind(), io::ErrorKind::ConnectionReset);
+    }
+}
+
+#[test]
+fn a_peer_that_the_kernel_gave_up_is_lost_and_not_idle() {
+    // ETIMEDOUT, EHOSTUNREACH, ENETUNREACH, ECONNRESET.
+    for (errno, reason) in
+        [(110, Reason::PeerLost), (113, Reason::PeerLost), (101, Reason::PeerLost), (104, Reason::Reset)]
+    {
+        let ended = Ended::Reset(Side::Destination, io::Error::from_raw_os_error(errno));
+        assert_eq!(ended.reason(), Some(reason), "errno {errno}");
+    }
+    assert_eq!(Ended::Idle.reason(), Some(Reason::IdleTimeout));
 }
 
 #[tokio::test]
@@ -130,7 +223,7 @@ async fn a_cut_resets_both_ends() {
 /// An end in memory, for tests with a paused clock.
 struct Memory(tokio::io::DuplexStream);
 
-impl tokio::io::AsyncRead for Memory {
+impl AsyncRead for Memory {
     fn poll_read(
         mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,
@@ -154,6 +247,12 @@ impl AsyncWrite for Memory {
 
 impl TunnelStream for Memory {
     fn reset(self: Box<Self>) {}
+    fn poll_broken(&mut self, _: &mut Context<'_>) -> Poll<io::Error> {
+        Poll::Pending
+    }
+    fn poll_sent(&mut self, _: &mut Context<'_>) -> Poll<()> {
+        Poll::Ready(())
+    }
 }
 
 #[tokio::test(start_paused = true)]

@@ -82,7 +82,7 @@ fn cut_of(connection: &Connection) -> Option<CutCause> {
 fn entered(pod: &Arc<Pod>, mesh: &Arc<Mesh>, account: &str, judged: Judged) -> (Arc<Connection>, Ticket) {
     let (connection, permit) = allowed(mesh, account);
     let ticket = enter(pod, &connection);
-    ticket.judged(&permit, judged, mesh, || mesh.clone());
+    ticket.judged(&permit, judged, mesh, || mesh.clone(), &Waiting::default());
     (connection, ticket)
 }
 
@@ -121,7 +121,7 @@ fn a_connection_judged_by_the_older_mesh_and_registered_after_the_sweep_is_judge
     after.apply_policy(deny("no-foe", "foe"));
     // The sweep passes while the connection is still being set up.
     assert_eq!(sweep(&after, &pod, false).judged, 0);
-    ticket.judged(&permit, Judged::Here, &before, || Arc::new(after));
+    ticket.judged(&permit, Judged::Here, &before, || Arc::new(after), &Waiting::default());
     assert_eq!(cut_of(&connection).map(|cause| cause.reason), Some(Reason::PolicyChanged));
 }
 
@@ -184,4 +184,32 @@ async fn emptied_resolves_with_the_last_ticket() {
     assert!(!waiting.is_finished());
     drop(ticket);
     waiting.await.expect("emptied");
+}
+
+#[test]
+fn a_connection_registered_after_the_sweep_under_a_listed_policy_that_has_not_arrived_is_looked_at_again() {
+    let (pod, before) = (pod(), Arc::new(mesh()));
+    let (connection, permit) = allowed(&before, "friend");
+    let ticket = enter(&pod, &connection);
+    let mut after = mesh();
+    after.apply_workload(Workload { policies: vec![key("coming")], ..workload("cart") });
+    // The sweep for the newer mesh passes while the connection is still being set up.
+    assert_eq!(sweep(&after, &pod, false), Swept::default());
+    let waiting = Waiting::default();
+    ticket.judged(&permit, Judged::Here, &before, || Arc::new(after.clone()), &waiting);
+    assert_eq!(cut_of(&connection), None, "list and policy travel apart");
+    let pods = waiting.take();
+    assert_eq!(pods.iter().map(|pod| pod.slot()).collect::<Vec<_>>(), [pod.slot()]);
+    // It never arrives.
+    sweep(&after, &pods[0], true);
+    assert!(cut_of(&connection).is_some(), "the connection lives on and nothing will look at it again");
+}
+
+#[test]
+fn whoever_comes_after_all_were_cut_is_cut_too() {
+    let (pod, mesh) = (pod(), Arc::new(mesh()));
+    pod.live().cut_all(Reason::Draining);
+    let (connection, _) = allowed(&mesh, "friend");
+    let _ticket = enter(&pod, &connection);
+    assert_eq!(cut_of(&connection).map(|cause| cause.reason), Some(Reason::Draining));
 }

@@ -70,7 +70,7 @@ impl From<Option<Reason>> for Flags {
             }
             Reason::Overloaded => Flags::Overload,
             Reason::Reset | Reason::TunnelClosed => Flags::Reset,
-            Reason::IdleTimeout => Flags::Timeout,
+            Reason::IdleTimeout | Reason::PeerLost => Flags::Timeout,
             Reason::Draining => Flags::Drain,
             Reason::Conflict | Reason::Kernel | Reason::LinkDown | Reason::VersionMismatch | Reason::Internal => {
                 Flags::Internal

@@ -5,8 +5,8 @@ use std::net::SocketAddr;
 use std::pin::pin;
 use std::sync::Arc;
 use std::task::{Context, Poll, Waker};
+use std::time::SystemTime;
 
-use bytes::Bytes;
 use h2::client::{Connection, SendRequest};
 use http::StatusCode;
 use mesh_model::Reason;
@@ -16,17 +16,18 @@ use tokio::time::timeout;
 use tokio_rustls::TlsConnector;
 
 use super::ahead::Ahead;
+use super::chunk::Chunk;
 use super::io::{Watched, tls_reason};
 use super::settings::*;
 use super::shared::{Open, Shared};
 use super::stream::Stream;
-use super::{ConnectRequest, OpenError, headers, keepalive};
+use super::{ConnectRequest, OpenError, expiry, headers, keepalive};
 use crate::worker::certs::Credentials;
 
 /// One live tunnel. Dropping the last clone of its sender lets the connection end once its streams have.
 #[derive(Debug)]
 pub(super) struct Tunnel {
-    send: SendRequest<Bytes>,
+    send: SendRequest<Chunk>,
     pub(super) to: SocketAddr,
     pub(super) shared: Arc<Shared>,
 }
@@ -62,20 +63,26 @@ where
         if tls.get_ref().1.alpn_protocol() != Some(mesh_tls::ALPN_H2) {
             return Err(failed(Reason::HandshakeFailed, "the peer does not speak h2".to_owned()));
         }
-        h2::client::Builder::new()
+        let not_after = mesh_tls::peer_not_after(tls.get_ref().1.peer_certificates().unwrap_or_default())
+            .map_err(|error| failed(Reason::PeerUntrusted, error.to_string()))?;
+        let (send, connection) = h2::client::Builder::new()
             .initial_window_size(STREAM_WINDOW)
             .initial_connection_window_size(CONNECTION_WINDOW)
             .max_frame_size(FRAME)
             .max_header_list_size(HEADERS_CLIENT)
             .max_send_buffer_size(SEND_BUFFER)
             .data_frame_budget(SMALL_FRAME_BUDGET)
+            .max_concurrent_reset_streams(RESETS_KNOWN)
+            .reset_stream_duration(RESETS_KNOWN_FOR)
+            .max_local_error_reset_streams(Some(RESET_FAULTS))
             .initial_max_send_streams(STREAMS_USED)
             .enable_push(false)
             .handshake(Watched::new(tls, shared.clone()))
             .await
-            .map_err(|error| failed(shared.fault().unwrap_or(Reason::HandshakeFailed), format!("HTTP/2: {error}")))
+            .map_err(|error| failed(shared.fault().unwrap_or(Reason::HandshakeFailed), format!("HTTP/2: {error}")))?;
+        Ok((send, connection, not_after))
     };
-    let (send, connection) = match timeout(HANDSHAKE_DEADLINE, work).await {
+    let (send, connection, not_after) = match timeout(HANDSHAKE_DEADLINE, work).await {
         Ok(result) => result?,
         Err(_) => {
             let message = format!("not done within {} s", HANDSHAKE_DEADLINE.as_secs());
@@ -83,16 +90,18 @@ where
         }
     };
     let tunnel = Tunnel { send, to, shared: shared.clone() };
-    Ok((tunnel, drive(connection, shared, to)))
+    Ok((tunnel, drive(connection, shared, to, not_after)))
 }
 
-/// Drives one connection to its end: frames, window growth, PING, and the order to stop.
-async fn drive<S>(connection: Connection<Watched<S>>, shared: Arc<Shared>, to: SocketAddr)
+/// Drives one connection to its end: frames, window growth, PING, the peer's certificate, and the order to stop.
+async fn drive<S>(connection: Connection<Watched<S>, Chunk>, shared: Arc<Shared>, to: SocketAddr, not_after: SystemTime)
 where
     S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
 {
     let mut connection = connection;
     let mut silent = pin!(keepalive::watch(connection.ping_pong()));
+    let mut expired = pin!(expiry::passed(not_after));
+    let mut leaving = false;
     let mut window = CONNECTION_WINDOW;
     loop {
         // Every branch may be dropped half-way: the connection keeps its own state, the others hold none.
@@ -112,6 +121,11 @@ where
             _ = &mut silent => {
                 tracing::debug!(peer = %to, "tunnel peer does not answer PING");
                 break;
+            }
+            () = &mut expired, if !leaving => {
+                tracing::debug!(peer = %to, "the certificate of the tunnel's peer has run out");
+                leaving = true;
+                shared.retire();
             }
             () = shared.changed.notified() => {
                 let wanted = window_for(shared.streams());

@@ -4,11 +4,14 @@
 //! the `h2` crate is underneath, so that our own codec can take its place. No policy is decided here: the client side checks the
 //! server's identity by the TLS configuration it is given, the server side tells the handler who the peer is.
 //!
-//! Certificates and live tunnels: a tunnel is not cut when the certificate it was set up with runs out or is renewed. The
-//! handshake proved the peer, the keys are the session's own; new tunnels use the new certificate (as ztunnel does).
+//! Certificates and live tunnels: a tunnel is not cut when a certificate is renewed, the handshake proved the peer and the keys are the
+//! session's own; new tunnels use the new one. When the certificate that the peer showed runs out, the tunnel takes no new connection
+//! at either end, and ends with its last one (ztunnel's go on).
 
 mod ahead;
+mod chunk;
 mod client;
+mod expiry;
 mod headers;
 mod io;
 mod keepalive;
@@ -29,7 +32,7 @@ use mesh_model::{Identity, Reason};
 pub use headers::BadConnect;
 pub use pool::{Pool, TunnelState};
 pub use server::{Handler, Incoming, serve};
-pub use stream::{Stream, reason_of};
+pub use stream::{Stream, WANTS_NO_MORE, reason_of};
 
 /// What a tunnel may be shared by: streams with the same key travel together.
 ///

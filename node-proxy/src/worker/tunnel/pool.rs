@@ -343,9 +343,11 @@ async fn own(driver: impl Future<Output = ()> + Send, pool: Weak<Inner>, key: Tu
         tokio::select! {
             () = &mut driver => break,
             _ = check.tick() => {
-                if idle(&shared) && let Some(pool) = pool.upgrade() {
+                // One that takes no more streams is kept here by nobody; it ends with its last.
+                let leaves = |shared: &Shared| shared.is_gone() || idle(shared);
+                if leaves(&shared) && let Some(pool) = pool.upgrade() {
                     // Looked at again under the pool's lock, where places are given out.
-                    pool.release(&key, &shared, idle);
+                    pool.release(&key, &shared, leaves);
                 }
             }
         }

@@ -8,9 +8,8 @@ use std::net::SocketAddr;
 use std::pin::pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
-use bytes::Bytes;
 use futures_util::future::BoxFuture;
 use h2::RecvStream;
 use h2::server::{Connection, SendResponse};
@@ -24,12 +23,13 @@ use tokio::time::{MissedTickBehavior, timeout};
 use tokio_rustls::TlsAcceptor;
 
 use super::ahead::Ahead;
+use super::chunk::Chunk;
 use super::headers::{self, BadConnect};
 use super::io::{Watched, tls_reason};
 use super::settings::*;
 use super::shared::{Open, Shared};
 use super::stream::{Closed, Stream};
-use super::{keepalive, pool};
+use super::{expiry, keepalive, pool};
 use crate::worker::certs::Credentials;
 use crate::worker::metrics::{Events, Side};
 
@@ -106,7 +106,7 @@ where
         Err(ServeError { peer, reason: Reason::HandshakeTimeout, message })
     });
     let events = handler.events();
-    let (identity, connection) = done.inspect_err(|error| {
+    let (identity, not_after, connection) = done.inspect_err(|error| {
         if let Some(events) = &events {
             events.handshake_failed(Side::Server, error.reason);
         }
@@ -114,7 +114,7 @@ where
     let _open = events.map(|events| events.tunnel(Side::Server));
     let from = Arc::new(From { identity, peer, unanswered: AtomicUsize::new(0) });
     let streams = tasks::Group::new("tunnel-streams");
-    let broke = drive(connection, &shared, &from, &*handler, &streams, &drain).await;
+    let broke = drive(connection, not_after, &shared, &from, &*handler, &streams, &drain).await;
     shared.retire();
     // The connection is dropped: every stream on it has ended with an error, and handlers see that.
     streams.finish(HANDLERS_DEADLINE).await;
@@ -134,7 +134,7 @@ async fn handshake<S>(
     peer: SocketAddr,
     credentials: &Credentials,
     shared: Arc<Shared>,
-) -> Result<(Identity, Connection<Watched<tokio_rustls::server::TlsStream<Ahead<S>>>, Bytes>), ServeError>
+) -> Result<(Identity, SystemTime, Connection<Watched<tokio_rustls::server::TlsStream<Ahead<S>>>, Chunk>), ServeError>
 where
     S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
 {
@@ -154,6 +154,8 @@ where
     let chain = session.peer_certificates().unwrap_or_default();
     let identity = mesh_tls::peer_identity(chain)
         .map_err(|error| failed(Reason::PeerUntrusted, format!("identity in the certificate: {error}")))?;
+    let not_after =
+        mesh_tls::peer_not_after(chain).map_err(|error| failed(Reason::PeerUntrusted, error.to_string()))?;
     let connection = h2::server::Builder::new()
         .initial_window_size(STREAM_WINDOW)
         .initial_connection_window_size(CONNECTION_WINDOW)
@@ -162,10 +164,13 @@ where
         .max_concurrent_streams(STREAMS_ADVERTISED)
         .max_send_buffer_size(SEND_BUFFER)
         .data_frame_budget(SMALL_FRAME_BUDGET)
+        .max_concurrent_reset_streams(RESETS_KNOWN)
+        .reset_stream_duration(RESETS_KNOWN_FOR)
+        .max_local_error_reset_streams(Some(RESET_FAULTS))
         .handshake(Watched::new(tls, shared.clone()))
         .await
         .map_err(|error| failed(shared.fault().unwrap_or(Reason::HandshakeFailed), format!("HTTP/2: {error}")))?;
-    Ok((identity, connection))
+    Ok((identity, not_after, connection))
 }
 
 /// Lets the alert arrive: closing a socket with unread bytes sends a RST, and that would overtake it.
@@ -186,7 +191,8 @@ async fn linger<S: AsyncRead + AsyncWrite + Unpin>(mut io: S) {
 
 /// Runs the connection until it ends; what broke it, if something did.
 async fn drive<S>(
-    mut connection: Connection<S, Bytes>,
+    mut connection: Connection<S, Chunk>,
+    not_after: SystemTime,
     shared: &Arc<Shared>,
     from: &Arc<From>,
     handler: &dyn Handler,
@@ -198,16 +204,23 @@ where
 {
     let mut silent = pin!(keepalive::watch(connection.ping_pong()));
     let mut asked = pin!(drain.asked());
-    let mut leaving = false;
+    let mut expired = pin!(expiry::passed(not_after));
+    let (mut leaving, mut refusing) = (false, false);
     let mut window = CONNECTION_WINDOW;
     let mut check = tokio::time::interval(IDLE_CHECK);
     check.set_missed_tick_behavior(MissedTickBehavior::Delay);
     loop {
         // Every branch may be dropped half-way: `accept` keeps its state in the connection, the others hold none.
-        let (request, respond) = tokio::select! {
+        let (request, mut respond) = tokio::select! {
             biased;
             () = &mut asked, if !leaving => {
                 leaving = true;
+                connection.graceful_shutdown();
+                continue;
+            }
+            () = &mut expired, if !refusing => {
+                tracing::debug!(peer = %from.peer, identity = %from.identity, "the certificate of the tunnel's peer has run out");
+                (leaving, refusing) = (true, true);
                 connection.graceful_shutdown();
                 continue;
             }
@@ -231,6 +244,12 @@ where
                 continue;
             }
         };
+        if refusing {
+            // GOAWAY counts from the peer's acknowledgement on, which it may keep back. Nothing was done with the request: an honest
+            // one brings it again in a new tunnel.
+            respond.send_reset(h2::Reason::REFUSED_STREAM);
+            continue;
+        }
         if from.unanswered.load(Ordering::Relaxed) > RAPID_RESETS {
             tracing::warn!(peer = %from.peer, identity = %from.identity, "tunnel peer takes back too many requests");
             connection.abrupt_shutdown(h2::Reason::ENHANCE_YOUR_CALM);
@@ -248,7 +267,7 @@ where
 /// Hands one request to the handler, in a task of its own.
 fn admit(
     request: Request<RecvStream>,
-    mut respond: SendResponse<Bytes>,
+    mut respond: SendResponse<Chunk>,
     shared: &Arc<Shared>,
     from: &Arc<From>,
     handler: &dyn Handler,
@@ -288,7 +307,7 @@ pub struct Incoming {
 }
 
 struct Answer {
-    respond: SendResponse<Bytes>,
+    respond: SendResponse<Chunk>,
     body: RecvStream,
     open: Open,
     from: Arc<From>,

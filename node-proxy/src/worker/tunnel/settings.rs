@@ -29,6 +29,15 @@ pub(super) const RETURN_CHUNK: usize = 32 << 10;
 /// What h2 may spend on the bookkeeping of small DATA frames that nobody reads yet, in its own unit (256 per frame). h2's default
 /// of half the window would end the whole tunnel after 32,000 small frames to one reader that stands still.
 pub(super) const SMALL_FRAME_BUDGET: usize = 32 << 20;
+/// Streams that we have reset and still know, so that what the peer had already sent on them is passed over (h2's default: 50). What
+/// comes for a forgotten one counts as a fault, and after 1,024 faults h2 ends the tunnel with every connection on it: a service that
+/// refuses uploads by 413 did that within seconds.
+pub(super) const RESETS_KNOWN: usize = 1_000;
+/// For how long: a round trip and what lies queued on the way (h2's default: 1 s).
+pub(super) const RESETS_KNOWN_FOR: Duration = Duration::from_secs(2);
+/// Such faults in a tunnel's whole life. h2 counts them against peers that have streams reset to outrun the limit of open ones; here a
+/// stream is counted until its handler has ended, see [`RAPID_RESETS`], so this only has to be some number.
+pub(super) const RESET_FAULTS: usize = 1 << 16;
 /// A PING goes out this long after the last answer (ztunnel's value).
 pub(super) const PING_INTERVAL: Duration = Duration::from_secs(10);
 /// A peer that does not answer a PING in this time is dead (ztunnel's value).

@@ -1,11 +1,13 @@
 //! One connection inside a tunnel, as bytes in and out.
 //!
 //! Half-close is END_STREAM in that direction. A stream that is dropped before both directions have ended is reset with
-//! CONNECT_ERROR (RFC 9113, 8.5), so the far application sees a reset and never a short but clean end.
+//! CONNECT_ERROR (RFC 9113, 8.5), so the far application sees a reset and never a short but clean end. A reset drops what HTTP/2
+//! has not sent yet: whoever passes on a peer's reset waits for [`Stream::poll_sent`] first, since TCP would have delivered that.
 
 use std::fmt;
 use std::io;
 use std::pin::Pin;
+use std::sync::Arc;
 use std::task::{Context, Poll, ready};
 
 use bytes::{Buf, Bytes};
@@ -13,6 +15,7 @@ use h2::{RecvStream, SendStream};
 use mesh_model::Reason;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
+use super::chunk::{Chunk, Queue};
 use super::settings::{RETURN_CHUNK, WRITE_CHUNK};
 use super::shared::Open;
 
@@ -33,10 +36,15 @@ pub fn reason_of(error: &io::Error) -> Option<Reason> {
     error.get_ref()?.downcast_ref::<Closed>().map(|closed| closed.0)
 }
 
+/// The kind of a write's error when the peer asks to stop sending (RST_STREAM with NO_ERROR) and may still be read to its end.
+pub const WANTS_NO_MORE: io::ErrorKind = io::ErrorKind::ConnectionAborted;
+
 /// One connection inside a tunnel.
 pub struct Stream {
-    send: SendStream<Bytes>,
+    send: SendStream<Chunk>,
     recv: RecvStream,
+    /// What was given to `send` and has not left.
+    queue: Arc<Queue>,
     /// Received and not yet taken by the reader.
     chunk: Bytes,
     /// Taken by the reader and not yet given back to the peer's window.
@@ -57,13 +65,37 @@ impl fmt::Debug for Stream {
 }
 
 impl Stream {
-    pub(super) fn new(send: SendStream<Bytes>, recv: RecvStream, open: Open) -> Self {
-        Self { send, recv, chunk: Bytes::new(), taken: 0, sent_end: false, received_end: false, _open: open }
+    pub(super) fn new(send: SendStream<Chunk>, recv: RecvStream, open: Open) -> Self {
+        let (queue, chunk) = (Arc::default(), Bytes::new());
+        Self { send, recv, queue, chunk, taken: 0, sent_end: false, received_end: false, _open: open }
     }
 
-    /// Ends both directions at once; the far application sees a reset. Bytes that were not sent yet are lost, as with a TCP RST.
+    /// Ends both directions at once; the far application sees a reset. Bytes that were not sent yet are lost.
     pub fn reset(mut self) {
         self.abort();
+    }
+
+    /// Ready when everything that was written has left for the peer, or never will: what a reset would still take away.
+    pub fn poll_sent(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        self.queue.poll_empty(cx)
+    }
+
+    /// Ready when the peer has reset the stream or the tunnel is gone, also while nothing is read.
+    pub fn poll_broken(&mut self, cx: &mut Context<'_>) -> Poll<io::Error> {
+        match ready!(self.send.poll_reset(cx)) {
+            // After END_STREAM it asks only to stop sending (RFC 9113, 8.1; so does ztunnel), which a write finds out. Before, it is
+            // a reset like any other, which a read finds out: behind bytes that nobody takes, the two cannot be told apart.
+            Ok(h2::Reason::NO_ERROR) => Poll::Pending,
+            Ok(_) => Poll::Ready(io::Error::new(io::ErrorKind::ConnectionReset, Closed(Reason::Reset))),
+            Err(error) => Poll::Ready(closed(&error)),
+        }
+    }
+
+    /// With a code of the test's choice.
+    #[cfg(test)]
+    pub(super) fn reset_with(mut self, code: h2::Reason) {
+        self.send.send_reset(code);
+        (self.sent_end, self.received_end) = (true, true);
     }
 
     fn abort(&mut self) {
@@ -77,10 +109,7 @@ impl Stream {
         while self.chunk.is_empty() && !self.received_end {
             match ready!(self.recv.poll_data(cx)) {
                 Some(Ok(data)) => self.chunk = data,
-                // RFC 9113, 8.1: NO_ERROR after a complete answer asks only to stop sending. ztunnel ends streams so.
-                Some(Err(error)) if error.is_reset() && error.reason() == Some(h2::Reason::NO_ERROR) => {
-                    self.received_end = true;
-                }
+                // Whatever its code, NO_ERROR included: after END_STREAM h2 tells of the end and not of the reset.
                 Some(Err(error)) => return Poll::Ready(Err(closed(&error))),
                 None => self.received_end = true,
             }
@@ -115,6 +144,8 @@ impl Stream {
     /// Why nothing can be sent any more.
     fn write_end(&mut self, cx: &mut Context<'_>) -> io::Error {
         match self.send.poll_reset(cx) {
+            // Its own bytes are whole, or a read will say otherwise: it only wants no more of ours.
+            Poll::Ready(Ok(h2::Reason::NO_ERROR)) => io::Error::new(WANTS_NO_MORE, Closed(Reason::Reset)),
             Poll::Ready(Ok(_)) => io::Error::new(io::ErrorKind::ConnectionReset, Closed(Reason::Reset)),
             Poll::Ready(Err(error)) => closed(&error),
             Poll::Pending => io::Error::new(io::ErrorKind::BrokenPipe, Closed(Reason::TunnelClosed)),
@@ -148,7 +179,8 @@ impl AsyncWrite for Stream {
             )));
         }
         let room = ready!(self.poll_room(cx, buf.len().min(WRITE_CHUNK)))?;
-        let result = self.send.send_data(Bytes::copy_from_slice(&buf[..room]), false);
+        let chunk = Chunk::of(&buf[..room], &self.queue);
+        let result = self.send.send_data(chunk, false);
         Poll::Ready(result.map(|()| room).map_err(|error| closed(&error)))
     }
 
@@ -161,7 +193,7 @@ impl AsyncWrite for Stream {
         if !self.sent_end {
             self.sent_end = true;
             self.send.reserve_capacity(0);
-            self.send.send_data(Bytes::new(), true).map_err(|error| closed(&error))?;
+            self.send.send_data(Chunk::empty(), true).map_err(|error| closed(&error))?;
         }
         Poll::Ready(Ok(()))
     }
@@ -169,7 +201,8 @@ impl AsyncWrite for Stream {
 
 impl Drop for Stream {
     fn drop(&mut self) {
-        // After END_STREAM of ours h2's own implicit reset is used: it sends what is queued first.
+        // After END_STREAM of ours nothing is to be told: either the peer has ended too, or h2 resets what is dropped (and the queue
+        // with it, unless the code is NO_ERROR).
         if !self.sent_end {
             self.abort();
         }

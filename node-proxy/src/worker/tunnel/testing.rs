@@ -28,9 +28,14 @@ pub(crate) fn identity(name: &str) -> Identity {
 }
 
 pub(crate) fn credentials(authority: &Authority, name: &str) -> Arc<Credentials> {
+    credentials_for(authority, name, Duration::from_secs(3600))
+}
+
+/// With a certificate that runs out after this time.
+pub(crate) fn credentials_for(authority: &Authority, name: &str, validity: Duration) -> Arc<Credentials> {
     let identity = identity(name);
     let (key, csr) = mesh_tls::csr(&identity).expect("request");
-    let chain = authority.sign(&csr, &identity, Duration::from_secs(3600), SystemTime::now()).expect("signed");
+    let chain = authority.sign(&csr, &identity, validity, SystemTime::now()).expect("signed");
     let cert = WorkloadCert::assemble(key, chain, &identity).expect("certificate");
     Arc::new(Credentials::new(cert, &domains()))
 }

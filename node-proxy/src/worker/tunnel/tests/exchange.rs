@@ -137,3 +137,146 @@ async fn a_reset_is_a_reset_at_the_other_end_and_never_an_end_of_file() {
     stream.write_all(b"e").await.expect("write");
     assert_eq!(read_all(&mut stream).await.expect("a clean end"), b"bye");
 }
+
+#[tokio::test]
+async fn a_reset_before_the_end_is_no_end_of_data_whatever_its_code() {
+    let authority = Authority::create().expect("authority");
+    let server = server(
+        "127.0.0.1:0",
+        credentials(&authority, "server"),
+        With(|request: Incoming| async move {
+            let Ok(mut stream) = request.accept(None) else { return };
+            let Ok(code) = stream.read_u8().await else { return };
+            let _ = stream.write_all(b"par").await;
+            std::future::poll_fn(|cx| stream.poll_sent(cx)).await;
+            stream.reset_with(u32::from(code).into());
+        }),
+    )
+    .await;
+    let client = Client::new(credentials(&authority, "client"));
+    // RFC 9113, 7: NO_ERROR (0) to HTTP_1_1_REQUIRED (13).
+    for code in 0..=13 {
+        let mut stream = client.open(server.addr, "server").await.expect("opened");
+        stream.write_all(&[code]).await.expect("write");
+        let mut read = Vec::new();
+        let end = timeout(WAIT, stream.read_to_end(&mut read)).await.expect("in time");
+        let end = end.expect_err("half an answer is not a whole one");
+        assert_eq!((read.as_slice(), reason_of(&end)), (b"par".as_slice(), Some(Reason::Reset)), "code {code}");
+    }
+}
+
+#[tokio::test]
+async fn a_request_to_stop_sending_behind_a_whole_answer_takes_nothing_of_the_answer_away() {
+    let authority = Authority::create().expect("authority");
+    let server = server(
+        "127.0.0.1:0",
+        credentials(&authority, "server"),
+        With(|request: Incoming| async move {
+            let Ok(mut stream) = request.accept(None) else { return };
+            let _ = stream.read_u8().await;
+            let _ = stream.write_all(&payload(5, 100_000)).await;
+            let _ = stream.shutdown().await;
+            std::future::poll_fn(|cx| stream.poll_sent(cx)).await;
+            stream.reset_with(h2::Reason::NO_ERROR);
+        }),
+    )
+    .await;
+    let client = Client::new(credentials(&authority, "client"));
+    let mut stream = client.open(server.addr, "server").await.expect("opened");
+    stream.write_all(b"x").await.expect("write");
+    let refused = timeout(WAIT, async {
+        loop {
+            if let Err(error) = stream.write_all(&[1; 1 << 10]).await {
+                return error;
+            }
+            tokio::task::yield_now().await;
+        }
+    });
+    assert_eq!(refused.await.expect("in time").kind(), super::super::WANTS_NO_MORE);
+    assert_eq!(read_all(&mut stream).await.expect("a whole answer"), payload(5, 100_000));
+}
+
+#[tokio::test]
+async fn what_was_written_before_a_reset_arrives_a_thousand_times_of_a_thousand() {
+    let authority = Authority::create().expect("authority");
+    let server = server(
+        "127.0.0.1:0",
+        credentials(&authority, "server"),
+        With(|request: Incoming| async move {
+            let Ok(mut stream) = request.accept(None) else { return };
+            let Ok(kib) = stream.read_u8().await else { return };
+            let _ = stream.write_all(&payload(7, usize::from(kib) << 10)).await;
+            std::future::poll_fn(|cx| stream.poll_sent(cx)).await;
+            stream.reset();
+        }),
+    )
+    .await;
+    let client = Client::new(credentials(&authority, "client"));
+    for round in 0..1000 {
+        let kib = [1, 16, 64, 200][round % 4];
+        let mut stream = client.open(server.addr, "server").await.expect("opened");
+        stream.write_all(&[kib]).await.expect("write");
+        let mut got = Vec::new();
+        let end = timeout(WAIT, stream.read_to_end(&mut got)).await.expect("in time");
+        assert_eq!(reason_of(&end.expect_err("a reset")), Some(Reason::Reset));
+        assert!(got == payload(7, usize::from(kib) << 10), "round {round}: {} bytes of {kib} KiB", got.len());
+    }
+    assert_eq!(client.pool.handshakes(), 1);
+}
+
+#[tokio::test]
+async fn a_reset_is_heard_by_an_end_that_does_not_read() {
+    let authority = Authority::create().expect("authority");
+    let server = server(
+        "127.0.0.1:0",
+        credentials(&authority, "server"),
+        With(|request: Incoming| async move {
+            let Ok(mut stream) = request.accept(None) else { return };
+            let _ = stream.write_all(b"never read").await;
+            std::future::poll_fn(|cx| stream.poll_sent(cx)).await;
+            stream.reset();
+        }),
+    )
+    .await;
+    let client = Client::new(credentials(&authority, "client"));
+    let mut stream = client.open(server.addr, "server").await.expect("opened");
+    let broken = timeout(WAIT, std::future::poll_fn(|cx| stream.poll_broken(cx))).await.expect("in time");
+    assert_eq!(reason_of(&broken), Some(Reason::Reset));
+    // What came before it is still there.
+    let mut read = Vec::new();
+    assert!(stream.read_to_end(&mut read).await.is_err());
+    assert_eq!(read, b"never read");
+}
+
+#[tokio::test]
+async fn uploads_that_are_refused_by_the_thousand_do_not_cost_the_tunnel() {
+    let authority = Authority::create().expect("authority");
+    let server = server(
+        "127.0.0.1:0",
+        credentials(&authority, "server"),
+        With(|request: Incoming| async move {
+            let Ok(mut stream) = request.accept(None) else { return };
+            let _ = stream.read_u8().await;
+            stream.reset();
+        }),
+    )
+    .await;
+    let client = Client::new(credentials(&authority, "client"));
+    let mut other = client.open(server.addr, "server").await.expect("opened");
+    let upload = [7; 1 << 10];
+    for round in 0..3000 {
+        let mut stream =
+            client.open(server.addr, "server").await.unwrap_or_else(|error| panic!("round {round}: {error}"));
+        // It goes on sending until it hears.
+        let heard = async {
+            while stream.write_all(&upload).await.is_ok() {
+                tokio::task::yield_now().await
+            }
+        };
+        timeout(WAIT, heard).await.expect("in time");
+    }
+    assert_eq!(client.pool.handshakes(), 1);
+    // A connection that has nothing to do with them lives on until its own end.
+    other.write_all(b"x").await.expect("write");
+    assert_eq!(reason_of(&other.read_u8().await.expect_err("reset")), Some(Reason::Reset));
+}

@@ -37,20 +37,66 @@ async fn after_a_goaway_open_connections_live_on_and_new_ones_take_a_new_tunnel(
     let trigger = first.drain.take().expect("not asked yet");
     trigger.ask();
     ping(&mut old).await;
-    // The listener still accepts; a connection after the drain was asked for ends after its first streams.
     eventually("goaway arrived", || client.pool.turn_is_new(&client.key(first.addr, "server"))).await;
-    let mut new = client.open(first.addr, "server").await;
-    if let Ok(new) = &mut new {
-        ping(new).await;
-    }
-    assert!(client.pool.handshakes() >= 2);
+    // Who goes away says so to each new tunnel as well; a successor at the same address does not.
+    let second = server("127.0.0.1:0", credentials(&authority, "server"), With(echo)).await;
+    let (to, successor) = (first.addr, second.addr);
+    let new = client.pool.open(client.key(to, "server"), request(to), client.credentials.clone(), dial(successor));
+    let mut new = new.await.expect("a new connection opens while the old tunnel goes away");
+    ping(&mut new).await;
+    assert_eq!(client.pool.handshakes(), 2);
     ping(&mut old).await;
-    drop((old, new));
-    eventually("both connections ended in order", || {
+    drop(old);
+    eventually("the old tunnel ended in order with its last connection", || {
         let ended = first.ended.lock().expect("test");
-        ended.len() >= 2 && ended.iter().all(|result| result.as_ref().is_ok_and(|served| served.broke.is_none()))
+        ended.len() == 1 && ended[0].as_ref().is_ok_and(|served| served.broke.is_none() && served.requests == 1)
     })
     .await;
+    ping(&mut new).await;
+    assert!(second.ended.lock().expect("test").is_empty());
+}
+
+/// Each end looks at the other's certificate: one of them runs out.
+async fn a_certificate_runs_out(which: &str) {
+    let authority = Authority::create().expect("authority");
+    let of = |name: &str| {
+        let validity = if name == which { Duration::from_secs(3) } else { Duration::from_secs(3600) };
+        credentials_for(&authority, name, validity)
+    };
+    let server = server("127.0.0.1:0", of("server"), With(echo)).await;
+    let mut client = Client::new(of("client"));
+    let mut old = client.open(server.addr, "server").await.expect("opened");
+    ping(&mut old).await;
+    assert!(!client.pool.turn_is_new(&client.key(server.addr, "server")), "it is valid yet");
+    eventually("the tunnel takes no new connection", || client.pool.turn_is_new(&client.key(server.addr, "server")))
+        .await;
+    // What is open lives on.
+    ping(&mut old).await;
+    // With the expired certificate no new tunnel is made, with a renewed one it is.
+    let error = client.open(server.addr, "server").await.expect_err("expired");
+    assert_eq!(error.reason(), Reason::CertificateExpired, "{error}");
+    if which == "client" {
+        client.credentials = credentials(&authority, "client");
+        ping(&mut client.open(server.addr, "server").await.expect("opened")).await;
+        drop(old);
+        eventually("the tunnel ended in order with its last connection", || {
+            let ended = server.ended.lock().expect("test");
+            ended
+                .iter()
+                .any(|result| result.as_ref().is_ok_and(|served| served.broke.is_none() && served.requests == 1))
+        })
+        .await;
+    }
+}
+
+#[tokio::test]
+async fn a_tunnel_takes_no_new_connection_when_the_clients_certificate_has_run_out() {
+    timeout(WAIT, a_certificate_runs_out("client")).await.expect("in time");
+}
+
+#[tokio::test]
+async fn a_tunnel_takes_no_new_connection_when_the_servers_certificate_has_run_out() {
+    timeout(WAIT, a_certificate_runs_out("server")).await.expect("in time");
 }
 
 #[tokio::test]

@@ -1,0 +1,137 @@
+//! The caller's end of a connection whose destination is being reached.
+//!
+//! A caller that goes away meanwhile gives its place back at once. Only a reset is a going away: a caller that has ended its own
+//! direction (FIN) may have sent its request and wait for the answer, and closing and half-closing are the same on the wire.
+//! However the set-up ends without a destination, the caller sees a reset, never an end of data.
+
+use std::time::Duration;
+
+use mesh_model::Reason;
+use mesh_net::socket_options::Keepalive;
+use tokio::io::Interest;
+use tokio::net::TcpStream;
+
+use super::end::End;
+use super::record::Refusal;
+
+/// What a caller sent before it reset is still taken to a destination that is reached within this time, as its own kernel would have.
+const LAST_BYTES: Duration = Duration::from_millis(500);
+
+/// See the module. Dropped, it is reset.
+#[derive(Debug)]
+pub struct Caller(Option<TcpStream>);
+
+impl Caller {
+    /// Of an accepted socket.
+    pub fn new(stream: TcpStream) -> Self {
+        Self(Some(stream))
+    }
+
+    /// The connection's end, once its destination is reached.
+    pub fn into_end(mut self) -> Option<End> {
+        self.0.take().map(End::tcp)
+    }
+
+    /// The same for one that may be on another machine.
+    pub fn into_far_end(mut self, keepalive: Keepalive) -> Option<End> {
+        self.0.take().map(|stream| End::far(stream, keepalive))
+    }
+
+    /// The socket itself, for a protocol of our own.
+    pub fn into_stream(mut self) -> Option<TcpStream> {
+        self.0.take()
+    }
+
+    /// Sets up a connection for as long as the caller is there. Dropping the set-up half-way closes what it had opened.
+    pub async fn while_there<T>(&self, set_up: impl Future<Output = Result<T, Refusal>>) -> Result<T, Refusal> {
+        let Some(stream) = &self.0 else { return set_up.await };
+        let mut set_up = std::pin::pin!(set_up);
+        // Neither branch loses anything: the set-up goes on below, waiting for an error keeps nothing.
+        tokio::select! {
+            biased;
+            done = &mut set_up => return done,
+            _ = stream.ready(Interest::ERROR) => {}
+        }
+        let unread = rustix::io::ioctl_fionread(stream).unwrap_or(0);
+        if unread > 0
+            && let Ok(done) = tokio::time::timeout(LAST_BYTES, set_up).await
+        {
+            return done;
+        }
+        Err(Refusal::of(Reason::Reset, "the caller reset the connection while it was being set up"))
+    }
+}
+
+impl Drop for Caller {
+    fn drop(&mut self) {
+        if let Some(stream) = self.0.take() {
+            super::end::reset(stream);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::io::AsyncWriteExt as _;
+    use tokio::net::TcpListener;
+
+    use super::*;
+
+    async fn caller() -> (TcpStream, Caller) {
+        let listener = TcpListener::bind("127.0.0.1:0").await.expect("bind");
+        let address = listener.local_addr().expect("address");
+        let (far, near) = tokio::join!(TcpStream::connect(address), listener.accept());
+        (far.expect("connect"), Caller::new(near.expect("accept").0))
+    }
+
+    async fn never() -> Result<(), Refusal> {
+        std::future::pending().await
+    }
+
+    fn reset(stream: TcpStream) {
+        mesh_net::socket::reset_on_close(&stream).expect("linger");
+    }
+
+    #[tokio::test]
+    async fn a_caller_that_resets_ends_the_set_up_at_once() {
+        for sends in [false, true] {
+            let (mut far, near) = caller().await;
+            if sends {
+                far.write_all(b"request").await.expect("write");
+            }
+            reset(far);
+            let ended = tokio::time::timeout(Duration::from_secs(1), near.while_there(never())).await;
+            assert_eq!(ended.expect("within a second").map_err(|refusal| refusal.reason), Err(Reason::Reset));
+        }
+    }
+
+    #[tokio::test]
+    async fn what_a_caller_sent_before_it_reset_is_still_set_up_for() {
+        let (mut far, near) = caller().await;
+        far.write_all(b"last words").await.expect("write");
+        reset(far);
+        near.0.as_ref().expect("there").ready(Interest::ERROR).await.expect("reset");
+        let reached = async {
+            tokio::time::sleep(LAST_BYTES / 10).await;
+            Ok(())
+        };
+        assert_eq!(near.while_there(reached).await, Ok(()));
+    }
+
+    #[tokio::test]
+    async fn a_caller_that_is_dropped_sees_a_reset() {
+        use tokio::io::AsyncReadExt as _;
+        let (mut far, near) = caller().await;
+        drop(near);
+        assert_eq!(far.read(&mut [0]).await.expect_err("no end").kind(), std::io::ErrorKind::ConnectionReset);
+    }
+
+    #[tokio::test]
+    async fn a_caller_that_only_half_closes_waits_for_its_answer() {
+        let (mut far, near) = caller().await;
+        far.write_all(b"request").await.expect("write");
+        far.shutdown().await.expect("shutdown");
+        let waited = tokio::time::timeout(Duration::from_millis(700), near.while_there(never())).await;
+        assert!(waited.is_err(), "given up: {waited:?}");
+    }
+}
