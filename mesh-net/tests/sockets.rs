@@ -219,7 +219,8 @@ fn diag_lists_listeners_of_both_families() {
     let found = diag.listeners().expect("list");
     assert_eq!(found.len(), 602);
     for expected in ["127.0.0.1:7001", "[::1]:7002", "[::]:20000", "[::]:20599"] {
-        assert!(found.contains(&expected.parse().expect("address")), "{expected}");
+        let expected = expected.parse().expect("address");
+        assert!(found.iter().any(|listener| listener.address == expected), "{expected}");
     }
 }
 

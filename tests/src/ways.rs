@@ -5,14 +5,15 @@ use std::net::{IpAddr, Ipv6Addr, SocketAddr, TcpListener, TcpStream};
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
-use lab::{App, Lab, Pod, PodHandle, User};
+use lab::{App, Pod, PodHandle, User};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
+use crate::support::{Clear, Watched};
 use crate::talk;
 
 /// Pods for every way.
 pub(crate) struct Ways {
-    pub(crate) lab: Lab,
+    pub(crate) lab: Watched,
     cart: PodHandle,
     near: PodHandle,
     far: PodHandle,
@@ -29,10 +30,13 @@ pub(crate) struct Way {
 }
 
 impl Ways {
-    pub(crate) fn open(lab: Lab) -> Result<Ways> {
+    pub(crate) fn open(lab: Watched) -> Result<Ways> {
         let pod = |namespace: &str, name: &str, node| lab.add_pod(Pod::new(namespace, name).node(node).app(App::None));
         let (cart, near, far) = (pod("shop", "cart", 1)?, pod("shop", "near", 1)?, pod("shop", "far", 2)?);
         let (stranger, other) = (pod("outside", "stranger", 1)?, pod("outside", "other", 2)?);
+        for outside in [&stranger, &other] {
+            lab.allow("a stranger to the mesh", Clear::of(outside));
+        }
         talk::everyone_known(&lab, &[&cart, &near, &far])?;
         Ok(Ways { lab, cart, near, far, stranger, other })
     }

@@ -179,8 +179,10 @@ mod tests {
         let pod = pod(1, &facts("shop", "web", "198.18.1.5"));
         let reason = |destination| inbound(&pod, client(), destination).err().map(|error| error.reason());
         let untold = |text: &str| inbound(&pod, client(), to(text)).map(|identified| identified.is_untold()).ok();
-        let tunnel =
-            |text: &str| tunnelled(&pod, pod.identity().clone(), client(), to(text)?).err().map(|error| error.reason());
+        let tunnel = |text: &str| {
+            let (authority, at) = (to(text)?, pod.facts().addresses[0]);
+            tunnelled(&pod, pod.identity().clone(), client(), authority, at).err().map(|error| error.reason())
+        };
         for own in ["198.18.1.5:80", "[::ffff:198.18.1.5]:80"] {
             assert_eq!((untold(own), tunnel(own)), (Some(false), None), "{own}");
         }
