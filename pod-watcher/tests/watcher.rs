@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use common::keeper::{Answers, connected};
 use common::{Node, Pod, Seen, eventually, ip_batch, run, within};
-use mesh_net::capture::{RULE_PRIORITY, Stage};
+use mesh_net::capture::{ROUTE_TABLES, RULE_PRIORITY, Stage};
 use serde_json::json;
 
 #[test]
@@ -272,7 +272,7 @@ fn rules_that_others_change_are_repaired_and_their_name_is_told() {
     let pod = Pod::new("shop", "cart");
     node.manifest("cart", &pod.manifest(None));
     assert!(node.add(&pod).0);
-    let pref = RULE_PRIORITY.to_string();
+    let (pref, table) = (RULE_PRIORITY.to_string(), ROUTE_TABLES.start().to_string());
     let cases: [(&str, &[&str]); 8] = [
         ("nft", &["delete", "table", "inet", "culvert"]),
         ("nft", &["flush", "table", "inet", "culvert"]),
@@ -280,8 +280,8 @@ fn rules_that_others_change_are_repaired_and_their_name_is_told() {
         ("nft", &["insert", "rule", "inet", "culvert", "prerouting_filter", "accept"]),
         ("ip", &["rule", "del", "pref", &pref]),
         ("ip", &["-6", "rule", "del", "pref", &pref]),
-        ("ip", &["route", "flush", "table", "100"]),
-        ("ip", &["-6", "route", "flush", "table", "100"]),
+        ("ip", &["route", "flush", "table", &table]),
+        ("ip", &["-6", "route", "flush", "table", &table]),
     ];
     for (number, (program, args)) in cases.iter().enumerate() {
         pod.netns.run(|| run(program, args)).expect("entered");

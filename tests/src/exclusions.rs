@@ -94,7 +94,7 @@ fn what_a_pod_excludes_is_left_alone_and_nothing_else_is_also_when_it_changes_it
     wait_logged(&lab, &cart, &at(&db, FREE), 0)?;
     // It opens nothing at the other side: in clear nobody reaches a pod of the mesh that wants more.
     lab.annotate_pod(&cart, OUTBOUND_PORTS, Some("7000, 9000"))?;
-    has_rule(&lab, &cart, "exclude-out-7000", true)?;
+    has_rule(&lab, &cart, "exclude-out-7000-ipv4", true)?;
     all_meet(&cart, &at(&web, CAPTURED), Met::Refused)?;
     // It stands where its owner looks.
     let says = |pod: &PodHandle, text: &str| {
@@ -113,7 +113,7 @@ fn what_a_pod_excludes_is_left_alone_and_nothing_else_is_also_when_it_changes_it
     for ip in db.ips() {
         has_rule(&lab, &cart, &format!("exclude-out-{ip}/{}", if ip.is_ipv4() { 32 } else { 128 }), true)?;
     }
-    has_rule(&lab, &cart, "exclude-out-7000", false)?;
+    has_rule(&lab, &cart, "exclude-out-7000-ipv4", false)?;
     for port in [CAPTURED, FREE] {
         all_meet(&cart, &at(&db, port), Met::Answered)?;
         all_meet(&cart, &at(&web, port), Met::Answered)?;

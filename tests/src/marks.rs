@@ -44,7 +44,7 @@ fn readable(pod: &PodHandle) -> Result<BTreeSet<u32>> {
 
 /// The mark of the pod's enrolment, as root of its network can read it.
 pub(crate) fn enrolment(pod: &PodHandle) -> Result<u32> {
-    let rules = pod.exec_as(User::root(), &["nft", "list", "chain", "inet", "culvert", "output_nat"])?.ok()?;
+    let rules = pod.exec_as(User::root(), &["nft", "list", "chain", "inet", "culvert", "output_route"])?.ok()?;
     let rule = rules.lines().find(|line| line.contains("proxy-out")).context("the exempting rule")?;
     let hex = rule.split("== 0x").nth(1).and_then(|rest| rest.split(' ').next()).context("its mark")?;
     Ok(u32::from_str_radix(hex, 16)?)

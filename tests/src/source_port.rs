@@ -90,7 +90,7 @@ fn a_spoofed_source_with_the_port_of_the_live_connection_moves_a_megabyte_and_so
         "1 MB each way beside the live connection",
     );
 
-    // The control: without the zone that keeps the two apart, the plaintext client's connection breaks.
+    // The control: without the rules that steer answers to the proxy, the plaintext client's connection breaks.
     lab.mesh().watcher(1).kill()?;
     let near = &clients[0].0;
     let mut attempt = |ip: IpAddr| {
@@ -100,12 +100,12 @@ fn a_spoofed_source_with_the_port_of_the_live_connection_moves_a_megabyte_and_so
     };
     for ip in web.ips() {
         let seen = attempt(ip)?;
-        ensure!(seen["ok"] == 1, "with its zone, over {}: {seen}", family(ip));
+        ensure!(seen["ok"] == 1, "with them, over {}: {seen}", family(ip));
     }
-    web.exec_as(User::root(), &["nft", "flush", "chain", "inet", "culvert", "output_raw"])?.ok()?;
+    web.exec_as(User::root(), &["nft", "flush", "chain", "inet", "culvert", "output_route"])?.ok()?;
     for ip in web.ips() {
         let seen = attempt(ip)?;
-        ensure!(seen["ok"] == 0, "without a zone of its own it worked all the same over {}: {seen}", family(ip));
+        ensure!(seen["ok"] == 0, "without them it worked all the same over {}: {seen}", family(ip));
     }
     lab.down()
 }

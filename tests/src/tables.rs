@@ -32,7 +32,7 @@ fn rules(pod: &PodHandle) -> Result<String> {
     for family in ["-4", "-6"] {
         text += &root(pod, &["ip", family, "rule"])?;
         // No table at all is an error of its own for `ip`.
-        text += &pod.exec_as(User::root(), &["ip", family, "route", "show", "table", "100"])?.stdout;
+        text += &pod.exec_as(User::root(), &["ip", family, "route", "show", "table", "15001100"])?.stdout;
     }
     Ok(text)
 }
@@ -73,7 +73,7 @@ fn events(lab: &Lab, pod: &PodHandle, reason: &str) -> Result<Vec<Value>> {
 fn an_owned_table_is_left_by_a_flush_and_cannot_be_deleted() -> Result<()> {
     let (lab, web, stranger) = set_up("tables-owned", "owned")?;
     let before = rules(&web)?;
-    ensure!(before.contains("tproxy to :15006") && before.contains("lookup 100"), "{before}");
+    ensure!(before.contains("tproxy to :15006") && before.contains("lookup 15001100"), "{before}");
     // The control: the flush does take what is not owned.
     root(&web, &["nft", "add", "table", "inet", "somebody"])?;
     root(&web, &["nft", "flush", "ruleset"])?;
@@ -114,9 +114,9 @@ fn table_damages(pod: &PodHandle) -> Result<Vec<(&'static str, String)>> {
 const ROUTE_DAMAGES: [(&str, &str); 6] = [
     ("delete ip rule", "ip -4 rule del pref 100"),
     ("delete ip rule, IPv6", "ip -6 rule del pref 100"),
-    ("empty table 100", "ip -4 route flush table 100"),
-    ("empty table 100, IPv6", "ip -6 route flush table 100"),
-    ("another route in table 100", "ip -4 route replace blackhole default table 100"),
+    ("empty our table", "ip -4 route flush table 15001100"),
+    ("empty our table, IPv6", "ip -6 route flush table 15001100"),
+    ("another route in our table", "ip -4 route replace blackhole default table 15001100"),
     ("another ip rule", "ip -4 rule del pref 100; ip -4 rule add pref 100 fwmark 0x1 lookup 100"),
 ];
 

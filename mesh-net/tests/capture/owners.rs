@@ -144,13 +144,14 @@ fn sockets_bound_to_an_interface_are_captured_too() {
     let mut session = bed.applied(Mode::Owned, Stage::Redirect);
     let (outbound, far) = (listen(&bed.pod, 15001), listen(&bed.world, APP));
     // An interface that comes later, as a second network does.
-    bed.pod_sh("ip link add net1 type veth peer name far1 && ip link set far1 up && ip link set net1 up && ip addr add 10.55.0.2/24 dev net1");
+    bed.pod_sh("ip link add net1 type veth peer name far1 && ip link set far1 up && ip link set net1 up && ip addr add 10.55.0.2/24 dev net1 && ip addr add fd55::2/64 dev net1 nodad");
     assert_eq!(session.read().unwrap().unwrap().drift, vec![]);
     for family in FAMILIES {
-        for device in ["eth0", "net1"] {
+        let second = ["10.55.0.2", "fd55::2"][family].parse().unwrap();
+        for (device, own) in [("eth0", pod(family)), ("net1", second)] {
             let socket = raw_socket(&bed.pod, family);
             socket.bind_device(Some(device.as_bytes())).unwrap();
-            socket.bind(&SockAddr::from(SocketAddr::new(pod(family), 0))).unwrap();
+            socket.bind(&SockAddr::from(SocketAddr::new(own, 0))).unwrap();
             let mut dialled = connect(socket, SocketAddr::new(world(family), APP)).unwrap();
             let (mut captured, _) = accept(&outbound);
             assert_talks(&mut dialled, &mut captured);

@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command};
 use std::time::{Duration, Instant};
 
-use mesh_api::link::proxy::{FromKeeper, KeeperStats, STATS, ToKeeper};
+use mesh_api::link::proxy::{FromKeeper, KeeperStats, OWNED, STATS, ToKeeper};
 use mesh_api::link::worker::{Family, FromWorker, LISTENERS, ToWorker};
 use mesh_api::link::{self, Hello, NodeFacts, PodFacts};
 use mesh_net::Netns;
@@ -180,7 +180,7 @@ pub fn watcher_socket(dir: &Path) -> Listener {
 impl Watcher {
     /// Takes the keeper's call, greets, and says what the node is.
     pub fn accept(listener: &Listener) -> Self {
-        Self::greet(listener, Hello::of("pod-watcher"))
+        Self::greet(listener, Hello::of("pod-watcher").with(OWNED))
     }
 
     /// The same with a greeting of one's own.

@@ -159,7 +159,7 @@ fn after_an_unclean_end_the_documented_clean_up_leaves_nothing_and_enrolled_pods
     }
     let ours = cart.ours()?;
     let of_each_kind =
-        ["culvert", "lookup 100", "table 100"].iter().all(|kind| ours.iter().any(|one| one.contains(kind)));
+        ["culvert", "lookup 15001100", "table 15001100"].iter().all(|kind| ours.iter().any(|one| one.contains(kind)));
     ensure!(of_each_kind, "rules and routes are not left: {ours:?}");
     ensure!(cart.asks(web.echo()[0])?.is_err(), "a captured pod is served by nobody");
 

@@ -181,7 +181,7 @@ impl Member {
         Ok(self.connect(to)?.and_then(|stream| say(&stream)))
     }
 
-    /// What is in its network of ours: nf_tables' tables, and rules and routes of table 100 of either family.
+    /// What is in its network of ours: nf_tables' tables, and rules and routes of our table, of either family.
     pub(crate) fn ours(&self) -> Result<Vec<String>> {
         const ALL: &str =
             "nft list tables && ip rule && ip -6 rule && ip route show table all && ip -6 route show table all";
@@ -190,7 +190,8 @@ impl Member {
             ensure!(output.status.success(), "{output:?}");
             Ok(String::from_utf8_lossy(&output.stdout).into_owned())
         })?;
-        let is_ours = |line: &&str| ["culvert", "lookup 100", "table 100"].iter().any(|word| line.contains(word));
+        let is_ours =
+            |line: &&str| ["culvert", "lookup 15001100", "table 15001100"].iter().any(|word| line.contains(word));
         Ok(all.lines().filter(is_ours).map(str::to_owned).collect())
     }
 
