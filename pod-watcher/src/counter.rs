@@ -1,7 +1,7 @@
 //! The highest counter of a last good configuration that this node has seen, kept over keepers and reboots.
 //!
 //! The worker's own file lies in a directory of the worker's user, who can put an older one back. What must not be older than what lies
-//! here, in a directory of root (`docs/decisions/0021-last-good-counter.md`).
+//! here, in a directory of root (`docs/decisions/0017-last-good-counter.md`).
 
 use std::path::{Path, PathBuf};
 use std::time::Duration;

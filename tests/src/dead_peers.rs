@@ -7,10 +7,11 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 use lab::{Config, MeshConfig};
+use rustix::event::PollFlags;
 
 use crate::support::{self, family, figure};
 use crate::talk::field;
-use crate::ways::{Way, Ways, accept};
+use crate::ways::{Way, Ways, accept, wait};
 
 /// Reads go on without a peer, writes wait for nobody.
 const PORT: u16 = 9811;
@@ -85,7 +86,9 @@ fn a_dead_peer_is_told_within_fifteen_seconds_and_one_that_does_not_read_is_left
         ensure!(took <= TOLD && how == ErrorKind::ConnectionReset, "{what}: {how:?} after {took:?}");
     }
     // The one that does not read has stood still for longer than any deadline above, and everything arrives.
-    std::thread::sleep((TOLD + Duration::from_secs(3)).saturating_sub(since.elapsed()));
+    let (_, client, _) = unread.first().context("a connection")?;
+    let left = (TOLD + Duration::from_secs(3)).saturating_sub(since.elapsed());
+    ensure!(!wait(client, PollFlags::RDHUP, left)?, "given up though its peer is there");
     for (ip, mut client, mut server) in unread {
         server.set_read_timeout(Some(Duration::from_secs(5)))?;
         let (mut seen, mut buffer) = (0_u64, vec![0; 1 << 16]);
@@ -121,7 +124,8 @@ fn full(way: &Way) -> Result<Vec<(IpAddr, TcpStream, TcpStream)>> {
         let mut moved = started;
         while moved.elapsed() < Duration::from_millis(500) {
             match client.write(&block) {
-                Ok(_) => moved = Instant::now(),
+                Ok(0) => {}
+                Ok(1..) => moved = Instant::now(),
                 Err(error) => ensure!(error.kind() == ErrorKind::WouldBlock, "{error}"),
             }
         }

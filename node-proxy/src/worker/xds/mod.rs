@@ -54,7 +54,7 @@ pub struct XdsConfig {
     pub guard: Option<Guard>,
 }
 
-/// The counter that the last good configuration must not be older than, kept by the keeper (`docs/decisions/0021-last-good-counter.md`).
+/// The counter that the last good configuration must not be older than, kept by the keeper (`docs/decisions/0017-last-good-counter.md`).
 #[derive(Debug)]
 pub struct Guard {
     /// What the keeper says.
