@@ -99,7 +99,7 @@ fn eager_neighbours() -> Result<()> {
 }
 
 /// The whole life of a pod under fire, then the control with a second one of the same addresses.
-fn round(lab: &Lab, node: usize, outsider: &PodHandle, denied: &PodHandle) -> Result<()> {
+fn round(lab: &crate::support::Watched, node: usize, outsider: &PodHandle, denied: &PodHandle) -> Result<()> {
     let targets: Vec<String> = addresses(node).iter().flat_map(|ip| PORTS.iter().map(|port| at(*ip, *port))).collect();
     let mut probers = vec![
         Prober::start(&format!("outsider-{node}"), outsider, &targets)?,
@@ -128,6 +128,7 @@ fn round(lab: &Lab, node: usize, outsider: &PodHandle, denied: &PodHandle) -> Re
         Ok(control)
     })?;
     ensure!(control.stats().connections == 0, "the second app on node {node} saw {:?}", control.stats());
+    lab.allow("the control: no rules", crate::support::Clear::of(&control));
     phase(probers, "control, tables deleted", 300, || {
         for pod in [&control, denied] {
             lab.mesh().watcher(pod.node()).kill()?;

@@ -191,8 +191,10 @@ fn saved(lab: &Lab) -> Option<Saved> {
     Saved::decode(&std::fs::read(state_dir(lab).join("last-good")).ok()?).ok()
 }
 
-/// Has node 2's worker start anew from this configuration; returns when it serves by it.
-fn start_from(lab: &Lab, saved: &Saved, with_policy: bool) -> Result<()> {
+/// Has node 2's worker start anew from this configuration, as the newest that the node has had; returns when it serves by it.
+fn start_from(lab: &Lab, configuration: &Saved, with_policy: bool) -> Result<()> {
+    let newest = saved(lab).context("a last good configuration")?.counter;
+    let saved = Saved { counter: newest.max(configuration.counter) + 1, ..configuration.clone() };
     let (new, old) = (state_dir(lab).join(".new"), lab.mesh().worker_child(2)?);
     std::fs::write(&new, saved.encode())?;
     std::os::unix::fs::chown(&new, Some(lab::mesh::WORKER_UID), Some(lab::mesh::WORKER_UID))?;

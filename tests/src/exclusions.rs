@@ -95,6 +95,7 @@ fn what_a_pod_excludes_is_left_alone_and_nothing_else_is_also_when_it_changes_it
     // It opens nothing at the other side: in clear nobody reaches a pod of the mesh that wants more.
     lab.annotate_pod(&cart, OUTBOUND_PORTS, Some("7000, 9000"))?;
     has_rule(&lab, &cart, "exclude-out-7000-ipv4", true)?;
+    lab.allow("another port that is left out", support::Clear::of(&cart).with(&web).port(CAPTURED));
     all_meet(&cart, &at(&web, CAPTURED), Met::Refused)?;
     // It stands where its owner looks.
     let says = |pod: &PodHandle, text: &str| {

@@ -118,7 +118,7 @@ fn a_pod_that_may_set_any_mark_is_captured_and_judged_under_each() -> Result<()>
 
     let mut marks = readable(&prisoner)?;
     let own = enrolment(&prisoner)?;
-    ensure!(marks.len() >= 2, "rules and conntrack show marks of the mesh, it read only {marks:x?}");
+    ensure!(!marks.is_empty(), "rules show a mark of the mesh, it read only {marks:x?}");
     ensure!(!marks.contains(&own), "the pod can read the mark that exempts it: {own:#x} of {marks:x?}");
     figure("readable_marks", marks.len(), "marks", &format!("{marks:x?}"));
     marks.extend(KNOWN);

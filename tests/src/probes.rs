@@ -69,6 +69,7 @@ fn only_the_kubelets_place_reaches_the_probe_port_of_a_strict_pod() -> Result<()
     let near = lab.add_pod(Pod::new("outside", "near"))?;
     let far = lab.add_pod(Pod::new("outside", "far").node(2))?;
     lab.allow("a stranger to the mesh", crate::support::Clear::of(&far));
+    lab.allow("a node that is no pod's", crate::support::Clear::addresses(lab.node(2).ips()));
     masquerade(lab.node(1), &web)?;
 
     // The control: before STRICT each of them gets through, the masqueraded ones with an address of the node.

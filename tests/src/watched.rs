@@ -26,6 +26,11 @@ impl Clear {
         Clear { of: pod.ips(), with: None, port: None }
     }
 
+    /// Everything of these addresses.
+    pub(crate) fn addresses(of: Vec<IpAddr>) -> Clear {
+        Clear { of, with: None, port: None }
+    }
+
     /// Everything of the rest of the world, which no lab has in its mesh.
     pub(crate) fn world() -> Clear {
         Clear { of: vec![plan::OUTSIDE_V4.into(), plan::OUTSIDE_V6.into()], with: None, port: None }
