@@ -201,6 +201,7 @@ fn a_worker_that_is_asked_to_stop_without_a_successor_leaves_no_new_connection_w
     let cart = lab.add_pod(Pod::new("shop", "cart").service_account("cart"))?;
     let far = lab.add_pod(Pod::new("shop", "far").node(2))?;
     let stranger = lab.add_pod(Pod::new("outside", "stranger").node(2))?;
+    lab.allow("a stranger to the mesh", crate::support::Clear::of(&stranger));
     talk::everyone_known(&lab, &[&cart, &far])?;
     // Held open, so that the drain takes its whole time.
     let held: Vec<_> =
