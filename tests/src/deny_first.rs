@@ -5,7 +5,7 @@ use std::net::IpAddr;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
-use lab::{App, Lab, Pod, PodHandle, Process, User, wait};
+use lab::{App, Pod, PodHandle, Process, User, wait};
 use serde_json::Value;
 
 use crate::support::{CHANGE, at, figure, mesh, report, strict};
