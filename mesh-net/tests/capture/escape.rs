@@ -21,9 +21,7 @@ fn no_mark_but_the_enrolments_own_escapes() {
     let _session = bed.applied(Mode::Owned, Stage::Redirect);
     let (outbound, far) = (listen(&bed.pod, 15001), listen(&bed.world, APP));
     let mut marks = vec![0x539, 0x111, 0x8000_0539, 1, u32::MAX, mark().value() ^ 1];
-    for public in [FWMARK] {
-        marks.extend([public, public | !Mark::MASK]);
-    }
+    marks.extend([FWMARK, FWMARK | !Mark::MASK]);
     let mut state: u32 = 0x9e37_79b9; // xorshift: 4,096 marks in no order, the same in each run
     marks.extend((0..4096).map(|_| {
         state ^= state << 13;
