@@ -18,6 +18,7 @@ mod phase;
 mod postgresql;
 mod sbom;
 mod scale;
+mod soak;
 mod test;
 mod tools;
 
@@ -68,6 +69,13 @@ enum Verb {
     /// What ten thousand pods on two hundred nodes cost the control plane and a proxy, and a hundred thousand from files; writes
     /// docs/scale.md (needs root, some ten minutes).
     Scale,
+    /// A mesh under constant change must be at the end what it was at the start: nothing in clear, nothing grown, nothing left (needs
+    /// root). Ctrl-C takes everything down.
+    Soak {
+        /// How long; the growth of memory is asserted from ten minutes on.
+        #[arg(long, default_value_t = 30.0)]
+        minutes: f64,
+    },
     /// A real two-node Kubernetes on this machine: `up`, `status`, `shell`, `down` (needs root; the first time builds Kubernetes).
     ///
     /// Arguments are passed on: `cargo xtask cluster --help` shows them all. `cargo xtask cluster parts` only makes what it needs.
@@ -104,6 +112,7 @@ fn main() -> ExitCode {
         Verb::Test { part, filter, long } => test::run(part, filter.as_deref(), long),
         Verb::Bench { args } => bench::run(args),
         Verb::Scale => scale::run(),
+        Verb::Soak { minutes } => soak::run(minutes),
         Verb::Cluster { args } => cluster::run(&args),
         Verb::Image { args } => image::run(args),
         Verb::Manifests { check } => manifests::run(check),
