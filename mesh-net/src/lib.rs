@@ -7,6 +7,7 @@
 pub mod addresses;
 pub mod capture;
 pub mod diag;
+pub mod md5;
 pub mod memory;
 mod netlink;
 pub mod netns;

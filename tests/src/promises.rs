@@ -40,6 +40,7 @@ mod source_port;
 mod support;
 mod tables;
 mod talk;
+mod transparency;
 mod unowned;
 mod watched;
 mod watcher_down;
