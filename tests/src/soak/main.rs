@@ -128,6 +128,7 @@ fn minutes() -> Result<f64> {
 }
 
 #[test]
+#[allow(clippy::print_stdout)] // Progress and table are for a person.
 fn a_mesh_under_constant_change_is_at_the_end_what_it_was_at_the_start() -> Result<()> {
     let minutes = minutes()?;
     let config = MeshConfig {

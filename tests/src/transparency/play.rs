@@ -77,7 +77,7 @@ impl End {
     }
 
     /// Reads to the end; how many bytes, and which end.
-    pub(super) fn to_end(&mut self) {
+    pub(super) fn read_to_end(&mut self) {
         let (mut count, mut buffer) = (0, vec![0; 64 << 10]);
         let end = loop {
             match self.stream.read(&mut buffer) {

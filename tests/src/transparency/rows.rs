@@ -181,18 +181,18 @@ fn greet(mut end: End) -> Log {
 }
 
 fn read_all(mut end: End) -> Log {
-    end.to_end();
+    end.read_to_end();
     end.done()
 }
 
 fn end_then_write(mut end: End) -> Log {
-    end.to_end();
+    end.read_to_end();
     end.write_until_error();
     end.done()
 }
 
 fn answer_at_end(mut end: End) -> Log {
-    end.to_end();
+    end.read_to_end();
     end.send(100_000);
     end.done()
 }
@@ -200,19 +200,19 @@ fn answer_at_end(mut end: End) -> Log {
 fn ask_and_half_close(mut end: End) -> Log {
     end.send(1000);
     end.half_close();
-    end.to_end();
+    end.read_to_end();
     end.done()
 }
 
 fn half_close_and_read(mut end: End) -> Log {
     end.send(5);
     end.half_close();
-    end.to_end();
+    end.read_to_end();
     end.done()
 }
 
 fn read_end_then_send(mut end: End) -> Log {
-    end.to_end();
+    end.read_to_end();
     end.send(5000);
     end.done()
 }
@@ -221,7 +221,7 @@ fn read_to_end(mut end: End) -> Log {
     end.take(10);
     // Told to go: the reset must not overtake what was sent before.
     end.send(1);
-    end.to_end();
+    end.read_to_end();
     end.done()
 }
 
@@ -242,13 +242,13 @@ fn send_and_read_to_end(mut end: End) -> Log {
     end.send(10);
     end.take(5);
     end.send(1);
-    end.to_end();
+    end.read_to_end();
     end.done()
 }
 
 fn ask_and_read(mut end: End) -> Log {
     end.send(10);
-    end.to_end();
+    end.read_to_end();
     end.done()
 }
 
@@ -267,7 +267,7 @@ fn answer_unread(mut end: End) -> Log {
 
 fn ask_much(mut end: End) -> Log {
     end.send(100_000);
-    end.to_end();
+    end.read_to_end();
     end.done()
 }
 
@@ -284,13 +284,13 @@ fn much_both_ways(mut end: End) -> Log {
         end.half_close();
     });
     end.take(MUCH);
-    end.to_end();
+    end.read_to_end();
     let _ = writing.join();
     end.done()
 }
 
 fn answer_late(mut end: End) -> Log {
-    end.to_end();
+    end.read_to_end();
     end.wait(Duration::from_secs(2));
     end.send(1000);
     end.done()
@@ -308,7 +308,7 @@ fn read_urgent(mut end: End) -> Log {
     if let Err(error) = SockRef::from(&end.stream).set_out_of_band_inline(true) {
         end.say(format!("inline: {error}"));
     }
-    end.to_end();
+    end.read_to_end();
     end.done()
 }
 
@@ -328,6 +328,6 @@ fn wait(end: End) -> Log {
 
 fn send_and_read(mut end: End) -> Log {
     end.send(5);
-    end.to_end();
+    end.read_to_end();
     end.done()
 }
