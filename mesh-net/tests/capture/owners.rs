@@ -144,7 +144,8 @@ fn sockets_bound_to_an_interface_are_captured_too() {
     let mut session = bed.applied(Mode::Owned, Stage::Redirect);
     let (outbound, far) = (listen(&bed.pod, 15001), listen(&bed.world, APP));
     // An interface that comes later, as a second network does.
-    bed.pod_sh("ip link add net1 type veth peer name far1 && ip link set far1 up && ip link set net1 up && ip addr add 10.55.0.2/24 dev net1 && ip addr add fd55::2/64 dev net1 nodad");
+    bed.pod_sh("ip link add net1 type veth peer name far1 && ip link set far1 up && ip link set net1 up && ip addr add 10.55.0.2/24 dev net1 && ip addr add fd55::2/64 dev net1 nodad && \
+         ip -6 route add fd77:0:0:9::/64 dev net1 metric 5000");
     assert_eq!(session.read().unwrap().unwrap().drift, vec![]);
     for family in FAMILIES {
         let second = ["10.55.0.2", "fd55::2"][family].parse().unwrap();
