@@ -46,12 +46,28 @@ impl Shop {
         Ok(Shop { cluster, carts, clients, service })
     }
 
-    /// Puts the nodes into zones.
+    /// Puts the nodes into zones, and has the Service's slices say so: what they say decides, as it does for kube-proxy, and Kubernetes
+    /// writes them anew for a node that moves only when something else of the Service changes.
     fn zones(&self, zones: [&str; 2]) -> Result<()> {
         [1, 2].iter().zip(zones).try_for_each(|(node, zone)| {
             let label = format!("topology.kubernetes.io/zone={zone}");
             self.cluster.kubectl(&["label", "node", &format!("node-{node}"), "--overwrite", &label]).map(drop)
+        })?;
+        let slices = ["endpointslices", "-n", "shop", "-l", "kubernetes.io/service-name=cart"];
+        let mut last = String::new();
+        wait::until_true("the slices to say the zones", 2 * CHANGE, || {
+            let said = self.cluster.get(&slices).map(|list| zones_of(&list)).unwrap_or_default();
+            last = format!("{said:?}");
+            if said == zones {
+                return true;
+            }
+            // Both families' slices with both endpoints: they are whole, and of the zones before.
+            if said.len() == 2 && said.iter().all(|zone| !zone.is_empty()) {
+                let _ = self.cluster.kubectl(&[&["delete"], &slices[..]].concat());
+            }
+            false
         })
+        .context(last)
     }
 
     /// What the Service says of which endpoints are right.
@@ -89,6 +105,21 @@ impl Shop {
         }
         Ok(())
     }
+}
+
+/// The zone of the endpoint of each node, by the node's name; nothing while a slice is not whole.
+fn zones_of(slices: &Value) -> Vec<String> {
+    let mut found = std::collections::BTreeMap::new();
+    for slice in slices["items"].as_array().into_iter().flatten() {
+        for endpoint in slice["endpoints"].as_array().into_iter().flatten() {
+            let text = |field: &str| endpoint[field].as_str().unwrap_or_default().to_owned();
+            let (node, zone) = (text("nodeName"), text("zone"));
+            if found.insert(node, zone.clone()).is_some_and(|other| other != zone) {
+                return Vec::new();
+            }
+        }
+    }
+    found.into_values().collect()
 }
 
 #[test]
