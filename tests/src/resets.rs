@@ -33,8 +33,6 @@ impl How {
 }
 
 const PORT: u16 = 9401;
-/// Ten segments of an Ethernet's size.
-const FIRST_WINDOW: usize = 10 * 1_440;
 
 /// One connection; how many bytes of `size` arrived.
 fn one(way: &Way, ip: IpAddr, listener: &TcpListener, how: How, size: usize) -> Result<usize> {
@@ -88,10 +86,7 @@ fn all_arrive(way: &Way, size: usize, rounds: usize) -> Result<()> {
         let name = format!("last_{}_KiB_{how:?}_{}", size >> 10, way.name.replace(' ', "_"));
         let each = started.elapsed().as_secs_f64() * 1e3 / rounds as f64;
         figure(&name, format!("{whole}/{rounds}"), "", &format!("IPv4 and IPv6 in turn, {each:.1} ms each"));
-        // What does not fit into the first window (10 segments, RFC 6928) may not have been sent yet when the server resets, and its kernel
-        // drops that with or without a mesh: 57 of 60 of 16 KiB between plain pods on a loaded machine.
-        let wanted = if size <= FIRST_WINDOW { rounds } else { rounds * 9 / 10 };
-        ensure!(whole >= wanted, "{}, {how:?}, {size} bytes: {whole} of {rounds} arrived whole", way.name);
+        ensure!(whole == rounds, "{}, {how:?}, {size} bytes: {whole} of {rounds} arrived whole", way.name);
     }
     Ok(())
 }
