@@ -150,7 +150,8 @@ impl Session {
         if spec.mark.value() == FWMARK {
             return Err(Error::ReservedMark);
         }
-        let before = self.stage()?;
+        let seen = table::read(&mut self.netfilter)?;
+        let before = self.stage(seen.as_ref())?;
         if self.former && spec.stage == Stage::Redirect && before == Some(Stage::Redirect) {
             return self.upgrade(spec);
         }
@@ -158,16 +159,15 @@ impl Session {
             // Open until now: nothing of ours, or a pod that was leaving.
             (None | Some(Stage::Learn | Stage::Drain), Stage::Redirect) => self.enrol(spec, before),
             (Some(Stage::Redirect | Stage::Part), Stage::Drain) => self.let_go(spec),
-            _ => self.write(spec),
+            _ => self.write_over(spec, seen),
         }
     }
 
     /// What is in force. A table that is gone and was not given up stays what it was: flows that were beside the mesh are no longer known,
     /// and are not learned again.
-    fn stage(&mut self) -> Result<Option<Stage>, Error> {
-        let seen = table::read(&mut self.netfilter)?;
-        self.former = seen.as_ref().is_some_and(table::Seen::is_former);
-        let learned = seen.as_ref().and_then(drift::learn).map(|spec| spec.stage);
+    fn stage(&mut self, seen: Option<&table::Seen>) -> Result<Option<Stage>, Error> {
+        self.former = seen.is_some_and(table::Seen::is_former);
+        let learned = seen.and_then(drift::learn).map(|spec| spec.stage);
         let remembered = learned.or(self.spec.map(|spec| spec.stage));
         match remembered {
             None if seen.is_some() || routes::left_behind(&mut self.route)? => Ok(Some(Stage::Redirect)),
@@ -294,11 +294,16 @@ impl Session {
 
     /// Writes what the spec says.
     fn write(&mut self, spec: &Spec) -> Result<Applied, Error> {
+        let seen = table::read(&mut self.netfilter)?;
+        self.write_over(spec, seen)
+    }
+
+    /// The same over what was just read.
+    fn write_over(&mut self, spec: &Spec, mut seen: Option<table::Seen>) -> Result<Applied, Error> {
         // Before the table: what is captured needs the way back.
         let routed = routes::ensure(&mut self.route)?;
         let (chains, sets) = (rules::prescribe(spec, &self.exclusions), rules::sets(self.limit));
         for _ in 0..WRITE_TRIES {
-            let seen = table::read(&mut self.netfilter)?;
             if drift::compare(seen.as_ref(), &chains, &sets, self.mode, self.netfilter.port()).is_empty() {
                 self.spec = Some(*spec);
                 return Ok(if routed { Applied::Written } else { Applied::Unchanged });
@@ -313,7 +318,7 @@ impl Session {
                     self.spec = Some(*spec);
                     return Ok(Applied::Written);
                 }
-                Err(error) if overtaken(&error) => {}
+                Err(error) if overtaken(&error) => seen = table::read(&mut self.netfilter)?,
                 Err(error) => return Err(unsupported(error)),
             }
         }
