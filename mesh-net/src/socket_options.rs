@@ -74,6 +74,11 @@ pub fn unacknowledged(fd: &impl AsFd) -> io::Result<bool> {
     Ok(info.unacked > 0 || info.notsent_bytes > 0)
 }
 
+/// Whether some of what was written has not been sent even once: a reset drops that.
+pub fn unsent(fd: &impl AsFd) -> io::Result<bool> {
+    Ok(tcp_info(fd)?.notsent_bytes > 0)
+}
+
 /// When a peer that says nothing is given up (tcp(7)): probes begin after `idle`, `interval` apart, and `count` go unanswered.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Keepalive {
