@@ -1,7 +1,7 @@
 //! Addresses by role. The same bytes mean different things; mixing them must not compile.
 
 use std::fmt;
-use std::net::{IpAddr, SocketAddr};
+use std::net::{IpAddr, SocketAddr, SocketAddrV6};
 
 macro_rules! role {
     ($(#[$doc:meta])* $name:ident) => {
@@ -11,9 +11,15 @@ macro_rules! role {
 
         impl $name {
             /// Takes the address in its canonical form: an IPv4-mapped IPv6 address becomes IPv4 (peers reach a dual-stack
-            /// listener in mapped form, and a policy written for IPv4 must still match them).
+            /// listener in mapped form, and a policy written for IPv4 must still match them). A link-local one keeps its interface,
+            /// without which it is no address (RFC 4007, 6).
             pub fn new(addr: SocketAddr) -> Self {
-                Self(SocketAddr::new(addr.ip().to_canonical(), addr.port()))
+                match addr {
+                    SocketAddr::V6(v6) if v6.ip().is_unicast_link_local() => {
+                        Self(SocketAddrV6::new(*v6.ip(), v6.port(), 0, v6.scope_id()).into())
+                    }
+                    _ => Self(SocketAddr::new(addr.ip().to_canonical(), addr.port())),
+                }
             }
 
             /// The address and port.

@@ -19,9 +19,9 @@ const LOCAL: u16 = 2;
 
 /// An address and the index of its interface.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-struct Held {
-    interface: u32,
-    address: IpAddr,
+pub(crate) struct Held {
+    pub(crate) interface: u32,
+    pub(crate) address: IpAddr,
 }
 
 /// Every address in the netns that the calling thread is in, but for those that only interfaces of these names hold.
@@ -38,9 +38,14 @@ pub fn held(except: &[&str]) -> io::Result<BTreeSet<IpAddr>> {
             Err(error) => return Err(error.into()),
         }
     }
-    let mut each = |message: &Message<'_>, found: &mut Vec<Held>| found.extend(read(message));
-    let (found, _) = socket.dump_once(GET_ADDRESS, &[0; FIXED], &|_| {}, &mut each)?;
+    let found = each(&mut socket)?;
     Ok(found.into_iter().filter(|held| !left_out.contains(&held.interface)).map(|held| held.address).collect())
+}
+
+/// Every address in the netns of this socket, with the same reserve.
+pub(crate) fn each(socket: &mut Socket) -> io::Result<Vec<Held>> {
+    let mut each = |message: &Message<'_>, found: &mut Vec<Held>| found.extend(read(message));
+    socket.dump_once(GET_ADDRESS, &[0; FIXED], &|_| {}, &mut each).map(|(found, _)| found)
 }
 
 /// `None` for what is no IP address.

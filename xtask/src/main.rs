@@ -13,6 +13,7 @@ mod image;
 mod kubernetes;
 mod lab;
 mod manifests;
+mod mutations;
 mod packages;
 mod phase;
 mod postgresql;
@@ -76,6 +77,12 @@ enum Verb {
         #[arg(long, default_value_t = 30.0)]
         minutes: f64,
     },
+    /// Takes guards away one at a time and sees the named test turn red (needs root; some minutes, in a copy of the checkout).
+    Mutations {
+        /// Only guards whose text contains this.
+        #[arg(long)]
+        filter: Option<String>,
+    },
     /// A real two-node Kubernetes on this machine: `up`, `status`, `shell`, `down` (needs root; the first time builds Kubernetes).
     ///
     /// Arguments are passed on: `cargo xtask cluster --help` shows them all. `cargo xtask cluster parts` only makes what it needs.
@@ -113,6 +120,7 @@ fn main() -> ExitCode {
         Verb::Bench { args } => bench::run(args),
         Verb::Scale => scale::run(),
         Verb::Soak { minutes } => soak::run(minutes),
+        Verb::Mutations { filter } => mutations::run(filter.as_deref()),
         Verb::Cluster { args } => cluster::run(&args),
         Verb::Image { args } => image::run(args),
         Verb::Manifests { check } => manifests::run(check),

@@ -30,6 +30,11 @@ const PACKAGES: &[Package] = &[
     Package::new("util-linux", "/usr/bin/nsenter", "programs run inside a node or pod"),
     Package::new("containernetworking-plugins", "/usr/lib/cni/bridge", "the reference CNI chain before our plugin"),
     Package::new("nftables", "/usr/sbin/nft", "an independent reader and disturber of our rules"),
+    Package::new(
+        "conntrack",
+        "/usr/sbin/conntrack",
+        "flushes what the kernel remembers, as administrators and kube-proxy do",
+    ),
     Package::new("curl", "/usr/bin/curl", "a client that is not ours"),
     Package::new("busybox-static", "/bin/busybox", "a shell in images made from scratch"),
     Package::new("ca-certificates", "/etc/ssl/certs/ca-certificates.crt", "downloads of test tools"),
@@ -51,7 +56,6 @@ const CLUSTER: &[Package] = &[
         unit: Some("containerd.service"),
     },
     Package::new("runc", "/usr/sbin/runc", "what containerd starts containers with"),
-    Package::new("conntrack", "/usr/sbin/conntrack", "kube-proxy's removal of stale UDP flows"),
 ];
 
 /// deb-systemd-invoke(1), invoke-rc.d(8): asked before a package's service is started; 101 says no.

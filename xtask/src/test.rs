@@ -5,7 +5,7 @@ use std::time::Instant;
 
 use clap::ValueEnum;
 
-use crate::{cargo, figures, image, kubernetes, manifests, packages, phase, postgresql, tools};
+use crate::{cargo, figures, image, kubernetes, manifests, mutations, packages, phase, postgresql, tools};
 
 /// A part of the tests.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
@@ -69,6 +69,9 @@ pub fn run(part: Option<Part>, filter: Option<&str>, long: bool) -> anyhow::Resu
         if long && filter.is_none() {
             figures::write(figures::RELIABILITY, &rows)?;
         }
+    }
+    if long && part.is_none() && filter.is_none() {
+        phase::run("mutations", || mutations::run(None))?;
     }
     phase::say(&format!("all tests passed in {:.0} s, builds included", begun.elapsed().as_secs_f64()));
     Ok(ExitCode::SUCCESS)

@@ -1,9 +1,11 @@
-//! The interfaces of a pod, as far as our routes depend on them.
+//! The interfaces of a netns, as far as our routes and neighbour entries depend on them.
 
 use std::io;
 
+use rustix::io::Errno;
+
 use super::rules::Family;
-use crate::netlink::{Attributes, Socket};
+use crate::netlink::{Attributes, Message, Socket};
 
 /// `lo` has this number in every netns, whatever it is renamed to.
 pub(super) const LOOPBACK: u32 = 1;
@@ -24,6 +26,12 @@ pub(super) struct Link {
     pub(super) name: String,
     pub(super) is_up: bool,
     pub(super) has_ipv6: bool,
+    pub(super) is_veth: bool,
+    /// Its other end, in the netns that has it.
+    pub(super) peer: Option<u32>,
+    /// The bridge that it is a port of.
+    pub(super) master: Option<u32>,
+    pub(super) hardware: Vec<u8>,
 }
 
 impl Link {
@@ -39,29 +47,43 @@ impl Link {
 
 /// All of them.
 pub(super) fn read(socket: &mut Socket) -> io::Result<Vec<Link>> {
-    /// `IFLA_IFNAME`.
+    socket.dump(GET_LINK, &[0; FIXED], |_| {}, |message, found| found.extend(link(message)))
+}
+
+/// One; `None` when there is none of this number.
+pub(super) fn one(socket: &mut Socket, index: u32) -> io::Result<Option<Link>> {
+    let mut header = [0; FIXED];
+    header[4..8].copy_from_slice(&index.to_ne_bytes());
+    let mut found = None;
+    match socket.request(GET_LINK, 0, &header, |_| {}, |message| found = link(message)) {
+        Err(error) if Errno::from_io_error(&error) == Some(Errno::NODEV) => Ok(None),
+        other => other.map(|()| found),
+    }
+}
+
+fn link(message: &Message<'_>) -> Option<Link> {
+    /// `IFLA_ADDRESS`, `IFLA_IFNAME`, `IFLA_LINK`, `IFLA_MASTER`, `IFLA_LINKINFO` and in it `IFLA_INFO_KIND`.
+    const HARDWARE: u16 = 1;
     const NAME: u16 = 3;
-    socket.dump(
-        GET_LINK,
-        &[0; FIXED],
-        |_| {},
-        |message, found| {
-            let Some(header) = message.payload.get(..FIXED) else { return };
-            let number =
-                |at: usize| header.get(at..at + 4).and_then(|bytes| bytes.try_into().ok()).map(u32::from_ne_bytes);
-            let (Some(index), Some(flags)) = (number(4), number(8)) else { return };
-            if message.kind != NEW_LINK {
-                return;
-            }
-            let attributes = message.attributes(FIXED);
-            found.push(Link {
-                index,
-                name: attributes.text(NAME).unwrap_or_default(),
-                is_up: flags & UP != 0,
-                has_ipv6: has_ipv6(&attributes),
-            });
-        },
-    )
+    const PEER: u16 = 5;
+    const MASTER: u16 = 10;
+    const INFO: u16 = 18;
+    const KIND: u16 = 1;
+    let header = message.payload.get(..FIXED)?;
+    let number = |at: usize| header.get(at..at + 4).and_then(|bytes| bytes.try_into().ok()).map(u32::from_ne_bytes);
+    let (index, flags) = (number(4)?, number(8)?);
+    let attributes = message.attributes(FIXED);
+    let info = Attributes::nested(attributes.find(INFO).unwrap_or_default());
+    (message.kind == NEW_LINK).then(|| Link {
+        index,
+        name: attributes.text(NAME).unwrap_or_default(),
+        is_up: flags & UP != 0,
+        has_ipv6: has_ipv6(&attributes),
+        is_veth: info.text(KIND).as_deref() == Some("veth"),
+        peer: attributes.ne32(PEER),
+        master: attributes.ne32(MASTER),
+        hardware: attributes.find(HARDWARE).unwrap_or_default().to_vec(),
+    })
 }
 
 fn has_ipv6(attributes: &Attributes<'_>) -> bool {

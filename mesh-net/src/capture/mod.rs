@@ -3,7 +3,8 @@
 //! One table, `inet culvert`, one transaction per change, plus ip rules and routes per family. Every TCP packet has an owner: the
 //! proxy, a flow that passes, or nobody. Read downwards: [`rules`] says what the table should hold (pure), [`table`], [`flows`] and
 //! [`routes`] write and read it by netlink, [`drift`] compares, [`Session`] is what callers use, [`Monitor`] tells when somebody
-//! changed something. This module never looks at files and never acts in the node's own netns.
+//! changed something. [`neighbours`] fixes what a pod believes of its node. This module never looks at files, and never changes
+//! anything in the node's own netns.
 //!
 //! Stages: [`Stage::Deny`] refuses everything (a pod that is being added), [`Stage::Redirect`] captures, [`Stage::Drain`] lets
 //! everything pass but the connections that were captured (a pod that opts out). On the way into a pod that is running,
@@ -17,6 +18,7 @@ mod flows;
 mod links;
 #[cfg(feature = "tokio")]
 mod monitor;
+mod neighbours;
 mod probe;
 mod routes;
 mod rules;

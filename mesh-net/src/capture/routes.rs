@@ -11,12 +11,14 @@
 
 use std::collections::BTreeSet;
 use std::io;
+use std::net::IpAddr;
 use std::ops::RangeInclusive;
 
 use mesh_model::Mark;
 use rustix::io::Errno;
 
 use super::links::{self, LOOPBACK, Link};
+use super::neighbours::{address, octets};
 use super::rules::{FWMARK, Family};
 use super::{Drift, Error};
 use crate::netlink::{Attributes, CREATE, EXCLUSIVE, Message, REPLACE, Socket, Writer};
@@ -58,9 +60,13 @@ pub(super) mod rule_attribute {
 
 /// Attributes of a route (`RTA_*`).
 pub(super) mod route_attribute {
+    pub(crate) const TO: u16 = 1;
     pub(crate) const INTERFACE: u16 = 4;
+    pub(crate) const GATEWAY: u16 = 5;
     pub(crate) const PRIORITY: u16 = 6;
+    pub(crate) const SOURCE: u16 = 7;
     pub(crate) const TABLE: u16 = 15;
+    pub(crate) const VIA: u16 = 18;
 }
 
 impl Family {
@@ -318,6 +324,59 @@ pub(super) fn text(socket: &mut Socket) -> Result<String, Error> {
         out.extend(extra.map(|rule| format!("{name} rule {}: another one of ours\n", rule.priority)));
     }
     Ok(out)
+}
+
+/// Where what is sent to an address goes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Towards {
+    pub(super) interface: u32,
+    /// The next hop, where that is not the address itself.
+    pub(super) gateway: Option<IpAddr>,
+    /// The address that a socket which is not bound has then.
+    pub(super) source: Option<IpAddr>,
+    /// The address is one of this netns.
+    pub(super) is_local: bool,
+}
+
+/// Asks the kernel for its way to an address. `None`: there is none, or one with a next hop of the other family.
+pub(super) fn towards(socket: &mut Socket, to: IpAddr) -> io::Result<Option<Towards>> {
+    use route_attribute::{GATEWAY, INTERFACE, SOURCE, TO, VIA};
+    const RTN_UNICAST: u8 = 1;
+    let (family, bytes) = octets(to);
+    let mut header = [0; FIXED];
+    (header[0], header[1]) = (family, u8::try_from(bytes.len() * 8).unwrap_or_default());
+    let mut found = None;
+    let asked = socket.request(
+        GET_ROUTE,
+        0,
+        &header,
+        |w| w.put(TO, &bytes),
+        |message| {
+            let attributes = message.attributes(FIXED);
+            let kind = message.payload.get(7).copied().unwrap_or_default();
+            let known = message.kind == NEW_ROUTE && matches!(kind, RTN_UNICAST | RTN_LOCAL);
+            found = known
+                .then(|| {
+                    Some(Towards {
+                        interface: attributes.ne32(INTERFACE)?,
+                        gateway: attributes.find(GATEWAY).and_then(address),
+                        source: attributes.find(SOURCE).and_then(address),
+                        is_local: kind == RTN_LOCAL,
+                    })
+                })
+                .flatten()
+                .filter(|_| attributes.find(VIA).is_none());
+        },
+    );
+    match asked {
+        Ok(()) => Ok(found),
+        Err(error) => match Errno::from_io_error(&error) {
+            Some(Errno::NETUNREACH | Errno::HOSTUNREACH | Errno::ACCESS | Errno::INVAL | Errno::AFNOSUPPORT) => {
+                Ok(None)
+            }
+            _ => Err(error),
+        },
+    }
 }
 
 /// A kernel without a family has nothing of it.

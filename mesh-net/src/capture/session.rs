@@ -1,4 +1,4 @@
-//! What callers hold per pod: two blocking netlink sockets that live in the pod's netns.
+//! What callers hold per pod: blocking netlink sockets that live in the pod's netns, and one in the node's that only asks.
 //!
 //! While a [`Session`] lives it owns the pod's table ([`Mode::Owned`]); when it is dropped, table, routes and rules stay as they
 //! are. All calls are short (well below a millisecond each) and block.
@@ -10,7 +10,7 @@ use rustix::io::Errno;
 
 use super::flows::{self, Flow};
 use super::rules::{self, FWMARK, Family};
-use super::{Drift, Error, Mode, Spec, Stage, drift, routes, table, text};
+use super::{Drift, Error, Mode, Spec, Stage, drift, neighbours, routes, table, text};
 use crate::diag::Diag;
 use crate::netlink::{Protocol, Socket};
 use crate::netns::{Netns, NetnsId};
@@ -29,6 +29,8 @@ pub struct Session {
     netfilter: Socket,
     route: Socket,
     sockets: Diag,
+    /// In the netns that it was opened from: the node's.
+    node: Socket,
     /// Most flows of a set.
     limit: u32,
     /// Interfaces that were there when it last looked.
@@ -84,6 +86,7 @@ impl Session {
         let (netfilter, route, sockets) =
             netns.run(|| (Socket::open(Protocol::Netfilter), Socket::open(Protocol::Route), Diag::open()))?;
         let sockets = sockets.map_err(Error::Sockets)?;
+        let node = Socket::open(Protocol::Route).map_err(|source| Error::Open { family: "route", source })?;
         let mut netfilter = netfilter.map_err(|source| Error::Open { family: "nf_tables", source })?;
         let route = route.map_err(|source| Error::Open { family: "route", source })?;
         if mode == Mode::Owned {
@@ -100,6 +103,7 @@ impl Session {
             netfilter,
             route,
             sockets,
+            node,
             limit: FLOWS,
             links: BTreeSet::new(),
             ended: HashSet::new(),
@@ -325,7 +329,17 @@ impl Session {
         Err(Error::Contended { tries: WRITE_TRIES })
     }
 
-    /// Reads everything back and compares. `None`: no table, and this session never made one.
+    /// Holds the pod to what its node is, and repairs that. Where it does not work the pod is no worse off than without a mesh, and is captured
+    /// all the same.
+    fn fix_neighbours(&mut self) {
+        match neighbours::ensure(&mut self.route, &mut self.node) {
+            Ok(0) => {}
+            Ok(changed) => tracing::debug!(changed, "neighbour entries of the node made permanent"),
+            Err(error) => tracing::warn!(%error, "neighbour entries of the node are not permanent"),
+        }
+    }
+
+    /// Reads everything back and compares; of a captured pod also holds what it believes of its node. `None`: no table, and this session never made one.
     pub fn read(&mut self) -> Result<Option<Found>, Error> {
         let seen = table::read(&mut self.netfilter)?;
         self.former = seen.as_ref().is_some_and(table::Seen::is_former);
@@ -338,6 +352,9 @@ impl Session {
         let (chains, sets) = (rules::prescribe(&spec, &self.exclusions), rules::sets(self.limit));
         let mut drift = drift::compare(seen.as_ref(), &chains, &sets, self.mode, self.netfilter.port());
         drift.extend(routes::audit(&mut self.route, &mut self.links)?);
+        if spec.stage == Stage::Redirect {
+            self.fix_neighbours();
+        }
         Ok(Some(Found { spec: Some(spec), drift, counts: seen.as_ref().map(counts).unwrap_or_default() }))
     }
 
@@ -357,6 +374,7 @@ impl Session {
     pub fn remove(&mut self) -> Result<(), Error> {
         self.spec = None;
         table::delete(&mut self.netfilter)?;
+        neighbours::remove(&mut self.route).map_err(Error::kernel("take back the neighbour entries of the node"))?;
         routes::remove(&mut self.route)
     }
 

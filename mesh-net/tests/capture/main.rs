@@ -3,12 +3,15 @@
 #![allow(clippy::unwrap_used)] // A test may say "this must work here" briefly.
 
 mod bed;
+mod conntrack;
 mod drift;
 mod escape;
 mod flows;
 #[cfg(feature = "tokio")]
 mod monitor;
+mod neighbours;
 mod owners;
 mod rules;
 mod spoof;
 mod timing;
+mod upgrade;

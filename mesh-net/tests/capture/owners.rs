@@ -1,7 +1,7 @@
 //! Every TCP packet has an owner: what nobody owns is refused by a reset, and what is beside the mesh goes on.
 
 use std::io::{ErrorKind, Read, Write};
-use std::net::{IpAddr, SocketAddr, TcpStream};
+use std::net::{IpAddr, SocketAddr, SocketAddrV6, TcpStream};
 use std::os::fd::OwnedFd;
 use std::time::{Duration, Instant};
 
@@ -159,6 +159,47 @@ fn sockets_bound_to_an_interface_are_captured_too() {
         }
     }
     assert_untouched(&far, "a bound socket");
+}
+
+/// The address that a namespace has on its link, as the other one calls it.
+fn on_link(of: &Netns, from: &Netns) -> SocketAddr {
+    let ip = crate::bed::sh(of, "ip -6 -o addr show dev eth0 scope link | grep -o 'fe80[^/]*'");
+    let interface = crate::bed::sh(from, "ip -o link show eth0 | cut -d: -f1");
+    SocketAddrV6::new(ip.trim().parse().unwrap(), APP, 0, interface.trim().parse().unwrap()).into()
+}
+
+#[test]
+fn link_local_destinations_are_captured_and_reached_both_ways() {
+    let bed = Bed::new();
+    let _session = bed.applied(Mode::Owned, Stage::Redirect);
+    let [outbound, inbound] = [15001, 15006].map(|port| listen(&bed.pod, port));
+    let (app, far) = (listen_as_app(&bed.pod, APP), listen(&bed.world, APP));
+    // IPv4's are routed like others: a metadata service, a name server of the node.
+    bed.pod_sh("ip route add 169.254.0.0/16 dev eth0");
+    crate::bed::sh(&bed.world, "ip addr add 169.254.20.10/32 dev eth0");
+    for to in [SocketAddr::new([169, 254, 20, 10].into(), APP), on_link(&bed.world, &bed.pod)] {
+        let mut dialled = dial(&bed.pod, to).unwrap();
+        let (mut captured, _) = accept(&outbound);
+        assert_talks(&mut dialled, &mut captured);
+        let wanted = socket::steered_dst(&captured).unwrap().addr();
+        assert_eq!(wanted, to);
+        let mint = || socket::mint(Family::of(to.ip()), Purpose::TowardsPeer, mark());
+        let mut onward = connect(Socket::from(bed.pod.run(mint).unwrap().unwrap()), wanted).unwrap();
+        assert_talks(&mut onward, &mut accept(&far).0);
+    }
+    assert!(accept_within(&far, Duration::ZERO).is_none(), "past the proxy");
+    let to = on_link(&bed.pod, &bed.world);
+    let mut dialled = dial(&bed.world, to).unwrap();
+    let (mut captured, _) = accept(&inbound);
+    assert_talks(&mut dialled, &mut captured);
+    let minted = bed.pod.run(|| socket::mint(Family::V6, Purpose::TowardsApp, mark())).unwrap().unwrap();
+    let source = dialled.local_addr().unwrap();
+    socket::bind_source(&minted, SocketAddr::new(source.ip(), source.port())).unwrap();
+    let mut onward = connect(Socket::from(minted), SocketAddr::new(to.ip(), APP)).unwrap();
+    let (mut served, from) = accept(&app);
+    assert_eq!(from.ip(), source.ip());
+    assert_talks(&mut onward, &mut served);
+    assert_untouched(&app, "past the proxy");
 }
 
 #[test]

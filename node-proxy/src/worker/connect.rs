@@ -195,22 +195,24 @@ const FIRST_CHOSEN: u16 = 32_768;
 
 /// Connects to the application of a pod from a foreign source address.
 async fn towards_app(mint: &Mint, slot: u32, source: SocketAddr, to: SocketAddr) -> Result<TcpStream, ConnectError> {
+    // The socket is bound to `lo`, and a link-local address of another interface would not be taken; the caller's is shown as one of `lo`.
+    let (source, on_lo) = (SocketAddr::new(source.ip(), source.port()), SocketAddr::new(to.ip(), to.port()));
     let any_port = SocketAddr::new(source.ip(), 0);
     let fd = mint.take(slot, family(to), Purpose::TowardsApp).await?;
     let wanted = if source.port() < FIRST_CHOSEN { any_port } else { source };
     let reached = match socket::bind_source(&fd, wanted) {
-        Ok(()) => match connect(fd, to).await {
+        Ok(()) => match connect(fd, on_lo).await {
             // Another socket has this very 4-tuple.
             Err(ConnectError::Failed { source, .. }) if is_taken(&source) && wanted != any_port => {
                 let fd = mint.take(slot, family(to), Purpose::TowardsApp).await?;
                 socket::bind_source(&fd, any_port).map_err(|error| ConnectError::io(to, error))?;
-                connect(fd, to).await
+                connect(fd, on_lo).await
             }
             done => done,
         },
         Err(error) if is_taken(&error) && wanted != any_port => {
             socket::bind_source(&fd, any_port).map_err(|error| ConnectError::io(to, error))?;
-            connect(fd, to).await
+            connect(fd, on_lo).await
         }
         Err(error) => Err(ConnectError::io(to, error)),
     };

@@ -66,6 +66,9 @@ pub(super) fn arrive(stage: Stage, own: Mark, exclusions: &Exclusions) -> Vec<Ru
         // The proxy's, towards an application of this pod. From here on it has the mark that is no secret: what the kernel answers
         // by itself (a reset where nobody listens) may take over a packet's mark, and has to find its way back.
         rule("from-proxy", [from_lo(), marked(own.value()), count(), mark(FWMARK), vec![Expr::Accept]]),
+        // The kernel looks a link-local destination up by the interface that its socket is bound to, which `tproxy` does not: it would give
+        // the second packet to the listener, which resets.
+        rule("captured-on-link", [from_lo(), marked(FWMARK), not_syn(), excluded::on_link(), accept()]),
         // To whoever has it already, else to the listener: every packet, so that one whose socket is gone is answered by a reset.
         rule("captured-out", [from_lo(), marked(FWMARK), tcp(), steer(OUTBOUND)]),
         rule("stranded-out", [from_lo(), marked(FWMARK), tcp(), refuse()]),

@@ -55,6 +55,12 @@ fn passes(family: Family, way: Way) -> Vec<Expr> {
     [of_family(family), flow(family, way), change(family.excluded(), Change::Add), accept()].concat()
 }
 
+/// To a link-local address of IPv6 (RFC 4291, 2.5.6).
+pub(super) fn on_link() -> Vec<Expr> {
+    let [ip, mask] = [0xfe80, 0xffc0].map(|first| std::net::Ipv6Addr::new(first, 0, 0, 0, 0, 0, 0, 0).into());
+    to_range(Family::V6, ip, mask, 10)
+}
+
 /// Where the destination is in the header: RFC 791, 3.1, and RFC 8200, 3.
 fn to_range(family: Family, ip: std::net::IpAddr, mask: std::net::IpAddr, prefix: u8) -> Vec<Expr> {
     use std::net::IpAddr;

@@ -307,7 +307,7 @@ mod tests {
             for rule in prescribe(&spec(stage), &excluded()).into_iter().flat_map(|chain| chain.rules) {
                 let public = marks_in(&rule.exprs).any(|mark| mark == FWMARK);
                 // It is steered, refused, dropped, or taken off.
-                let bound = ["captured-out", "stranded-out", "local-marked", "leave-captured"];
+                let bound = ["captured-on-link", "captured-out", "stranded-out", "local-marked", "leave-captured"];
                 assert!(!public || bound.contains(&rule.name.as_str()), "{}", rule.name);
             }
         }

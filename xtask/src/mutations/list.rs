@@ -1,0 +1,172 @@
+//! One guard each: what is taken away, and who must see it.
+
+use super::{Held, Mutation};
+
+const fn capture(name: &'static str) -> Held {
+    Held::Integration { package: "mesh-net", target: "capture", name }
+}
+
+/// A rule of the pod's table, taken away as it stands in `chains.rs`.
+const fn rule(guard: &'static str, from: &'static str, name: &'static str) -> Mutation {
+    Mutation { guard, file: "mesh-net/src/capture/rules/chains.rs", from, to: "", test: capture(name) }
+}
+
+/// A rule that is written otherwise.
+const fn other(guard: &'static str, from: &'static str, to: &'static str, name: &'static str) -> Mutation {
+    Mutation { guard, file: "mesh-net/src/capture/rules/chains.rs", from, to, test: capture(name) }
+}
+
+const NOBODY: &str = "owners::what_nobody_owns_is_refused_by_reset_the_same_for_used_and_unused_ports";
+const FORGED: &str = "owners::a_forged_end_with_data_is_refused_and_the_connection_lives";
+const CLOSED: &str = "owners::where_nobody_listens_the_proxy_is_told_at_once_whatever_marks_the_pod_has_reflected";
+const SPOOF: &str = "owners::a_marked_socket_bears_no_foreign_address_out_of_the_pod_and_does_not_reach_the_proxy";
+const EXCLUDED: &str = "owners::an_excluded_port_passes_both_ways_and_lends_nothing_to_whoever_binds_it";
+const FLOWS: &str = "owners::flows_leave_the_sets_with_their_sockets_and_a_lost_set_is_not_learned_again";
+const BUSY: &str = "owners::a_pod_that_is_too_busy_is_left_as_it_was";
+const BOUND: &str = "owners::sockets_bound_to_an_interface_are_captured_too";
+
+pub(super) const MUTATIONS: &[Mutation] = &[
+    rule(
+        "what is forwarded for others is not translated",
+        r#"        rule("forwarded-in", [to_others(), accept()]),
+"#,
+        "owners::forwarded_traffic_passes",
+    ),
+    rule(
+        "what is forwarded for others is not refused on its way in",
+        r#"        rule("input-forwarded", [to_others(), accept()]),
+"#,
+        "owners::forwarded_traffic_passes",
+    ),
+    rule(
+        "what is forwarded for others is not dropped on its way out",
+        r#"        rule("leave-forwarded", [not_on(Meta::InputInterface, 0), accept()]),
+"#,
+        "owners::forwarded_traffic_passes",
+    ),
+    rule(
+        "a packet to somebody's socket that is not the proxy's is refused (SYN cookies, injection)",
+        r#"                rule("foreign-in", [of_any_socket(), refuse()]),
+"#,
+        NOBODY,
+    ),
+    rule(
+        "what nobody owns is refused",
+        r#"                rule("nobody-in", [refuse()]),
+"#,
+        NOBODY,
+    ),
+    other(
+        "the proxy's inner ports refuse whoever comes to them",
+        "rule(name, [tcp(), to_port(port), refuse()])",
+        "rule(name, [tcp(), to_port(port), accept()])",
+        NOBODY,
+    ),
+    other(
+        "what has an owner is asked of its socket, and not of the port",
+        r#"rule("ending-in", [of_transparent_socket(), accept()])"#,
+        r#"rule("ending-in", [tcp(), accept()])"#,
+        FORGED,
+    ),
+    rule(
+        "what comes back from a closed port is told at once over IPv6",
+        r#"        rule("reset-of-kernel", [of_family(Family::V6), with_flow_label(), back()]),
+"#,
+        CLOSED,
+    ),
+    other(
+        "what the kernel answers by itself takes over the public mark",
+        r#"rule("from-proxy", [from_lo(), marked(own.value()), count(), mark(FWMARK), vec![Expr::Accept]])"#,
+        r#"rule("from-proxy", [from_lo(), marked(own.value()), count(), accept()])"#,
+        CLOSED,
+    ),
+    rule(
+        "a socket that bears a foreign address stays in the pod",
+        r#"        rule("leave-spoofed", [marked(own.value()), drop()]),
+"#,
+        SPOOF,
+    ),
+    rule(
+        "the proxy does not call itself",
+        r#"        rule("proxy-to-itself", [marked(own.value()), to_lo(), syn(), jump(TOWARDS_US)]),
+"#,
+        SPOOF,
+    ),
+    other(
+        "answers of an excluded port are known by their flow, and not by their port",
+        r#"rules.extend(each("excluded-out", |family| [known(family, Way::Out), in_set(family.excluded()), accept()]));
+            rules.push"#,
+        r#"rules.extend(each("excluded-out", |family| [known(family, Way::Out), tcp(), accept()]));
+            rules.push"#,
+        EXCLUDED,
+    ),
+    other(
+        "a flow that was not learned is captured",
+        r#"each("before-out", |family| [known(family, Way::Out), in_set(family.before()), accept()])"#,
+        r#"each("before-out", |family| [known(family, Way::Out), tcp(), accept()])"#,
+        "escape::no_mark_but_the_enrolments_own_escapes",
+    ),
+    Mutation {
+        guard: "flows leave the sets with their sockets",
+        file: "mesh-net/src/capture/session.rs",
+        from: "flows::take(&mut self.netfilter, set, &over)?;",
+        to: "",
+        test: capture(FLOWS),
+    },
+    Mutation {
+        guard: "a set that was lost with its table is not learned again",
+        file: "mesh-net/src/capture/session.rs",
+        from: "None if seen.is_some() || routes::left_behind(&mut self.route)? =>",
+        to: "None if seen.is_some() =>",
+        test: capture(FLOWS),
+    },
+    Mutation {
+        guard: "more flows than the bound: refused",
+        file: "mesh-net/src/capture/session.rs",
+        from: "let too_many = |found: usize| found > self.limit as usize;",
+        to: "let too_many = |_: usize| false;",
+        test: capture(BUSY),
+    },
+    Mutation {
+        guard: "a pod that is not captured after all is left as it was",
+        file: "mesh-net/src/capture/session.rs",
+        from: "                _ => self.remove(),",
+        to: "                _ => Ok(()),",
+        test: capture(BUSY),
+    },
+    Mutation {
+        guard: "a socket that is bound to an interface has a route to the proxy",
+        file: "mesh-net/src/capture/routes.rs",
+        from: "link.is_loopback() || link.can_route(family));",
+        to: "link.is_loopback());",
+        test: capture(BOUND),
+    },
+    Mutation {
+        guard: "half-closed connections are remembered",
+        file: "mesh-net/src/capture/rules/chains.rs",
+        from: "rule(\"capture-in\", [syn(), vec![Expr::Timeouts(TIMEOUTS.to_owned())], land()])",
+        to: "rule(\"capture-in\", [syn(), land()])",
+        test: capture("owners::half_closed_connections_are_remembered_and_what_conntrack_forgets_ends_by_reset"),
+    },
+    Mutation {
+        guard: "the number of the routing table is nobody's",
+        file: "mesh-net/src/capture/routes.rs",
+        from: "None => ROUTE_TABLES.into_iter().find(|table| !used(*table)).ok_or(Error::NoRouteTable)?,",
+        to: "None => *ROUTE_TABLES.start(),",
+        test: capture("owners::routing_tables_and_rules_of_others_are_left_alone"),
+    },
+    Mutation {
+        guard: "what a pod believes of its node is permanent",
+        file: "mesh-net/src/capture/neighbours.rs",
+        from: "const PERMANENT: u16 = 0x80;",
+        to: "const PERMANENT: u16 = 0x04;",
+        test: capture("neighbours::a_captured_pod_does_not_believe_a_neighbour_that_says_it_is_the_node"),
+    },
+    Mutation {
+        guard: "a gateway that is another machine is not taken for the node",
+        file: "mesh-net/src/capture/neighbours.rs",
+        from: "&& !routes::towards(node, gateway)?.is_some_and(|route| route.is_local)",
+        to: "&& !routes::towards(node, gateway)?.is_some()",
+        test: capture("neighbours::a_gateway_that_is_another_machine_is_left_alone"),
+    },
+];
