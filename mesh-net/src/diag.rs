@@ -19,6 +19,8 @@ const NLMSG_DONE: u16 = 3;
 const HEADER: usize = 16;
 const REQUEST: usize = 56;
 // include/net/tcp_states.h
+const TCP_FIN_WAIT1: u8 = 4;
+const TCP_FIN_WAIT2: u8 = 5;
 const TCP_SYN_SENT: u8 = 2;
 const TCP_SYN_RECV: u8 = 3;
 const TCP_TIME_WAIT: u8 = 6;
@@ -106,6 +108,21 @@ impl Diag {
         Ok(found)
     }
 
+    /// Whether the socket with exactly these ends has been closed by its process, and not only half-closed: the kernel brings it to its
+    /// end alone, and what is sent to it meets a reset. One that is not found says nothing.
+    pub fn is_orphan(&mut self, local: SocketAddr, remote: SocketAddr) -> io::Result<bool> {
+        let (local, remote) = (canonical(local), canonical(remote));
+        if local.is_ipv4() != remote.is_ipv4() {
+            return Ok(false);
+        }
+        let mut found = false;
+        self.ask(&request(local, remote, u32::MAX), 0, &mut |socket| {
+            let ends = [TCP_FIN_WAIT1, TCP_FIN_WAIT2, TCP_TIME_WAIT].contains(&socket.state);
+            found |= ends && socket.inode == 0 && socket.local == local && socket.remote == remote;
+        })?;
+        Ok(found)
+    }
+
     /// All listening TCP sockets.
     pub fn listeners(&mut self) -> io::Result<Vec<Listener>> {
         let mut found = Vec::new();
@@ -137,7 +154,7 @@ impl Diag {
         for any in [IpAddr::V4(Ipv4Addr::UNSPECIFIED), IpAddr::V6(Ipv6Addr::UNSPECIFIED)] {
             let zero = SocketAddr::new(any, 0);
             self.ask(&request(zero, zero, CONNECTED), NLM_F_DUMP, &mut |socket| {
-                let Socket { state, local, remote, mark, raw_local: _ } = socket;
+                let Socket { state, local, remote, mark, raw_local: _, inode: _ } = socket;
                 found.push(Connection { local, remote, mark, has_ended: state == TCP_TIME_WAIT });
             })?;
         }
@@ -237,6 +254,8 @@ struct Socket {
     remote: SocketAddr,
     raw_local: SocketAddr,
     mark: u32,
+    /// Of the file that processes have of it; 0: none has.
+    inode: u32,
 }
 
 impl Socket {
@@ -250,7 +269,10 @@ impl Socket {
         let remote = SocketAddr::new(address(*family, destination)?, u16::from_be_bytes([*d0, *d1]));
         let attributes = crate::netlink::Attributes::nested(body.get(MESSAGE..).unwrap_or_default());
         let mark = attributes.ne32(MARK).unwrap_or(0);
-        Some(Self { state: *state, local: canonical(local), remote: canonical(remote), raw_local: local, mark })
+        // Its last field, behind expires, queues and uid.
+        let inode = body.get(MESSAGE - 4..)?.first_chunk().map(|bytes| u32::from_ne_bytes(*bytes))?;
+        let (raw_local, local, remote) = (local, canonical(local), canonical(remote));
+        Some(Self { state: *state, local, remote, raw_local, mark, inode })
     }
 }
 

@@ -163,7 +163,7 @@ fn a_callers_reset_behind_a_full_pipe_is_heard_within_a_second_over_every_way() 
 }
 
 #[test]
-fn a_caller_that_resets_while_it_is_being_connected_gives_its_place_back_at_once() -> Result<()> {
+fn a_caller_that_resets_or_closes_while_it_is_being_connected_gives_its_place_back_at_once() -> Result<()> {
     const CALLERS: usize = 50;
     let ways = Ways::open(mesh("hang-up")?)?;
     let open = || -> Result<usize> {
@@ -176,7 +176,7 @@ fn a_caller_that_resets_while_it_is_being_connected_gives_its_place_back_at_once
         [(ways.tunnel(), PORT, "application"), (ways.out(), PORT, "outside"), (ways.tunnel(), dead, "tunnel port")];
     for (way, port, what) in cases {
         Way::drop_at(&way.server, &format!("tcp dport {port}"))?;
-        for ip in way.server.ips() {
+        for (ip, resets) in way.server.ips().into_iter().flat_map(|ip| [(ip, true), (ip, false)]) {
             let mut callers = Vec::new();
             for _ in 0..CALLERS {
                 let mut caller = way.connect(ip, PORT)?;
@@ -186,13 +186,17 @@ fn a_caller_that_resets_while_it_is_being_connected_gives_its_place_back_at_once
             lab::wait::until_true("the connections to be in the making", CHANGE, || {
                 open().is_ok_and(|n| n >= CALLERS)
             })?;
-            callers.into_iter().try_for_each(reset)?;
+            match resets {
+                true => callers.into_iter().try_for_each(reset)?,
+                false => drop(callers),
+            }
             let started = Instant::now();
             lab::wait::until_true("their places to be free", CHANGE, || open().is_ok_and(|n| n == 0))?;
             let took = started.elapsed();
-            let name = format!("hang_up_frees_{}_{}", what.replace(' ', "_"), family(ip));
+            let how = if resets { "reset" } else { "close" };
+            let name = format!("hang_up_by_{how}_frees_{}_{}", what.replace(' ', "_"), family(ip));
             figure(&name, format!("{:.0}", took.as_secs_f64() * 1e3), "ms", "50 callers with bytes unread");
-            ensure!(took < Duration::from_secs(2), "{what}, {}: {took:?}", family(ip));
+            ensure!(took < Duration::from_secs(2), "{what}, {}, {how}: {took:?}", family(ip));
         }
     }
     ways.lab.down()

@@ -14,6 +14,9 @@ pub const LISTENERS: [u16; 3] = [ports::OUTBOUND, ports::INBOUND, ports::TUNNEL]
 /// The keeper's ability to keep the highest counter of a last good configuration, named in its Hello. A worker says
 /// [`FromWorker::Counter`] to such a keeper alone: an older one would take it for garbage and cut the link.
 pub const COUNTER: &str = "last-good-counter";
+/// The keeper's ability to mint [`Purpose::Inspect`], named in its Hello. An older one would take such a request for garbage and cut the
+/// link.
+pub const INSPECT: &str = "pod-sockets";
 /// Most sockets that one mint request may ask for.
 pub const MAX_MINT: u8 = 64;
 
@@ -82,6 +85,9 @@ pub enum Purpose {
     TowardsApp,
     /// From the pod to the world: a tunnel or a passthrough connection.
     TowardsPeer,
+    /// To ask the kernel about the pod's sockets (sock_diag): whether one that called the proxy has been closed. Of no family; the request
+    /// names any. Only of a keeper that names [`INSPECT`].
+    Inspect,
 }
 
 /// Address family of a minted socket.
@@ -167,6 +173,7 @@ impl FromWorker {
                 let purpose = match purpose {
                     Purpose::TowardsApp => 1,
                     Purpose::TowardsPeer => 2,
+                    Purpose::Inspect => 3,
                 };
                 ([4, family, purpose, count], slot, u64::from(request))
             }
@@ -207,6 +214,7 @@ impl FromWorker {
                 purpose: match purpose {
                     1 => Purpose::TowardsApp,
                     2 => Purpose::TowardsPeer,
+                    3 => Purpose::Inspect,
                     _ => return Err(BadRecord),
                 },
                 count: if (1..=MAX_MINT).contains(&count) { count } else { return Err(BadRecord) },
@@ -222,13 +230,14 @@ impl FromWorker {
 mod tests {
     use super::*;
 
-    const ALL: [FromWorker; 6] = [
+    const ALL: [FromWorker; 7] = [
         FromWorker::Hello { oldest: 1, newest: 1, threads: 2 },
         FromWorker::Ack { id: 7 },
         FromWorker::Nack { id: 8, reason: mesh_model::Reason::NotReady },
         FromWorker::Mint { request: 9, slot: 3, family: Family::V6, purpose: Purpose::TowardsApp, count: 64 },
         FromWorker::Keep,
         FromWorker::Counter { counter: u64::MAX },
+        FromWorker::Mint { request: 10, slot: 3, family: Family::V4, purpose: Purpose::Inspect, count: 1 },
     ];
 
     #[test]

@@ -9,6 +9,7 @@ use std::rc::Rc;
 use mesh_api::link::proxy::Refused;
 use mesh_api::link::worker::{Family, LISTENERS, Purpose};
 use mesh_model::{Mark, Reason};
+use mesh_net::diag::Diag;
 use mesh_net::socket::{self, ListenError, Reach};
 use mesh_net::{Netns, NetnsError, NetnsId};
 use rustix::fs::SealFlags;
@@ -199,14 +200,15 @@ impl Hands {
             Family::V4 => socket::Family::V4,
             Family::V6 => socket::Family::V6,
         };
-        let purpose = match purpose {
-            Purpose::TowardsApp => socket::Purpose::TowardsApp,
-            Purpose::TowardsPeer => socket::Purpose::TowardsPeer,
+        let make = || match purpose {
+            Purpose::TowardsApp => socket::mint(family, socket::Purpose::TowardsApp, mark),
+            Purpose::TowardsPeer => socket::mint(family, socket::Purpose::TowardsPeer, mark),
+            Purpose::Inspect => Diag::open().map(Diag::into_fd),
         };
         let made = held.netns.run(|| {
             let mut sockets = Vec::with_capacity(usize::from(count));
             for _ in 0..count {
-                match socket::mint(family, purpose, mark) {
+                match make() {
                     Ok(socket) => sockets.push(socket),
                     Err(error) => return (sockets, Some(error)),
                 }

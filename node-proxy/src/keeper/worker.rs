@@ -7,7 +7,7 @@ use std::io;
 use std::os::fd::OwnedFd;
 use std::time::Duration;
 
-use mesh_api::link::worker::{BadRecord, COUNTER, FromWorker, ToWorker};
+use mesh_api::link::worker::{BadRecord, COUNTER, FromWorker, INSPECT, ToWorker};
 use mesh_api::link::{self, Hello, LinkError};
 use mesh_net::seqpacket::{AsyncConn, Packet};
 use tokio::time::Instant;
@@ -128,7 +128,7 @@ impl WorkerLink {
                 if let Link::Greeting { conn, .. } = std::mem::replace(&mut self.link, waiting) {
                     self.link = Link::Up { conn, outbox: Outbox::default() };
                 }
-                self.send(&ToWorker::Hello(Hello::of("keeper").with(COUNTER)), Carried::Nothing);
+                self.send(&ToWorker::Hello(Hello::of("keeper").with(COUNTER).with(INSPECT)), Carried::Nothing);
                 Ok(Some(Heard::Up { threads }))
             }
             Link::Up { conn, outbox } => {

@@ -1,9 +1,11 @@
 //! The caller's end of a connection whose destination is being reached.
 //!
-//! A caller that goes away meanwhile gives its place back at once. Only a reset is a going away: a caller that has ended its own
-//! direction (FIN) may have sent its request and wait for the answer, and closing and half-closing are the same on the wire.
+//! A caller that goes away meanwhile gives its place back at once. A reset is a going away. One that has ended its own direction (FIN)
+//! may have sent its request and wait for the answer: whether it has closed its socket is asked of its kernel, where that can be done
+//! ([`super::orphans`]).
 //! However the set-up ends without a destination, the caller sees a reset, never an end of data.
 
+use std::net::SocketAddr;
 use std::time::Duration;
 
 use mesh_model::Reason;
@@ -14,7 +16,9 @@ use tokio::net::TcpStream;
 use super::end::End;
 use super::record::Refusal;
 
-/// What a caller sent before it reset is still taken to a destination that is reached within this time, as its own kernel would have.
+/// How long a set-up may take until its caller is looked at, and again.
+const LOOK: Duration = Duration::from_millis(250);
+/// What a caller sent before it went is still taken to a destination that is reached within this time, as its own kernel would have.
 const LAST_BYTES: Duration = Duration::from_millis(500);
 
 /// See the module. Dropped, it is reset.
@@ -42,24 +46,51 @@ impl Caller {
         self.0.take()
     }
 
-    /// Sets up a connection for as long as the caller is there. Dropping the set-up half-way closes what it had opened.
-    pub async fn while_there<T>(&self, set_up: impl Future<Output = Result<T, Refusal>>) -> Result<T, Refusal> {
+    /// Sets up a connection for as long as the caller is there. Dropping the set-up half-way closes what it had opened. `has_closed` says
+    /// of one that has ended its direction whether it has closed its socket, by our end's address and its own.
+    pub async fn while_there<T>(
+        &self,
+        set_up: impl Future<Output = Result<T, Refusal>>,
+        has_closed: impl AsyncFn(SocketAddr, SocketAddr) -> bool,
+    ) -> Result<T, Refusal> {
         let Some(stream) = &self.0 else { return set_up.await };
         let mut set_up = std::pin::pin!(set_up);
-        // Neither branch loses anything: the set-up goes on below, waiting for an error keeps nothing.
-        tokio::select! {
+        // No branch loses anything: the set-up goes on below, the others keep nothing.
+        let cause = tokio::select! {
             biased;
             done = &mut set_up => return done,
-            _ = stream.ready(Interest::ERROR) => {}
-        }
+            _ = stream.ready(Interest::ERROR) => "the caller reset the connection while it was being set up",
+            () = closed(stream, has_closed) => "the caller closed the connection while it was being set up",
+        };
         let unread = rustix::io::ioctl_fionread(stream).unwrap_or(0);
         if unread > 0
             && let Ok(done) = tokio::time::timeout(LAST_BYTES, set_up).await
         {
             return done;
         }
-        Err(Refusal::of(Reason::Reset, "the caller reset the connection while it was being set up"))
+        Err(Refusal::of(Reason::Reset, cause))
     }
+}
+
+/// Ready when the caller has closed its socket.
+async fn closed(stream: &TcpStream, has_closed: impl AsyncFn(SocketAddr, SocketAddr) -> bool) {
+    loop {
+        tokio::time::sleep(LOOK).await;
+        if has_ended(stream)
+            && let (Ok(near), Ok(far)) = (stream.local_addr(), stream.peer_addr())
+            && has_closed(near, far).await
+        {
+            return;
+        }
+    }
+}
+
+/// Whether the peer has ended its direction, with or without unread bytes before that.
+fn has_ended(stream: &TcpStream) -> bool {
+    use rustix::event::{PollFd, PollFlags, Timespec};
+    let mut asked = [PollFd::new(stream, PollFlags::RDHUP)];
+    let now = Timespec { tv_sec: 0, tv_nsec: 0 };
+    rustix::event::poll(&mut asked, Some(&now)).is_ok() && asked[0].revents().contains(PollFlags::RDHUP)
 }
 
 impl Drop for Caller {
@@ -72,6 +103,7 @@ impl Drop for Caller {
 
 #[cfg(test)]
 mod tests {
+    use mesh_net::diag::Diag;
     use tokio::io::AsyncWriteExt as _;
     use tokio::net::TcpListener;
 
@@ -100,7 +132,8 @@ mod tests {
                 far.write_all(b"request").await.expect("write");
             }
             reset(far);
-            let ended = tokio::time::timeout(Duration::from_secs(1), near.while_there(never())).await;
+            let ended =
+                tokio::time::timeout(Duration::from_secs(1), near.while_there(never(), async |_, _| false)).await;
             assert_eq!(ended.expect("within a second").map_err(|refusal| refusal.reason), Err(Reason::Reset));
         }
     }
@@ -115,7 +148,7 @@ mod tests {
             tokio::time::sleep(LAST_BYTES / 10).await;
             Ok(())
         };
-        assert_eq!(near.while_there(reached).await, Ok(()));
+        assert_eq!(near.while_there(reached, async |_, _| false).await, Ok(()));
     }
 
     #[tokio::test]
@@ -131,7 +164,22 @@ mod tests {
         let (mut far, near) = caller().await;
         far.write_all(b"request").await.expect("write");
         far.shutdown().await.expect("shutdown");
-        let waited = tokio::time::timeout(Duration::from_millis(700), near.while_there(never())).await;
+        let kernel = async |near, far| Diag::open().expect("sock_diag").is_orphan(far, near).expect("asked");
+        let waited = tokio::time::timeout(Duration::from_millis(700), near.while_there(never(), kernel)).await;
         assert!(waited.is_err(), "given up: {waited:?}");
+    }
+
+    #[tokio::test]
+    async fn a_caller_that_closes_its_socket_ends_the_set_up_within_a_second() {
+        for sends in [false, true] {
+            let (mut far, near) = caller().await;
+            if sends {
+                far.write_all(b"request").await.expect("write");
+            }
+            drop(far);
+            let kernel = async |near, far| Diag::open().expect("sock_diag").is_orphan(far, near).expect("asked");
+            let ended = tokio::time::timeout(Duration::from_secs(1), near.while_there(never(), kernel)).await;
+            assert_eq!(ended.expect("within a second").map_err(|refusal| refusal.reason), Err(Reason::Reset));
+        }
     }
 }

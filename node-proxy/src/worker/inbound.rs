@@ -42,7 +42,8 @@ pub async fn serve(accepted: Accepted, here: Arc<Thread>) {
     let reached = tokio::select! {
         biased;
         cause = connection.was_cut() => Err(cause.into()),
-        reached = caller.while_there(set_up) => reached,
+        // Its socket is elsewhere.
+        reached = caller.while_there(set_up, async |_, _| false) => reached,
     };
     match reached {
         Err(refusal) => {

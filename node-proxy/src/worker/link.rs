@@ -12,7 +12,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use mesh_api::link::worker::{COUNTER, FromWorker, LISTENERS, MAX_MINT, ToWorker};
+use mesh_api::link::worker::{COUNTER, FromWorker, INSPECT, LISTENERS, MAX_MINT, ToWorker};
 pub use mesh_api::link::worker::{Family, Purpose};
 use mesh_api::link::{self, Hello, LinkError, NodeFacts, PodFacts};
 use mesh_model::Reason;
@@ -110,6 +110,8 @@ struct Inner {
     conn: AsyncConn,
     /// Whether the keeper keeps the counter of last good configurations.
     counts: bool,
+    /// Whether it makes sockets to ask about a pod's sockets with.
+    inspects: bool,
     floor: watch::Sender<Floor>,
     next: AtomicU32,
     waiting: Mutex<HashMap<u32, oneshot::Sender<Minted>>>,
@@ -154,14 +156,14 @@ pub async fn connect(
     };
     hello.agree()?;
     greeted(&hello);
-    let counts = hello.can(COUNTER);
+    let (counts, inspects) = (hello.can(COUNTER), hello.can(INSPECT));
     if counts {
         send(&conn, FromWorker::Counter { counter: 0 }, &[]).await?;
     } else {
         // One of the release before, which would take the question for garbage.
         floor.send_replace(Floor::NotKept);
     }
-    let inner = Arc::new(Inner { conn, counts, floor, next: AtomicU32::new(0), waiting: Mutex::default() });
+    let inner = Arc::new(Inner { conn, counts, inspects, floor, next: AtomicU32::new(0), waiting: Mutex::default() });
     let (events, receiver) = mpsc::channel(EVENTS);
     let reading = inner.clone();
     let task = tokio::spawn(async move {
@@ -221,6 +223,9 @@ impl Link {
 
     /// Sockets in the pod's namespace, 1 to [`MAX_MINT`]. At least one on success; fewer than asked when a limit was reached.
     pub async fn mint(&self, slot: u32, family: Family, purpose: Purpose, count: u8) -> Result<Vec<OwnedFd>, Reason> {
+        if purpose == Purpose::Inspect && !self.inner.inspects {
+            return Err(Reason::NoSocket);
+        }
         let request = self.inner.next.fetch_add(1, Ordering::Relaxed);
         let (answer, answered) = oneshot::channel();
         let _waiting = self.inner.wait_for(request, answer);

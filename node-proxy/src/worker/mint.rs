@@ -4,6 +4,7 @@
 //! batch, and a tick without misses halves it, so an idle pod holds none. All stocks together are bounded, since descriptors are.
 
 use std::collections::{HashMap, VecDeque};
+use std::net::SocketAddr;
 use std::os::fd::OwnedFd;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -15,6 +16,7 @@ use mesh_model::Reason;
 use tokio::sync::oneshot;
 
 use super::metrics::Metrics;
+use super::orphans::Orphans;
 
 /// How long a connection waits for a socket: the keeper answers in well under a millisecond, and its own deadline is one second.
 const PATIENCE: Duration = Duration::from_secs(2);
@@ -99,12 +101,13 @@ struct Inner {
     tasks: tasks::Handle,
     metrics: Arc<Metrics>,
     stocks: Mutex<HashMap<Key, Stock>>,
+    orphans: Orphans,
 }
 
 impl Mint {
     /// Empty stocks. `tasks` runs the requests.
     pub fn new(maker: Arc<dyn Maker>, tasks: tasks::Handle, metrics: Arc<Metrics>) -> Self {
-        Self { inner: Arc::new(Inner { maker, tasks, metrics, stocks: Mutex::default() }) }
+        Self { inner: Arc::new(Inner { maker, tasks, metrics, stocks: Mutex::default(), orphans: Orphans::default() }) }
     }
 
     /// A socket in the pod's namespace, from the stock or freshly made.
@@ -138,8 +141,14 @@ impl Mint {
         Err(NoSocket { slot, cause })
     }
 
+    /// Whether a socket of the pod's own has been closed, by its two ends.
+    pub async fn is_orphan(&self, slot: u32, local: SocketAddr, remote: SocketAddr) -> bool {
+        self.inner.orphans.is_one(&*self.inner.maker, slot, local, remote).await
+    }
+
     /// Forgets a pod: its stock is closed, whoever waits is refused.
     pub fn forget(&self, slot: u32) {
+        self.inner.orphans.forget(slot);
         let mut stocks = self.inner.lock();
         stocks.retain(|key, stock| {
             if key.slot != slot {

@@ -15,6 +15,7 @@ mod threads;
 mod accept;
 mod caller;
 mod lost;
+mod orphans;
 mod outbound;
 
 mod inbound;

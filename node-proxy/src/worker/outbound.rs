@@ -38,7 +38,9 @@ pub async fn serve(accepted: Accepted, here: Arc<Thread>) {
     let opened = tokio::select! {
         biased;
         cause = connection.was_cut() => Err(cause.into()),
-        opened = caller.while_there(set_up) => opened,
+        opened = caller.while_there(set_up, async |near, far| {
+            here.dialer.mint.is_orphan(pod.slot(), far, near).await
+        }) => opened,
     };
     let Open { reached, load, far_end } = match opened {
         Ok(open) => open,

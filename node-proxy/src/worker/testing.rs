@@ -240,12 +240,15 @@ impl Maker for Loopback {
         let address = self.addresses.lock().expect("not poisoned").get(&slot).copied();
         Box::pin(async move {
             let make = || {
+                if purpose == Purpose::Inspect {
+                    return mesh_net::diag::Diag::open().map(mesh_net::diag::Diag::into_fd);
+                }
                 let socket = socket2::Socket::new(socket2::Domain::IPV4, socket2::Type::STREAM, None)?;
                 socket.set_nonblocking(true)?;
                 match (purpose, address) {
                     (Purpose::TowardsApp, _) => socket.set_reuse_address(true)?,
                     (Purpose::TowardsPeer, Some(address)) => socket.bind(&SocketAddr::new(address, 0).into())?,
-                    (Purpose::TowardsPeer, None) => {}
+                    (Purpose::TowardsPeer | Purpose::Inspect, _) => {}
                 }
                 Ok::<OwnedFd, std::io::Error>(socket.into())
             };

@@ -50,8 +50,8 @@ fn names_resolve_over_both_families_from_pods_of_the_mesh_and_from_others() -> R
         let page = run(&["timeout", "20", "wget", "-q", "-O", "-", "http://no-such-name.default.svc.cluster.local/"]);
         let refused = format!("{:#}", page.err().context("a name that is none was found")?);
         ensure!(refused.contains("bad address") || refused.contains("can't resolve"), "{refused}");
-        let ping = run(&["ping", "-c", "1", "-W", "5", "kube-dns.kube-system"]);
-        let said = ping.unwrap_or_else(|error| format!("{error:#}"));
+        // Nobody answers a ping at a Service's address; which one it is, is what is asked.
+        let said = run(&["sh", "-c", "ping -c 1 -W 1 kube-dns.kube-system; true"])?;
         ensure!(said.contains("198.18.128.10") || said.contains("fd77:0:0:80::10"), "{said}");
     }
     cluster.down()

@@ -16,6 +16,17 @@ const fn other(guard: &'static str, from: &'static str, to: &'static str, name: 
     Mutation { guard, file: "mesh-net/src/capture/rules/chains.rs", from, to, test: capture(name) }
 }
 
+/// Somewhere in node-proxy.
+const fn proxy(
+    guard: &'static str,
+    file: &'static str,
+    from: &'static str,
+    to: &'static str,
+    name: &'static str,
+) -> Mutation {
+    Mutation { guard, file, from, to, test: Held::Program { package: "node-proxy", name } }
+}
+
 const NOBODY: &str = "owners::what_nobody_owns_is_refused_by_reset_the_same_for_used_and_unused_ports";
 const FORGED: &str = "owners::a_forged_end_with_data_is_refused_and_the_connection_lives";
 const CLOSED: &str = "owners::where_nobody_listens_the_proxy_is_told_at_once_whatever_marks_the_pod_has_reflected";
@@ -169,4 +180,123 @@ pub(super) const MUTATIONS: &[Mutation] = &[
         to: "&& !routes::towards(node, gateway)?.is_some()",
         test: capture("neighbours::a_gateway_that_is_another_machine_is_left_alone"),
     },
+    Mutation {
+        guard: "link-local destinations meet their own socket",
+        file: "mesh-net/src/capture/rules/excluded.rs",
+        from: "[0xfe80, 0xffc0]",
+        to: "[0xfec0, 0xffc0]",
+        test: capture("owners::link_local_destinations_are_captured_and_reached_both_ways"),
+    },
+    Mutation {
+        guard: "flows of the release before keep their translation",
+        file: "mesh-net/src/capture/session.rs",
+        from: "if self.former && spec.stage == Stage::Redirect && before == Some(Stage::Redirect) {",
+        to: "if false {",
+        test: capture("upgrade::rules_of_the_release_before_give_way_and_no_connection_is_cut"),
+    },
+    Mutation {
+        guard: "the application's end of a connection of the release before is captured, and no flow from before",
+        file: "mesh-net/src/capture/session.rs",
+        from: "open.into_iter().filter(|flow| !proxied(flow)).collect();",
+        to: "open.into_iter().collect();",
+        test: capture("upgrade::rules_of_the_release_before_give_way_and_no_connection_is_cut"),
+    },
+    Mutation {
+        guard: "what leaves the proxy needs no entry of conntrack",
+        file: "mesh-net/src/capture/rules/chains.rs",
+        from: "rule(\"proxy-out\", [marked(own.value()), count(), untracked()])",
+        to: "rule(\"proxy-out\", [marked(own.value()), accept()])",
+        test: capture("conntrack::with_a_full_table_nothing_passes_and_what_needs_no_entry_works"),
+    },
+    Mutation {
+        guard: "a socket whose far end has not answered proves no probe",
+        file: "mesh-net/src/diag.rs",
+        from: "[TCP_SYN_SENT, TCP_SYN_RECV, TCP_NEW_SYN_RECV, TCP_CLOSE, TCP_LISTEN].contains",
+        to: "[TCP_LISTEN].contains",
+        test: capture("owners::a_socket_whose_far_end_has_not_answered_proves_nothing"),
+    },
+    proxy(
+        "what came before a reset is passed on first",
+        "node-proxy/src/worker/copy.rs",
+        "        self.last = Some(LastBytes { from: side, until, looks: 0 });\n",
+        "",
+        "worker::tests::the_last_bytes_before_a_reset_arrive_through_a_tunnel_and_between_two_pods_of_a_node",
+    ),
+    proxy(
+        "a reset behind a full pipe is heard",
+        "node-proxy/src/worker/copy.rs",
+        "if self.up.is_not_reading()",
+        "if false",
+        "worker::tests::a_caller_that_resets_behind_a_full_pipe_is_heard_within_a_second_through_a_tunnel_and_on_one_node",
+    ),
+    proxy(
+        "a reset of a stream is no end of data",
+        "node-proxy/src/worker/tunnel/stream.rs",
+        "Some(Err(error)) => return Poll::Ready(Err(closed(&error))),\n                None",
+        "Some(Err(_)) => self.received_end = true,\n                None",
+        "worker::tunnel::tests::exchange::a_reset_before_the_end_is_no_end_of_data_whatever_its_code",
+    ),
+    proxy(
+        "a reset waits for what HTTP/2 still holds",
+        "node-proxy/src/worker/tunnel/stream.rs",
+        "        self.queue.poll_empty(cx)\n",
+        "        let _ = cx;\n        Poll::Ready(())\n",
+        "worker::tunnel::tests::exchange::what_was_written_before_a_reset_arrives_a_thousand_times_of_a_thousand",
+    ),
+    proxy(
+        "a peer that owes an acknowledgement for too long is given up",
+        "node-proxy/src/worker/silence.rs",
+        "None | Some(Duration::ZERO) => Verdict::Lost,",
+        "None | Some(Duration::ZERO) => Verdict::Wait(LOOK, true),",
+        "worker::silence::tests::a_peer_is_lost_when_it_has_owed_an_acknowledgement_for_as_long_as_keepalive_waits",
+    ),
+    proxy(
+        "a peer that does not read is not given up",
+        "node-proxy/src/worker/silence.rs",
+        "if probes >= keepalive.count && silent",
+        "if silent",
+        "worker::silence::tests::a_peer_that_does_not_read_is_not_lost_as_long_as_it_answers_probes",
+    ),
+    proxy(
+        "an older last good configuration is not believed",
+        "node-proxy/src/worker/xds/client.rs",
+        "if !floor.admits(saved.counter) {",
+        "if false {",
+        "worker::xds::tests::a_file_older_than_one_that_the_node_has_had_is_not_believed",
+    ),
+    proxy(
+        "a tunnel leads to the address that it was made to",
+        "node-proxy/src/worker/identify.rs",
+        "if destination.ip().to_canonical() != at.to_canonical() {",
+        "if false {",
+        "worker::identify::tests::a_tunnel_leads_to_the_address_that_it_was_made_to_and_to_no_other_of_the_pod",
+    ),
+    proxy(
+        "a caller has its pod's own address, whatever it bound",
+        "node-proxy/src/worker/identify.rs",
+        "    let client = from_its_own(pod, client)?;\n",
+        "",
+        "worker::identify::tests::outbound_comes_from_the_pods_own_address_whatever_it_bound",
+    ),
+    proxy(
+        "endpoints that come to their end serve while there is none that is ready",
+        "node-proxy/src/worker/route/endpoints.rs",
+        "Readiness::Ending => true,",
+        "Readiness::Ending => continue,",
+        "worker::route::tests::endpoints_that_come_to_their_end_serve_while_there_is_none_that_is_ready",
+    ),
+    proxy(
+        "a client stays with its endpoint",
+        "node-proxy/src/worker/sessions.rs",
+        "(Some(at), Some(stay)) if now < stay.until => at,",
+        "(Some(at), Some(stay)) if now < stay.until => (at + 1) % endpoints.len(),",
+        "worker::route::tests::a_client_of_a_service_with_session_affinity_is_led_to_one_endpoint_and_another_one_when_that_is_gone",
+    ),
+    proxy(
+        "a worker cannot leap to the end of the counter",
+        "node-proxy/src/keeper/highest.rs",
+        "counter > self.highest && counter - self.highest <= LEAP && !soon",
+        "counter > self.highest && !soon",
+        "keeper::highest::tests::a_worker_can_neither_use_the_counter_up_nor_raise_it_all_the_time",
+    ),
 ];

@@ -35,8 +35,8 @@ struct Mutation {
 /// A test, by where it stands.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 enum Held {
-    /// Beside the code of a package's library or program.
-    Unit { package: &'static str, name: &'static str },
+    /// Beside the code of a program of this name, which is also its package's.
+    Program { package: &'static str, name: &'static str },
     /// In a file under `tests/` of a package.
     Integration { package: &'static str, target: &'static str, name: &'static str },
 }
@@ -44,16 +44,15 @@ enum Held {
 impl Held {
     fn name(self) -> &'static str {
         match self {
-            Held::Unit { name, .. } | Held::Integration { name, .. } => name,
+            Held::Program { name, .. } | Held::Integration { name, .. } => name,
         }
     }
 
-    /// cargo's words for it.
-    fn target(self) -> Vec<&'static str> {
+    /// cargo's words for it. Of the whole workspace, so that dependencies have the features that they have there.
+    fn target(self) -> [&'static str; 3] {
         match self {
-            // Libraries and programs alike; the name tells which.
-            Held::Unit { package, .. } => vec!["--package", package, "--lib", "--bins"],
-            Held::Integration { package, target, .. } => vec!["--package", package, "--test", target],
+            Held::Program { package, .. } => ["--workspace", "--bin", package],
+            Held::Integration { target, .. } => ["--workspace", "--test", target],
         }
     }
 }
@@ -93,7 +92,8 @@ enum Outcome {
     Red,
 }
 
-/// A copy of the checkout beside the build's own files, kept from run to run so that little is built anew.
+/// A copy of the checkout beside the build's own files, kept from run to run so that little is built anew. What is built there is nobody
+/// else's: a program without one of its guards must not be taken for the real one.
 struct Tree {
     root: PathBuf,
     target: PathBuf,
@@ -103,6 +103,17 @@ impl Tree {
     fn copy() -> anyhow::Result<Tree> {
         let beside = cargo::target()?.join("mutations");
         let tree = Tree { root: beside.join("tree"), target: beside.join("target") };
+        if !tree.target.exists() {
+            // Dependencies as they were built for the tests.
+            std::fs::create_dir_all(tree.target.join(cargo::TARGET))?;
+            let built = cargo::target()?;
+            for part in ["debug".to_owned(), format!("{}/debug", cargo::TARGET)] {
+                let (from, to) = (built.join(&part), tree.target.join(&part));
+                if from.is_dir() {
+                    cargo::run(Command::new("cp").args(["--archive", "--reflink=auto"]).arg(from).arg(to))?;
+                }
+            }
+        }
         let listed = Command::new("git")
             .args(["ls-files", "-z", "--cached", "--others", "--exclude-standard"])
             .current_dir(cargo::workspace())
@@ -220,7 +231,7 @@ mod tests {
     fn every_named_test_is_there() {
         for mutation in MUTATIONS {
             let name = mutation.test.name().rsplit("::").next().expect("a name");
-            let (Held::Unit { package, .. } | Held::Integration { package, .. }) = mutation.test;
+            let (Held::Program { package, .. } | Held::Integration { package, .. }) = mutation.test;
             let found = Command::new("grep")
                 .args(["-rq", "--include=*.rs", &format!("fn {name}("), package])
                 .current_dir(cargo::workspace())
