@@ -52,7 +52,8 @@ the application sees its open connection reset. Who wants to know sooner needs a
 
 **Rules of the pod's own** (iptables, nft). Chains that name the application's ports on the way in, or translate them, do not see what the
 proxy delivers. The way out that is shown above: let the mesh's ports in (15008, 15104 to 15119) and packets that are `untracked` like those
-that are `established`; exclude a port that a rule of the pod translates, by both its numbers. NetworkPolicy and AuthorizationPolicy
+that are `established`; exclude a port that a PREROUTING rule translates, by both its numbers (callers in the mesh then have to call the second
+one); call a translated destination by its second name. NetworkPolicy and AuthorizationPolicy
 need nothing of this. What a pod forwards for others (a bridge, a VPN, masqueraded virtual machines) is not captured and keeps its rules.
 
 **TCP MD5** (BGP) needs its port excluded at both ends.
@@ -68,7 +69,7 @@ pub(super) struct Told {
 pub(super) fn write(told: &[Told]) -> Result<String> {
     let mut runs = Vec::new();
     for row in ROWS {
-        let run = told.iter().find(|told| std::ptr::eq(told.row, row)).filter(|told| !told.compared.is_empty());
+        let run = told.iter().find(|told| told.row.name == row.name).filter(|told| !told.compared.is_empty());
         ensure!(run.is_some(), "{}: no run, so nothing to write", row.name);
         runs.extend(run);
     }

@@ -252,6 +252,12 @@ pub(super) fn act(row: &Row, pair: &Pair, v6: bool, port: u16) -> Result<Story> 
                 let at = stream.local_addr().ok();
                 (at, (row.client)(End { stream, log }))
             }
+            // A handshake that is refused gives ECONNREFUSED. This one was completed, and reset before this thread had looked.
+            Err(error) if error.kind() == io::ErrorKind::ConnectionReset => {
+                log.say("connected");
+                log.say("read 0, then ECONNRESET");
+                (None, log)
+            }
             Err(error) => {
                 log.say(format!("connect: {}", name(&error)));
                 (None, log)

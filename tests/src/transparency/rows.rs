@@ -101,20 +101,22 @@ impl Why {
                  (`nodeProxy.connectTimeoutSeconds`), which may be sooner than the kernel or the application would."
             }
             Why::OwnPort => {
-                "The server sees the caller's address and its port, where the port is one that kernels choose (32768 and up) and is free in \
-                 the called pod. A port below that is replaced by another: one below 1024 needs a power that the proxy does not have, and any \
-                 other could not be bound by an application of the called pod that comes later. The same for a pod that calls itself, where \
-                 the caller's own socket has the port already."
+                "The server always sees the caller's address. A pod of the mesh also sees its port, where that is one that kernels choose \
+                 (32768 and up) and is free there. A port below that is replaced by another: one below 1024 needs a power that the proxy does \
+                 not have, and any other could not be bound by an application of the called pod that comes later. Towards servers outside, \
+                 and towards the pod itself by its own Service, the caller's port is taken already, by the caller's own socket."
             }
             Why::Urgent => {
                 "A byte sent by MSG_OOB arrives in its place in the stream, as with SO_OOBINLINE: a server that asks for it by MSG_OOB gets \
                  EINVAL, and reads it among the others. HTTP/2 streams, of which tunnels are made, have no urgent bytes."
             }
             Why::OwnNat => {
-                "The proxy takes a connection as the caller addressed it, not as NAT rules of the pod would have it: what the proxy sends to \
-                 the application comes from inside the pod, where PREROUTING rules are not asked, and what the application sends is the \
-                 proxy's before OUTPUT rules translate it. A port that is excluded by both its numbers keeps its translation (see above, and \
-                 `docs/exclusions.md`)."
+                "A connection is the proxy's as the caller addressed it, not as NAT rules of the pod would have it. What the proxy sends to \
+                 the application comes from inside the pod, where PREROUTING rules are not asked, so nobody listens at the port that was \
+                 called; a packet from outside that such a rule has already changed is nobody's, and is refused. (Its connection could be the \
+                 proxy's only with the same four numbers as the application's: `docs/decisions/0012`.) What the application sends is the \
+                 proxy's before OUTPUT rules are asked. For callers in clear a PREROUTING rule is kept when the port is excluded by both its \
+                 numbers (see above); an OUTPUT rule is not kept: its answers come from an address that no flow of the pod has."
             }
             Why::OwnFilter => {
                 "What comes in for the application arrives on ports of the proxy's (15008, or 15104 to 15119) and reaches the application \
@@ -157,6 +159,7 @@ pub(super) struct Row {
 
 const ALL: &[Way] = &[Way::SameNode, Way::Tunnel, Way::In, Way::Out];
 const INTO_A_POD: &[Way] = &[Way::SameNode, Way::Tunnel, Way::In];
+const INTO_A_POD_AND_ITSELF: &[Way] = &[Way::SameNode, Way::Tunnel, Way::In, Way::Own];
 const OUT_OF_A_POD: &[Way] = &[Way::SameNode, Way::Tunnel, Way::Out];
 const BY_EXCLUSION: &[Way] = &[Way::In, Way::Out];
 
@@ -205,7 +208,7 @@ const fn differs(why: Why, row: Row) -> Row {
     Row { expect: Expect::Differs(why), ..row }
 }
 
-pub(super) const ROWS: &[Row] = &[
+pub(super) static ROWS: &[Row] = &[
     // How a connection ends.
     row("the server closes, and the client goes on writing", greet, end_then_write),
     row("data to a socket that has been closed", close, send_to_the_closed),
@@ -233,7 +236,7 @@ pub(super) const ROWS: &[Row] = &[
     Row { listen: Listen::OwnAddress, ..greeted("listens on the pod's own address") },
     Row { listen: Listen::Device, ..greeted("listens on a device") },
     // Who calls.
-    Row { peer: true, ..greeted("the caller as the server sees it") },
+    Row { peer: true, ways: INTO_A_POD_AND_ITSELF, ..greeted("the caller as a pod's server sees it") },
     Row { ways: &[Way::Own], ..greeted("the pod's own address") },
     Row { ways: &[Way::OwnService], port: Some(OWN_SERVICE), ..greeted("the pod's own Service") },
     // With the help that the differences below name.
@@ -260,14 +263,6 @@ pub(super) const ROWS: &[Row] = &[
         ..greeted("a PREROUTING redirect of the pod's own between two excluded ports")
     },
     Row {
-        listen: Listen::NextPort,
-        pods: Pods::LeftOut,
-        ways: &[Way::Out],
-        port: Some(LEFT_OUT[2]),
-        client_rules: Some(DNAT_OUT),
-        ..greeted("an OUTPUT translation of the caller's own between two excluded ports")
-    },
-    Row {
         listen: Listen::Signed,
         dial: Dial::Signed,
         pods: Pods::LeftOut,
@@ -292,7 +287,20 @@ pub(super) const ROWS: &[Row] = &[
         },
     ),
     differs(Why::OwnPort, Row { dial: Dial::PrivilegedPort, peer: true, ..greeted("a source port below 1024") }),
-    differs(Why::OwnPort, Row { ways: &[Way::Own], peer: true, ..greeted("the caller as seen by the pod itself") }),
+    differs(
+        Why::OwnPort,
+        Row { ways: &[Way::Out], peer: true, ..greeted("the caller as a server outside of the mesh sees it") },
+    ),
+    differs(
+        Why::OwnPort,
+        Row {
+            ways: &[Way::OwnService],
+            peer: true,
+            port: Some(OWN_SERVICE),
+            alone: true,
+            ..greeted("the caller of the pod's own Service")
+        },
+    ),
     differs(Why::Urgent, row("an urgent byte, asked for by MSG_OOB", read_urgent, send_urgent)),
     differs(
         Why::OwnNat,
@@ -318,6 +326,17 @@ pub(super) const ROWS: &[Row] = &[
             listen: Listen::NextPort,
             client_rules: Some(DNAT_OUT),
             ..greeted("an OUTPUT DNAT of the caller's own to another port")
+        },
+    ),
+    differs(
+        Why::OwnNat,
+        Row {
+            listen: Listen::NextPort,
+            pods: Pods::LeftOut,
+            ways: &[Way::Out],
+            port: Some(LEFT_OUT[2]),
+            client_rules: Some(DNAT_OUT),
+            ..greeted("the same between two excluded ports")
         },
     ),
     differs(
