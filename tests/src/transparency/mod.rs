@@ -173,7 +173,7 @@ fn the_committed_page_has_a_run_of_every_row_and_nothing_that_is_no_row() -> Res
     for row in ROWS {
         ensure!(page.contains(&page::heading(row)), "{} has no run on the page: BLESS=1", row.name);
     }
-    let headings = page.lines().filter(|line| page::is_heading(line)).count();
+    let headings = page::headings(&page);
     ensure!(headings == ROWS.len(), "{headings} rows on the page, {} here", ROWS.len());
     Ok(())
 }

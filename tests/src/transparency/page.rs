@@ -31,9 +31,10 @@ const DIFFERENT: &str = "
 
 ";
 
-const MEANS: &str = "## What that means for you
+/// Where the rows end.
+const MEANS_BEGINS: &str = "## What that means for you\n\n";
 
-**Waiting for a port.** `nc -z HOST PORT`, and every loop that takes a successful connect for a server that is there, is satisfied by the
+const MEANS: &str = "**Waiting for a port.** `nc -z HOST PORT`, and every loop that takes a successful connect for a server that is there, is satisfied by the
 proxy of the node, also while nobody listens. Wait for an answer instead:
 
 | instead of | wait with |
@@ -44,17 +45,22 @@ proxy of the node, also while nobody listens. Wait for an answer instead:
 | any server that speaks first | `until nc -w 2 HOST PORT < /dev/null \\| grep --quiet .` |
 
 A server that says nothing before it is asked has to be asked. Or let Kubernetes wait: readiness probes are answered by the application
-alone, and a Service without a ready endpoint has none to connect to. An exclusion (`docs/exclusions.md`) of the port at the caller makes
-`nc -z` mean what it did, and takes the port out of the mesh for that caller.
+alone, and a Service leads to nobody who is not ready. Excluding the port at the caller (`docs/exclusions.md`) makes `nc -z` mean what it
+did, and takes what that caller sends to the port out of the mesh.
 
 **A backend that does not answer** is given up by the proxy after `nodeProxy.connectTimeoutSeconds` (default 10, `docs/dead-peers.md`), and
 the application sees its open connection reset. Who wants to know sooner needs a deadline of its own for the first byte, not for connect.
 
 **Rules of the pod's own** (iptables, nft). Chains that name the application's ports on the way in, or translate them, do not see what the
-proxy delivers. The way out that is shown above: let the mesh's ports in (15008, 15104 to 15119) and packets that are `untracked` like those
-that are `established`; exclude a port that a PREROUTING rule translates, by both its numbers (callers in the mesh then have to call the second
-one); call a translated destination by its second name. NetworkPolicy and AuthorizationPolicy
-need nothing of this. What a pod forwards for others (a bridge, a VPN, masqueraded virtual machines) is not captured and keeps its rules.
+proxy delivers. NetworkPolicy and AuthorizationPolicy need nothing of this, and what a pod forwards for others (a bridge, a VPN, masqueraded
+virtual machines) is not captured and keeps its rules.
+
+| a rule that | needs |
+|---|---|
+| lets in by port (INPUT, policy DROP) | the mesh's ports as well: 15008, 15104 to 15119; `lo` |
+| lets in what answers (`ct state established`) | `untracked` beside it |
+| translates a port on the way in (PREROUTING) | no rule, where a Service's `targetPort` can do it; else the port excluded by both its numbers, for callers in clear, and callers in the mesh that call the second one |
+| translates a destination on the way out (OUTPUT) | the application to call the second one itself |
 
 **TCP MD5** (BGP) needs its port excluded at both ends.
 ";
@@ -93,6 +99,7 @@ pub(super) fn write(told: &[Told]) -> Result<String> {
         }
         page.push('\n');
     }
+    page.push_str(MEANS_BEGINS);
     page.push_str(MEANS);
     Ok(page)
 }
@@ -102,10 +109,10 @@ pub(super) fn heading(row: &Row) -> String {
     format!("| {} |", row.name)
 }
 
-/// Whether a line begins a row.
-pub(super) fn is_heading(line: &str) -> bool {
-    let played = !line.contains("`until ") && !line.contains("| wait with |");
-    line.starts_with("| ") && !line.starts_with("| |") && played
+/// How many rows a page has.
+pub(super) fn headings(page: &str) -> usize {
+    let rows = page.split(MEANS_BEGINS).next().unwrap_or_default();
+    rows.lines().filter(|line| line.starts_with("| ") && !line.starts_with("| |")).count()
 }
 
 /// What plain pods see; once if it is the same for all.
@@ -166,7 +173,7 @@ mod tests {
     #[test]
     fn every_row_begins_one_line_of_the_page_whatever_order_they_ran_in() {
         let (page, mut told) = (write(&runs()).expect("a page"), runs());
-        assert_eq!(page.lines().filter(|line| is_heading(line)).count(), ROWS.len());
+        assert_eq!(headings(&page), ROWS.len());
         for row in ROWS {
             assert_eq!(page.lines().filter(|line| line.starts_with(&heading(row))).count(), 1, "{}", row.name);
         }

@@ -324,6 +324,7 @@ pub(super) static ROWS: &[Row] = &[
         Why::OwnNat,
         Row {
             listen: Listen::NextPort,
+            ways: OUT_OF_A_POD,
             client_rules: Some(DNAT_OUT),
             ..greeted("an OUTPUT DNAT of the caller's own to another port")
         },
