@@ -5,6 +5,7 @@ mod access_log;
 mod admin_redacted;
 mod architecture;
 mod between_nodes;
+mod black_hole;
 mod both_ends;
 mod cardinality;
 mod cleanup;

@@ -17,6 +17,10 @@ use super::access_log::AccessLogArgs;
 /// any say seconds. Shorter than the 30 s of a tunnel, since the kernel answers and not a process that may be busy.
 pub const KEEPALIVE: Keepalive = Keepalive { idle: Duration::from_secs(5), interval: Duration::from_secs(3), count: 3 };
 
+/// How long a connect may take, as in the reference proxy. A kernel goes on asking for one to two minutes (tcp_syn_retries), but an
+/// application behind the proxy has its open connection meanwhile, and most give up a connect sooner.
+pub const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
+
 /// A switch.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
 pub enum OnOff {
@@ -109,6 +113,10 @@ pub struct Args {
     /// takes together.
     #[arg(long, env = "CULVERT_KEEPALIVE_COUNT", default_value_t = KEEPALIVE.count as u8, value_parser = value_parser!(u8).range(1..=127))]
     pub keepalive_count: u8,
+    /// A destination that does not answer a connect is given up after this time; the next one of a service is tried then, and after the last
+    /// the caller's connection is reset. The kernel itself gives up after one to two minutes.
+    #[arg(long, env = "CULVERT_CONNECT_TIMEOUT_SECONDS", default_value_t = CONNECT_TIMEOUT.as_secs() as u16, value_parser = value_parser!(u16).range(1..=300))]
+    pub connect_timeout_seconds: u16,
     /// How this process logs.
     #[arg(long, env = "CULVERT_LOG_FORMAT", default_value = "text")]
     pub log_format: mesh_daemon::logs::Format,
@@ -146,6 +154,8 @@ pub struct Settings {
     pub opt_out: Duration,
     /// When a silent peer is given up.
     pub keepalive: Keepalive,
+    /// When a destination that does not answer a connect is given up.
+    pub connect_timeout: Duration,
 }
 
 impl Args {
@@ -183,6 +193,7 @@ impl Args {
                 interval: Duration::from_secs(self.keepalive_interval_seconds.into()),
                 count: self.keepalive_count.into(),
             },
+            connect_timeout: Duration::from_secs(self.connect_timeout_seconds.into()),
         })
     }
 }
@@ -237,6 +248,17 @@ mod tests {
         {
             let all = ["worker", "--node-name", "node-1"].iter().chain(&refused);
             assert!(Args::try_parse_from(all).is_err(), "{refused:?}");
+        }
+    }
+
+    #[test]
+    fn the_time_for_a_connect_is_a_setting_and_never_none_at_all() {
+        assert_eq!(parse(&[]).settings().expect("settings").connect_timeout, CONNECT_TIMEOUT);
+        let args = parse(&["--connect-timeout-seconds", "60"]);
+        assert_eq!(args.settings().expect("settings").connect_timeout, Duration::from_secs(60));
+        for refused in ["0", "301", "-1", "never"] {
+            let all = ["worker", "--node-name", "node-1", "--connect-timeout-seconds", refused];
+            assert!(Args::try_parse_from(all).is_err(), "{refused}");
         }
     }
 

@@ -24,8 +24,6 @@ use super::identify::Identified;
 use super::mint::{Mint, NoSocket};
 use super::tunnel::{ConnectRequest, DialError, OpenError, Pool, TunnelKey};
 
-/// How long a TCP connect may take (as the reference proxy).
-const CONNECT: Duration = Duration::from_secs(10);
 /// How long a connection waits for a certificate of its identity.
 pub const CERTIFICATE: Duration = Duration::from_secs(10);
 
@@ -44,10 +42,12 @@ pub enum ConnectError {
         source: io::Error,
     },
     /// No answer in time.
-    #[error("connect to {to}: no answer within {} s", CONNECT.as_secs())]
+    #[error("connect to {to}: no answer within {} s", after.as_secs())]
     Timeout {
         /// Where to.
         to: SocketAddr,
+        /// How long was waited.
+        after: Duration,
     },
     /// The caller has no address of the family.
     #[error("the caller {client} has no address to reach {to} from")]
@@ -141,6 +141,8 @@ pub struct Dialer {
     pub certificates: Certificates,
     /// When a silent peer is given up.
     pub keepalive: Keepalive,
+    /// When a destination that does not answer a connect is given up.
+    pub connect_timeout: Duration,
 }
 
 /// What is told to the far proxy about a connection.
@@ -162,8 +164,8 @@ pub async fn open(dialer: &Dialer, authorized: &Authorized, asking: Asking) -> R
             let source = source_for(identified, *address)?;
             // A pod that calls itself: sockets that are bound to `lo` do not hear answers from its own address.
             End::tcp(match pod.has_address(source.ip()) {
-                true => towards_itself(&dialer.mint, pod.slot(), source, *address).await?,
-                false => towards_app(&dialer.mint, pod.slot(), source, *address).await?,
+                true => towards_itself(dialer, pod.slot(), source, *address).await?,
+                false => towards_app(dialer, pod.slot(), source, *address).await?,
             })
         }
         To::Clear(address) => {
@@ -194,25 +196,31 @@ fn source_for(identified: &Identified, to: SocketAddr) -> Result<SocketAddr, Con
 const FIRST_CHOSEN: u16 = 32_768;
 
 /// Connects to the application of a pod from a foreign source address.
-async fn towards_app(mint: &Mint, slot: u32, source: SocketAddr, to: SocketAddr) -> Result<TcpStream, ConnectError> {
+async fn towards_app(
+    dialer: &Dialer,
+    slot: u32,
+    source: SocketAddr,
+    to: SocketAddr,
+) -> Result<TcpStream, ConnectError> {
     // The socket is bound to `lo`, and a link-local address of another interface would not be taken; the caller's is shown as one of `lo`.
     let (source, on_lo) = (SocketAddr::new(source.ip(), source.port()), SocketAddr::new(to.ip(), to.port()));
     let any_port = SocketAddr::new(source.ip(), 0);
+    let Dialer { mint, connect_timeout, .. } = dialer;
     let fd = mint.take(slot, family(to), Purpose::TowardsApp).await?;
     let wanted = if source.port() < FIRST_CHOSEN { any_port } else { source };
     let reached = match socket::bind_source(&fd, wanted) {
-        Ok(()) => match connect(fd, on_lo).await {
+        Ok(()) => match connect(fd, on_lo, *connect_timeout).await {
             // Another socket has this very 4-tuple.
             Err(ConnectError::Failed { source, .. }) if is_taken(&source) && wanted != any_port => {
                 let fd = mint.take(slot, family(to), Purpose::TowardsApp).await?;
                 socket::bind_source(&fd, any_port).map_err(|error| ConnectError::io(to, error))?;
-                connect(fd, on_lo).await
+                connect(fd, on_lo, *connect_timeout).await
             }
             done => done,
         },
         Err(error) if is_taken(&error) && wanted != any_port => {
             socket::bind_source(&fd, any_port).map_err(|error| ConnectError::io(to, error))?;
-            connect(fd, on_lo).await
+            connect(fd, on_lo, *connect_timeout).await
         }
         Err(error) => Err(ConnectError::io(to, error)),
     };
@@ -220,17 +228,22 @@ async fn towards_app(mint: &Mint, slot: u32, source: SocketAddr, to: SocketAddr)
         // Nobody listens where packets come by `lo`; an application may listen on an interface. For a socket that is bound to nothing
         // the kernel takes the pod's address for one of that interface.
         Err(ConnectError::Failed { source: error, .. }) if error.kind() == io::ErrorKind::ConnectionRefused => {
-            towards_itself(mint, slot, source, to).await
+            towards_itself(dialer, slot, source, to).await
         }
         reached => reached,
     }
 }
 
 /// The same by a socket that is bound to no interface, from any port.
-async fn towards_itself(mint: &Mint, slot: u32, source: SocketAddr, to: SocketAddr) -> Result<TcpStream, ConnectError> {
-    let fd = mint.take(slot, family(to), Purpose::TowardsPeer).await?;
+async fn towards_itself(
+    dialer: &Dialer,
+    slot: u32,
+    source: SocketAddr,
+    to: SocketAddr,
+) -> Result<TcpStream, ConnectError> {
+    let fd = dialer.mint.take(slot, family(to), Purpose::TowardsPeer).await?;
     socket::bind_source(&fd, SocketAddr::new(source.ip(), 0)).map_err(|error| ConnectError::io(to, error))?;
-    connect(fd, to).await
+    connect(fd, to, dialer.connect_timeout).await
 }
 
 fn is_taken(error: &io::Error) -> bool {
@@ -242,7 +255,7 @@ async fn towards_peer(dialer: &Dialer, slot: u32, to: SocketAddr) -> Result<TcpS
     let fd = dialer.mint.take(slot, family(to), Purpose::TowardsPeer).await?;
     // A far end may vanish without a word; one in a pod of this node cannot. Fails only for what is not a TCP socket.
     let _ = socket_options::keepalive(&fd, dialer.keepalive);
-    connect(fd, to).await
+    connect(fd, to, dialer.connect_timeout).await
 }
 
 async fn tunnel(
@@ -274,14 +287,14 @@ fn family(to: SocketAddr) -> Family {
     if to.is_ipv4() { Family::V4 } else { Family::V6 }
 }
 
-async fn connect(fd: OwnedFd, to: SocketAddr) -> Result<TcpStream, ConnectError> {
+async fn connect(fd: OwnedFd, to: SocketAddr, timeout: Duration) -> Result<TcpStream, ConnectError> {
     // Fails only for what is not a socket.
     let _ = socket_options::urgent_inline(&fd);
     let socket = TcpSocket::from_std_stream(std::net::TcpStream::from(fd));
-    match tokio::time::timeout(CONNECT, socket.connect(to)).await {
+    match tokio::time::timeout(timeout, socket.connect(to)).await {
         Ok(Ok(stream)) => Ok(stream),
         Ok(Err(error)) => Err(ConnectError::io(to, error)),
-        Err(_) => Err(ConnectError::Timeout { to }),
+        Err(_) => Err(ConnectError::Timeout { to, after: timeout }),
     }
 }
 

@@ -21,7 +21,7 @@ use tokio::sync::{Semaphore, watch};
 
 use super::accept::{Accepted, Place, Port};
 use super::access_log::{AccessLog, Captured, Line};
-use super::args::{KEEPALIVE, Settings};
+use super::args::{CONNECT_TIMEOUT, KEEPALIVE, Settings};
 use super::certs::{self, CertConfig, SignError, Signer};
 use super::connect::Dialer;
 use super::metrics::Metrics;
@@ -106,6 +106,7 @@ impl World {
             drain: Duration::from_secs(1),
             opt_out: Duration::from_secs(1),
             keepalive: KEEPALIVE,
+            connect_timeout: CONNECT_TIMEOUT,
         };
         let proxy = Arc::new(Proxy {
             settings,
@@ -122,10 +123,10 @@ impl World {
         });
         proxy.pods.complete();
         tasks.spawn("judge again", control::judge_again(proxy.clone()));
-        let pool = Pool::new(tasks.handle(), metrics);
+        let pool = Pool::new(tasks.handle(), metrics, CONNECT_TIMEOUT);
         let here = Arc::new(Thread {
             proxy,
-            dialer: Dialer { mint, pool, certificates, keepalive: KEEPALIVE },
+            dialer: Dialer { mint, pool, certificates, keepalive: KEEPALIVE, connect_timeout: CONNECT_TIMEOUT },
             sockets: NodeSockets::default(),
             tasks: tasks.handle(),
         });

@@ -287,13 +287,15 @@ impl Peers {
 
 async fn run(proxy: Arc<Proxy>, peers: Peers, mut jobs: mpsc::Receiver<Job>) {
     let connections = tasks::Group::new("connections");
-    let pool = Pool::new(connections.handle(), proxy.sinks.metrics.clone());
+    let connect_timeout = proxy.settings.connect_timeout;
+    let pool = Pool::new(connections.handle(), proxy.sinks.metrics.clone(), connect_timeout);
     let here = Arc::new(Thread {
         dialer: Dialer {
             mint: proxy.mint.clone(),
             pool: pool.clone(),
             certificates: proxy.certificates.clone(),
             keepalive: proxy.settings.keepalive,
+            connect_timeout,
         },
         proxy,
         sockets: NodeSockets::default(),

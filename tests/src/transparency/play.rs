@@ -1,17 +1,20 @@
 //! One row played once: a server in one pod, a client in another, and what each of them saw.
 
 use std::io::{self, Read, Write};
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, Shutdown, SocketAddr, TcpStream};
+use std::net::{IpAddr, Shutdown, SocketAddr, TcpStream};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
-use lab::{PodHandle, User};
-use socket2::{Domain, Protocol, SockRef, Socket, Type};
+use rustix::event::PollFlags;
+use socket2::SockRef;
 
-use super::rows::{Dial, Listen, Row};
+use super::rows::Row;
+use super::sockets::{OwnRules, Server, dial};
+use super::stage::Pair;
+use crate::ways;
 
-/// How long anybody waits for anything; then it is told as silence.
-pub(super) const PATIENCE: Duration = Duration::from_secs(3);
+/// How long a connect may take; then it is told as silence.
+pub(super) const PATIENCE: Duration = Duration::from_secs(4);
 /// What the same event may differ by.
 const APART: Duration = Duration::from_secs(1);
 
@@ -24,9 +27,22 @@ pub(super) struct Log {
 }
 
 impl Log {
+    fn new(who: &'static str, from: Instant) -> Log {
+        Log { who, from, lines: Vec::new() }
+    }
+
     pub(super) fn say(&mut self, line: impl Into<String>) {
         let line: String = line.into();
         self.lines.push((format!("{}: {line}", self.who), self.from.elapsed()));
+    }
+
+    /// For a thread that plays another part of the same end.
+    pub(super) fn another(&self) -> Log {
+        Log::new(self.who, self.from)
+    }
+
+    pub(super) fn join(&mut self, other: Log) {
+        self.lines.extend(other.lines);
     }
 }
 
@@ -44,6 +60,22 @@ impl Story {
         let pairs = self.0.iter().zip(&other.0);
         let mut apart = pairs.filter(|((_, one), (_, two))| one.abs_diff(*two) > APART);
         apart.next().map(|((line, one), (_, two))| format!("\"{line}\" after {one:?} and {two:?}"))
+    }
+
+    /// What was said; a line of the same story that came at another time says so.
+    pub(super) fn beside(&self, plain: &Story) -> String {
+        let same = self.said() == plain.said();
+        let lines = self.0.iter().enumerate().map(|(at, (line, when))| match plain.0.get(at) {
+            Some((_, then)) if same && *when + APART < *then => format!("{line}, sooner"),
+            Some((_, then)) if same && *then + APART < *when => format!("{line}, later"),
+            _ => line.clone(),
+        });
+        lines.collect::<Vec<_>>().join("; ")
+    }
+
+    #[cfg(test)]
+    pub(super) fn of(lines: &[(&str, u64)]) -> Story {
+        Story(lines.iter().map(|(line, seconds)| ((*line).to_owned(), Duration::from_secs(*seconds))).collect())
     }
 }
 
@@ -102,22 +134,47 @@ impl End {
         self.log
     }
 
-    /// Writes until the end is noticed: the first write after a peer's reset or close may still go out.
-    pub(super) fn write_until_error(&mut self) {
-        let until = Instant::now() + PATIENCE;
-        loop {
-            match self.stream.write(b"x") {
-                Err(error) => return self.say(format!("write: {}", name(&error))),
-                Ok(_) if Instant::now() > until => return self.say("write: no error"),
-                Ok(_) => std::thread::park_timeout(Duration::from_millis(20)),
-            }
+    /// Waits until the kernel has sent all of it: what it has not, it drops at a reset, with or without a mesh.
+    pub(super) fn sent(&mut self) {
+        if !until(|| !mesh_net::socket_options::unsent(&self.stream).unwrap_or(false)) {
+            self.say("not all could be sent");
         }
     }
 
-    pub(super) fn wait(&self, time: Duration) {
-        let until = Instant::now() + time;
-        while let Some(left) = until.checked_duration_since(Instant::now()) {
-            std::thread::park_timeout(left);
+    /// Waits until the peer's kernel has acknowledged all of it, an end of data as well.
+    pub(super) fn acknowledged(&mut self) {
+        match until(|| !mesh_net::socket_options::unacknowledged(&self.stream).unwrap_or(false)) {
+            true => self.say("all is acknowledged, the end as well"),
+            false => self.say("the end is not acknowledged"),
+        }
+    }
+
+    /// Waits until so many have come and are unread.
+    pub(super) fn arrived(&mut self, count: u64) {
+        let mut unread = 0;
+        if !until(|| {
+            unread = rustix::io::ioctl_fionread(&self.stream).unwrap_or(0);
+            unread >= count
+        }) {
+            self.say(format!("{unread} came instead of {count}"));
+        }
+    }
+
+    /// Waits for one of these events; whether it came.
+    pub(super) fn hears(&self, events: PollFlags) -> bool {
+        ways::wait(&self.stream, events, PATIENCE).unwrap_or(false)
+    }
+
+    /// Writes until the end is noticed: the first write after a peer's reset or close may still go out.
+    pub(super) fn write_until_error(&mut self) {
+        let mut wrote = Ok(0);
+        until(|| {
+            wrote = self.stream.write(b"x");
+            wrote.is_err()
+        });
+        match wrote {
+            Err(error) => self.say(format!("write: {}", name(&error))),
+            Ok(_) => self.say("write: no error"),
         }
     }
 
@@ -126,15 +183,39 @@ impl End {
     }
 }
 
+/// Waits that long, whatever happens: for rows about silence.
+pub(super) fn wait(time: Duration) {
+    let until = Instant::now() + time;
+    while let Some(left) = until.checked_duration_since(Instant::now()).filter(|left| !left.is_zero()) {
+        std::thread::park_timeout(left);
+    }
+}
+
+/// Waits for a fact; whether it came about.
+fn until(mut fact: impl FnMut() -> bool) -> bool {
+    let until = Instant::now() + PATIENCE;
+    loop {
+        if fact() {
+            return true;
+        }
+        if Instant::now() > until {
+            return false;
+        }
+        std::thread::park_timeout(Duration::from_millis(5));
+    }
+}
+
 /// What an error is called: the same on both ends, and in the page.
 pub(super) fn name(error: &io::Error) -> String {
-    match error.raw_os_error().map(rustix::io::Errno::from_raw_os_error) {
-        Some(rustix::io::Errno::AGAIN | rustix::io::Errno::INPROGRESS) => "silence".to_owned(),
-        Some(rustix::io::Errno::CONNREFUSED) => "ECONNREFUSED".to_owned(),
-        Some(rustix::io::Errno::CONNRESET) => "ECONNRESET".to_owned(),
-        Some(rustix::io::Errno::TIMEDOUT) => "ETIMEDOUT".to_owned(),
-        Some(rustix::io::Errno::PIPE) => "EPIPE".to_owned(),
-        Some(rustix::io::Errno::HOSTUNREACH) => "EHOSTUNREACH".to_owned(),
+    use rustix::io::Errno;
+    match error.raw_os_error().map(Errno::from_raw_os_error) {
+        Some(Errno::AGAIN | Errno::INPROGRESS) => "silence".to_owned(),
+        Some(Errno::CONNREFUSED) => "ECONNREFUSED".to_owned(),
+        Some(Errno::CONNRESET) => "ECONNRESET".to_owned(),
+        Some(Errno::TIMEDOUT) => "ETIMEDOUT".to_owned(),
+        Some(Errno::PIPE) => "EPIPE".to_owned(),
+        Some(Errno::INVAL) => "EINVAL".to_owned(),
+        Some(Errno::HOSTUNREACH) => "EHOSTUNREACH".to_owned(),
         _ if error.kind() == io::ErrorKind::UnexpectedEof => "FIN".to_owned(),
         _ if error.kind() == io::ErrorKind::TimedOut => "silence".to_owned(),
         _ => error.to_string(),
@@ -142,139 +223,58 @@ pub(super) fn name(error: &io::Error) -> String {
 }
 
 /// Plays a row between two pods.
-pub(super) fn act(
-    row: &Row,
-    client: &PodHandle,
-    server: &PodHandle,
-    vip: &[IpAddr],
-    v6: bool,
-    port: u16,
-) -> Result<Story> {
+pub(super) fn act(row: &Row, pair: &Pair, v6: bool, port: u16) -> Result<Story> {
+    let Pair { client, server, vip } = pair;
     let of = |ips: &[IpAddr]| ips.iter().copied().find(|ip| ip.is_ipv6() == v6).context("an address of the family");
     let (own, peer) = (of(&client.ips())?, of(&server.ips())?);
     let to = SocketAddr::new(if vip.is_empty() { peer } else { of(vip)? }, port);
-    rules(row.client_rules, client, port, "client")?;
-    rules(row.server_rules, server, port, "server")?;
-    let listener = server.in_netns(|| listen(row.listen, peer, own, port))?;
+    let rules = OwnRules::set(row, client, server, SocketAddr::new(peer, port))?;
+    let listening = server.in_netns(|| Server::listen(row.listen, peer, own, port))?;
     let from = Instant::now();
-    let log = |who| Log { who, from, lines: Vec::new() };
     let (served, called) = std::thread::scope(|scope| {
-        let serving = listener.as_ref().map(|listener| {
+        let serving = listening.as_ref().map(|listening| {
             scope.spawn(move || {
-                let mut log = log("server");
-                match listener.accept() {
-                    Ok((socket, peer)) => {
-                        let stream = ready(socket);
-                        let seen = peer.as_socket().map(|seen| SocketAddr::new(seen.ip().to_canonical(), seen.port()));
-                        if row.peer {
-                            let port = seen.map_or(0, |seen| seen.port());
-                            let port = if port < 1024 { "a privileged port" } else { "another port" };
-                            let ip = if seen.map(|seen| seen.ip()) == Some(own) {
-                                "the caller's address"
-                            } else {
-                                "another address"
-                            };
-                            log.say(format!("called from {ip} and {port}"));
-                        }
-                        (row.server)(End { stream, log })
-                    }
-                    Err(_) => {
+                let mut log = Log::new("server", from);
+                match listening.accept() {
+                    Some((stream, seen)) => (Some(seen), (row.server)(End { stream, log })),
+                    None => {
                         log.say("not reached");
-                        log
+                        (None, log)
                     }
                 }
             })
         });
-        let mut log = log("client");
-        let called = match client.in_netns(|| Ok(dial(row.dial, own, to))) {
-            Ok(Ok(stream)) => {
+        let mut log = Log::new("client", from);
+        let dialled = client.in_netns(|| Ok(dial(row.dial, own, to)));
+        let called = match dialled.unwrap_or_else(|error| Err(io::Error::other(error))) {
+            Ok(stream) => {
                 log.say("connected");
-                (row.client)(End { stream, log })
+                let at = stream.local_addr().ok();
+                (at, (row.client)(End { stream, log }))
             }
-            Ok(Err(error)) => {
-                log.say(format!("connect: {}", name(&error)));
-                log
+            // A handshake that is refused gives ECONNREFUSED. This one was completed, and reset before this thread had looked.
+            Err(error) if error.kind() == io::ErrorKind::ConnectionReset => {
+                log.say("connected");
+                log.say("read 0, then ECONNRESET");
+                (None, log)
             }
             Err(error) => {
-                log.say(format!("connect: {error:#}"));
-                log
+                log.say(format!("connect: {}", name(&error)));
+                (None, log)
             }
         };
-        let served = serving.map(|serving| serving.join());
-        (served, called)
+        (serving.map(|serving| serving.join()), called)
     });
-    rules_gone(row, client, server, port);
+    drop(rules);
     let served = served.transpose().map_err(|_| anyhow::anyhow!("the server panicked"))?;
-    Ok(Story(called.lines.into_iter().chain(served.into_iter().flat_map(|log| log.lines)).collect()))
-}
-
-/// A pod's own rules for the time of a row; `PORT` stands for the port.
-fn rules(text: Option<&str>, pod: &PodHandle, port: u16, side: &str) -> Result<()> {
-    let Some(text) = text else { return Ok(()) };
-    let text = text.replace("PORT", &port.to_string()).replace("NEXT", &(port + 1).to_string());
-    let table = format!("table inet own-{side}-{port} {{ {text}; }}");
-    pod.exec_as(User::root(), &["nft", &format!("add {table}")])?.ok().context("the pod's own rules")?;
-    Ok(())
-}
-
-fn rules_gone(row: &Row, client: &PodHandle, server: &PodHandle, port: u16) {
-    for (given, pod, side) in [(row.client_rules, client, "client"), (row.server_rules, server, "server")] {
-        if given.is_some() {
-            // The pod may have gone meanwhile; then so have its rules.
-            let _ = pod.exec_as(User::root(), &["nft", &format!("delete table inet own-{side}-{port}")]);
+    let (at, mut all) = called;
+    if let Some((seen, log)) = served {
+        if let (true, Some(at), Some(seen)) = (row.peer, at, seen) {
+            let ip = if seen.ip() == at.ip() { "the caller's address" } else { "another address" };
+            let port = if seen.port() == at.port() { "port" } else { "another port" };
+            all.lines.push((format!("server: called from {ip} and {port}"), Duration::ZERO));
         }
+        all.join(log);
     }
-}
-
-fn listen(how: Listen, own: IpAddr, caller: IpAddr, port: u16) -> Result<Option<Socket>> {
-    let port = if how == Listen::NextPort { port + 1 } else { port };
-    let any: IpAddr = if own.is_ipv6() { Ipv6Addr::UNSPECIFIED.into() } else { Ipv4Addr::UNSPECIFIED.into() };
-    let local: IpAddr = if own.is_ipv6() { Ipv6Addr::LOCALHOST.into() } else { Ipv4Addr::LOCALHOST.into() };
-    let at = match how {
-        Listen::Nowhere => return Ok(None),
-        Listen::Family | Listen::Device | Listen::Signed | Listen::NextPort => any,
-        Listen::Dual => Ipv6Addr::UNSPECIFIED.into(),
-        Listen::Loopback => local,
-        Listen::OwnAddress => own,
-    };
-    let at = SocketAddr::new(at, port);
-    let socket = Socket::new(Domain::for_address(at), Type::STREAM, Some(Protocol::TCP))?;
-    if at.is_ipv6() {
-        socket.set_only_v6(how != Listen::Dual)?;
-    }
-    socket.set_reuse_address(true)?;
-    if how == Listen::Device {
-        socket.bind_device(Some(b"eth0"))?;
-    }
-    if how == Listen::Signed {
-        mesh_net::md5::sign(&socket, caller, b"secret").context("a signed socket")?;
-    }
-    socket.bind(&at.into()).with_context(|| format!("bind {at}"))?;
-    socket.listen(16)?;
-    socket.set_read_timeout(Some(PATIENCE + PATIENCE / 2))?;
-    Ok(Some(socket))
-}
-
-fn ready(socket: Socket) -> TcpStream {
-    let stream = TcpStream::from(socket);
-    let _ = stream.set_read_timeout(Some(PATIENCE * 2));
-    let _ = stream.set_write_timeout(Some(PATIENCE * 2));
-    let _ = stream.set_nodelay(true);
-    stream
-}
-
-fn dial(how: Dial, own: IpAddr, to: SocketAddr) -> io::Result<TcpStream> {
-    let socket = Socket::new(Domain::for_address(to), Type::STREAM, Some(Protocol::TCP))?;
-    match how {
-        Dial::Ordinary => {}
-        Dial::PrivilegedPort => {
-            socket.set_reuse_address(true)?;
-            // One of its own for each called port: several run at once.
-            socket.bind(&SocketAddr::new(own, 600 + to.port() % 400).into())?;
-        }
-        Dial::Signed => mesh_net::md5::sign(&socket, to.ip(), b"secret")?,
-        Dial::UserTimeout => socket.set_tcp_user_timeout(Some(Duration::from_secs(1)))?,
-    }
-    socket.connect_timeout(&to.into(), PATIENCE)?;
-    Ok(ready(socket))
+    Ok(Story(all.lines))
 }

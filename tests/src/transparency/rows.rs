@@ -1,32 +1,22 @@
 //! The rows: what is played, and what is expected of the mesh.
 
-use std::time::Duration;
-
-use socket2::SockRef;
-
 use super::Way;
-use super::play::{End, Log, PATIENCE};
+use super::ends::*;
+use super::play::{End, Log};
 
 /// A port that the Service of [`Way::OwnService`] has.
 pub(super) const OWN_SERVICE: u16 = 7100;
-
-/// Rows whose code is being mended: they are played and printed, and neither asserted nor told on the page as the same.
-pub(super) const NOT_YET: &[&str] = &[
-    "the last bytes before a reset",
-    "an answer before the request was read",
-    "a source port below 1024",
-    "an urgent byte",
-    "the pod's own address",
-    "the pod's own Service",
-    "listens on a device",
-];
+/// Ports that the pod of [`Pods::LeftOut`] excludes, in and out.
+pub(super) const LEFT_OUT: [u16; 5] = [7200, 7201, 7210, 7211, 7220];
 
 /// Where a server listens.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Listen {
     Nowhere,
-    /// On the family's unspecified address.
+    /// On the family's unspecified address, and for that family alone.
     Family,
+    /// On the other family's.
+    OtherFamily,
     /// On `::`, for both families.
     Dual,
     Loopback,
@@ -37,6 +27,10 @@ pub(super) enum Listen {
     Signed,
     /// One port further than is called.
     NextPort,
+    /// With a full queue that nobody takes from.
+    Full,
+    /// With a full queue that has room after 1.5 s.
+    FullAtFirst,
 }
 
 /// What is special about a client's socket.
@@ -49,13 +43,97 @@ pub(super) enum Dial {
     UserTimeout,
 }
 
+/// Which pods of the mesh play.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Pods {
+    Usual,
+    /// Servers whose packet filters may cut them off from everybody.
+    Guarded,
+    /// Such a client.
+    GuardedCaller,
+    /// One that excludes the ports of [`LEFT_OUT`], as the server of what comes in and the client of what goes out.
+    LeftOut,
+}
+
 /// What the mesh is held to.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Expect {
     /// As between plain pods.
     Same,
     /// Otherwise on some way, for this reason.
-    Differs(&'static str),
+    Differs(Why),
+}
+
+/// Why something stays different.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Why {
+    Early,
+    OwnPort,
+    Urgent,
+    OwnNat,
+    OwnFilter,
+    Signed,
+    UserTimeout,
+}
+
+impl Why {
+    pub(super) const ALL: &[Why] =
+        &[Why::Early, Why::OwnPort, Why::Urgent, Why::OwnNat, Why::OwnFilter, Why::Signed, Why::UserTimeout];
+
+    pub(super) fn title(self) -> &'static str {
+        match self {
+            Why::Early => "Connect succeeds before the backend is reached",
+            Why::OwnPort => "The caller's port is not always the one that the server sees",
+            Why::Urgent => "An urgent byte is not urgent any more",
+            Why::OwnNat => "A pod's own translation of ports is not asked",
+            Why::OwnFilter => "A pod's own packet filter sees the proxy's packets",
+            Why::Signed => "TCP MD5 signatures are not passed on",
+            Why::UserTimeout => "TCP_USER_TIMEOUT runs towards the proxy",
+        }
+    }
+
+    pub(super) fn text(self) -> &'static str {
+        match self {
+            Why::Early => {
+                "The proxy takes the connection first and reaches the backend then: connect succeeds before it is known whether anybody \
+                 is there, and a refusal comes as a reset of the connection that was already made. It has to: only the accepted connection \
+                 tells where it wants to go. A backend that is silent is heard as silence on the open connection until the proxy gives it up \
+                 (`nodeProxy.connectTimeoutSeconds`), which may be sooner than the kernel or the application would."
+            }
+            Why::OwnPort => {
+                "The server always sees the caller's address. A pod of the mesh also sees its port, where that is one that kernels choose \
+                 (32768 and up) and is free there. A port below that is replaced by another: one below 1024 needs a power that the proxy does \
+                 not have, and any other could not be bound by an application of the called pod that comes later. Towards servers outside, \
+                 and towards the pod itself by its own Service, the caller's port is taken already, by the caller's own socket."
+            }
+            Why::Urgent => {
+                "A byte sent by MSG_OOB arrives in its place in the stream, as with SO_OOBINLINE: a server that asks for it by MSG_OOB gets \
+                 EINVAL, and reads it among the others. HTTP/2 streams, of which tunnels are made, have no urgent bytes."
+            }
+            Why::OwnNat => {
+                "A connection is the proxy's as the caller addressed it, not as NAT rules of the pod would have it. What the proxy sends to \
+                 the application comes from inside the pod, where PREROUTING rules are not asked, so nobody listens at the port that was \
+                 called; a packet from outside that such a rule has already changed is nobody's, and is refused. (Its connection could be the \
+                 proxy's only with the same four numbers as the application's: `docs/decisions/0012`.) What the application sends is the \
+                 proxy's before OUTPUT rules are asked. For callers in clear a PREROUTING rule is kept when the port is excluded by both its \
+                 numbers (see above); an OUTPUT rule is not kept: its answers come from an address that no flow of the pod has."
+            }
+            Why::OwnFilter => {
+                "What comes in for the application arrives on ports of the proxy's (15008, or 15104 to 15119) and reaches the application \
+                 over `lo`; connection tracking is not told of it, so `ct state` is `untracked`. A filter that knows the application's ports \
+                 or devices alone drops the former, or does not see the latter. Once the mesh's packets are named in it as well, all is as \
+                 without a mesh (see above). NetworkPolicy and AuthorizationPolicy are not concerned."
+            }
+            Why::Signed => {
+                "Segments are signed for the other pod's address with a key that the proxy does not have, so the kernel drops them. An \
+                 excluded port is left alone (see above)."
+            }
+            Why::UserTimeout => {
+                "What the application has sent is acknowledged by the proxy. The proxy itself notices a peer outside of the mesh that \
+                 acknowledges nothing (`nodeProxy.keepalive`), and resets the connection."
+            }
+        }
+    }
 }
 
 /// One row.
@@ -67,18 +145,41 @@ pub(super) struct Row {
     pub(super) client: fn(End) -> Log,
     pub(super) expect: Expect,
     pub(super) ways: &'static [Way],
+    pub(super) pods: Pods,
     /// The server tells who called.
     pub(super) peer: bool,
     /// The port, where it matters.
     pub(super) port: Option<u16>,
-    /// Its ways run one after the other.
+    /// No other row is played meanwhile: its rules concern more than its port.
     pub(super) alone: bool,
-    /// nft rules of the pods' own.
+    /// nft rules of the pods' own. `PORT` is the called port, `NEXT` the one after it, `ADDRESS` the server's, `FAMILY` ip or ip6.
     pub(super) client_rules: Option<&'static str>,
     pub(super) server_rules: Option<&'static str>,
 }
 
 const ALL: &[Way] = &[Way::SameNode, Way::Tunnel, Way::In, Way::Out];
+const INTO_A_POD: &[Way] = &[Way::SameNode, Way::Tunnel, Way::In];
+const INTO_A_POD_AND_ITSELF: &[Way] = &[Way::SameNode, Way::Tunnel, Way::In, Way::Own];
+const OUT_OF_A_POD: &[Way] = &[Way::SameNode, Way::Tunnel, Way::Out];
+const BY_EXCLUSION: &[Way] = &[Way::In, Way::Out];
+
+/// A filter that lets in what answers, and the application's ports: those of all rows.
+macro_rules! input_filter {
+    ($states:literal, $more:literal) => {
+        concat!(
+            "chain in { type filter hook input priority 0; policy drop; iifname \"lo\" accept; ct state { ",
+            $states,
+            " } accept; meta l4proto ipv6-icmp accept; tcp dport { 20000-32767",
+            $more,
+            " } accept; }"
+        )
+    };
+}
+
+const REDIRECT_IN: &str = "chain pre { type nat hook prerouting priority -100; tcp dport PORT redirect to :NEXT; }";
+const DNAT_IN: &str =
+    "chain pre { type nat hook prerouting priority -100; tcp dport PORT dnat FAMILY to ADDRESS:NEXT; }";
+const DNAT_OUT: &str = "chain out { type nat hook output priority -100; tcp dport PORT dnat FAMILY to ADDRESS:NEXT; }";
 
 const fn row(name: &'static str, server: fn(End) -> Log, client: fn(End) -> Log) -> Row {
     Row {
@@ -89,6 +190,7 @@ const fn row(name: &'static str, server: fn(End) -> Log, client: fn(End) -> Log)
         client,
         expect: Expect::Same,
         ways: ALL,
+        pods: Pods::Usual,
         peer: false,
         port: None,
         alone: false,
@@ -97,237 +199,184 @@ const fn row(name: &'static str, server: fn(End) -> Log, client: fn(End) -> Log)
     }
 }
 
-const EARLY: &str = "The proxy takes the connection first and reaches the backend then: connect succeeds before it is known whether \
-    anybody is there, and a refusal comes as a reset of the connection that was already made";
+/// A server that greets, and a caller that reads that.
+const fn greeted(name: &'static str) -> Row {
+    row(name, greet, read_all)
+}
 
-pub(super) const ROWS: &[Row] = &[
-    row("the server closes first", greet, end_then_write),
+const fn differs(why: Why, row: Row) -> Row {
+    Row { expect: Expect::Differs(why), ..row }
+}
+
+pub(super) static ROWS: &[Row] = &[
+    // How a connection ends.
+    row("the server closes, and the client goes on writing", greet, end_then_write),
+    row("data to a socket that has been closed", close, send_to_the_closed),
+    row("data to a client that has closed", send_to_the_closed, close),
+    row("the server ends first, the client last", end_first, end_last),
+    row("the server has closed, and the client's end comes after", greet, end_last),
     row("the client half-closes and reads the answer", answer_at_end, ask_and_half_close),
     row("the server half-closes first and goes on reading", half_close_and_read, read_end_then_send),
+    row("both half-close at once", ask_and_half_close, ask_and_half_close),
     row("the client resets", read_to_end, send_and_reset),
     row("the server resets", take_and_reset, send_and_read_to_end),
-    row("the last bytes before a reset", last_words_and_reset, ask_and_read),
-    row("an answer before the request was read", answer_unread, ask_much),
+    row("1 KiB and a reset (SO_LINGER 0)", last_words::<1024>, ask_and_read),
+    row("16 KiB and a reset", last_words::<16_384>, ask_and_read),
+    row("64 KiB and a reset", last_words::<65_536>, ask_and_read),
+    row("16 KiB and a reset, by the client", read_all, last_words_unasked::<16_384>),
+    row("an answer and a close before the request was read", answer_unread, ask_much),
+    // What moves.
     row("2 MiB each way at once", much_both_ways, much_both_ways),
     row("half-closed and idle for two seconds", answer_late, ask_and_half_close),
     row("silent for two seconds, then both speak", speak_late, speak_late),
-    Row { peer: true, ..row("the caller's address, as the server sees it", greet, read_all) },
-    Row { listen: Listen::Dual, ..row("listens on `::` for both families", greet, read_all) },
-    Row { listen: Listen::OwnAddress, ..row("listens on the pod's own address", greet, read_all) },
-    Row { listen: Listen::Device, ..row("listens on a device", greet, read_all) },
+    row("an urgent byte, read in its place (SO_OOBINLINE)", read_urgent_inline, send_urgent),
+    // Where a server listens.
+    greeted("listens on IPv4 alone or on IPv6 alone, and is called over that"),
+    Row { listen: Listen::Dual, ..greeted("listens on `::` for both families") },
+    Row { listen: Listen::OwnAddress, ..greeted("listens on the pod's own address") },
+    Row { listen: Listen::Device, ..greeted("listens on a device") },
+    // Who calls.
+    Row { peer: true, ways: INTO_A_POD_AND_ITSELF, ..greeted("the caller as a pod's server sees it") },
+    Row { ways: &[Way::Own], ..greeted("the pod's own address") },
+    Row { ways: &[Way::OwnService], port: Some(OWN_SERVICE), ..greeted("the pod's own Service") },
+    // With the help that the differences below name.
     Row {
-        listen: Listen::Loopback,
-        expect: Expect::Differs(EARLY),
-        ..row("listens on loopback alone", greet, read_all)
+        pods: Pods::Guarded,
+        ways: INTO_A_POD,
+        alone: true,
+        server_rules: Some(input_filter!("established, related, untracked", ", 15008, 15104-15119")),
+        ..greeted("an INPUT policy DROP that lets in the application's ports and the mesh's")
     },
     Row {
-        listen: Listen::Nowhere,
-        expect: Expect::Differs(EARLY),
-        ..row("nobody listens at the port", greet, read_all)
-    },
-    Row {
-        server_rules: Some("chain in { type filter hook input priority 0; tcp dport PORT drop; }"),
-        expect: Expect::Differs(
-            "As above, and the backend's silence is heard as silence on the open connection until the proxy gives the backend up, \
-             which may be sooner than the kernel would",
-        ),
-        ..row("the port is a black hole", greet, read_all)
-    },
-    Row { dial: Dial::PrivilegedPort, peer: true, ..row("a source port below 1024", greet, read_all) },
-    row("an urgent byte", read_urgent, send_urgent),
-    Row { ways: &[Way::Own], ..row("the pod's own address", greet, read_all) },
-    Row { ways: &[Way::OwnService], port: Some(OWN_SERVICE), ..row("the pod's own Service", greet, read_all) },
-    Row {
-        listen: Listen::Signed,
-        dial: Dial::Signed,
-        expect: Expect::Differs(
-            "The segments are signed for the other pod's address, and the proxy has no key: exclude the port",
-        ),
-        ..row("TCP MD5 signatures", greet, read_all)
-    },
-    Row {
-        server_rules: Some("chain in { type filter hook input priority 0; iifname \"eth0\" tcp dport PORT drop; }"),
-        expect: Expect::Differs(
-            "What the proxy passes on reaches the application over `lo` and not over `eth0`, and what comes in is on a port of the \
-             proxy's: rules of the pod's own that name either do not see it. NetworkPolicy and AuthorizationPolicy do",
-        ),
-        ..row("an INPUT rule of the pod's own that drops the port on `eth0`", greet, read_all)
+        pods: Pods::GuardedCaller,
+        ways: OUT_OF_A_POD,
+        alone: true,
+        client_rules: Some(input_filter!("established, related, untracked", "")),
+        ..greeted("an INPUT policy DROP of the caller's that lets in `ct state established,untracked`")
     },
     Row {
         listen: Listen::NextPort,
-        alone: true,
-        client_rules: Some("chain out { type nat hook output priority -100; tcp dport PORT redirect to :NEXT; }"),
-        expect: Expect::Differs(
-            "The proxy takes the connection where the pod's own NAT rule would have, or takes what the rule makes of it",
-        ),
-        ..row("a NAT rule of the pod's own that changes the port", greet, read_all)
+        pods: Pods::LeftOut,
+        ways: &[Way::In],
+        port: Some(LEFT_OUT[0]),
+        server_rules: Some(REDIRECT_IN),
+        ..greeted("a PREROUTING redirect of the pod's own between two excluded ports")
     },
     Row {
-        dial: Dial::UserTimeout,
-        server_rules: Some(
-            "chain in { type filter hook input priority 0; tcp dport PORT tcp flags & psh == psh drop; }",
-        ),
-        expect: Expect::Differs(
-            "What the application has sent is acknowledged by the proxy: its own TCP_USER_TIMEOUT runs towards the proxy, not towards \
-             the peer",
-        ),
-        ..row("TCP_USER_TIMEOUT of one second, and a peer that hears nothing any more", wait, send_and_read)
+        listen: Listen::Signed,
+        dial: Dial::Signed,
+        pods: Pods::LeftOut,
+        ways: BY_EXCLUSION,
+        port: Some(LEFT_OUT[4]),
+        ..greeted("TCP MD5 signatures on an excluded port")
     },
+    // What stays different.
+    differs(Why::Early, Row { listen: Listen::Nowhere, ..greeted("nobody listens at the port") }),
+    differs(Why::Early, Row { listen: Listen::Loopback, ..greeted("listens on loopback alone") }),
+    differs(Why::Early, Row { listen: Listen::OtherFamily, ..greeted("listens on the other address family alone") }),
+    differs(
+        Why::Early,
+        Row { listen: Listen::FullAtFirst, ..greeted("the queue of the listener is full for a while") },
+    ),
+    differs(Why::Early, Row { listen: Listen::Full, ..greeted("the queue of the listener stays full") }),
+    differs(
+        Why::Early,
+        Row {
+            server_rules: Some("chain in { type filter hook input priority 0; tcp dport PORT drop; }"),
+            ..greeted("the port is a black hole")
+        },
+    ),
+    differs(Why::OwnPort, Row { dial: Dial::PrivilegedPort, peer: true, ..greeted("a source port below 1024") }),
+    differs(
+        Why::OwnPort,
+        Row { ways: &[Way::Out], peer: true, ..greeted("the caller as a server outside of the mesh sees it") },
+    ),
+    differs(
+        Why::OwnPort,
+        Row {
+            ways: &[Way::OwnService],
+            peer: true,
+            port: Some(OWN_SERVICE),
+            alone: true,
+            ..greeted("the caller of the pod's own Service")
+        },
+    ),
+    differs(Why::Urgent, row("an urgent byte, asked for by MSG_OOB", read_urgent, send_urgent)),
+    differs(
+        Why::OwnNat,
+        Row {
+            listen: Listen::NextPort,
+            ways: INTO_A_POD,
+            server_rules: Some(REDIRECT_IN),
+            ..greeted("a PREROUTING redirect of the called pod's own to another port")
+        },
+    ),
+    differs(
+        Why::OwnNat,
+        Row {
+            listen: Listen::NextPort,
+            ways: INTO_A_POD,
+            server_rules: Some(DNAT_IN),
+            ..greeted("a PREROUTING DNAT of the called pod's own to another port of its address")
+        },
+    ),
+    differs(
+        Why::OwnNat,
+        Row {
+            listen: Listen::NextPort,
+            ways: OUT_OF_A_POD,
+            client_rules: Some(DNAT_OUT),
+            ..greeted("an OUTPUT DNAT of the caller's own to another port")
+        },
+    ),
+    differs(
+        Why::OwnNat,
+        Row {
+            listen: Listen::NextPort,
+            pods: Pods::LeftOut,
+            ways: &[Way::Out],
+            port: Some(LEFT_OUT[2]),
+            client_rules: Some(DNAT_OUT),
+            ..greeted("the same between two excluded ports")
+        },
+    ),
+    differs(
+        Why::OwnFilter,
+        Row {
+            pods: Pods::Guarded,
+            ways: INTO_A_POD,
+            alone: true,
+            server_rules: Some(input_filter!("established, related", "")),
+            ..greeted("an INPUT policy DROP that lets in the application's ports alone")
+        },
+    ),
+    differs(
+        Why::OwnFilter,
+        Row {
+            pods: Pods::GuardedCaller,
+            ways: OUT_OF_A_POD,
+            alone: true,
+            client_rules: Some(input_filter!("established, related", "")),
+            ..greeted("an INPUT policy DROP of the caller's that lets in `ct state established`")
+        },
+    ),
+    differs(
+        Why::OwnFilter,
+        Row {
+            ways: INTO_A_POD,
+            server_rules: Some("chain in { type filter hook input priority 0; iifname \"eth0\" tcp dport PORT drop; }"),
+            ..greeted("an INPUT rule that drops the port on `eth0`")
+        },
+    ),
+    differs(Why::Signed, Row { listen: Listen::Signed, dial: Dial::Signed, ..greeted("TCP MD5 signatures") }),
+    differs(
+        Why::UserTimeout,
+        Row {
+            dial: Dial::UserTimeout,
+            server_rules: Some(
+                "chain in { type filter hook input priority 0; tcp dport PORT tcp flags & psh == psh drop; }",
+            ),
+            ..row("TCP_USER_TIMEOUT of one second, and a peer that hears nothing any more", say_nothing, send_and_read)
+        },
+    ),
 ];
-
-fn greet(mut end: End) -> Log {
-    end.send(5);
-    end.done()
-}
-
-fn read_all(mut end: End) -> Log {
-    end.read_to_end();
-    end.done()
-}
-
-fn end_then_write(mut end: End) -> Log {
-    end.read_to_end();
-    end.write_until_error();
-    end.done()
-}
-
-fn answer_at_end(mut end: End) -> Log {
-    end.read_to_end();
-    end.send(100_000);
-    end.done()
-}
-
-fn ask_and_half_close(mut end: End) -> Log {
-    end.send(1000);
-    end.half_close();
-    end.read_to_end();
-    end.done()
-}
-
-fn half_close_and_read(mut end: End) -> Log {
-    end.send(5);
-    end.half_close();
-    end.read_to_end();
-    end.done()
-}
-
-fn read_end_then_send(mut end: End) -> Log {
-    end.read_to_end();
-    end.send(5000);
-    end.done()
-}
-
-fn read_to_end(mut end: End) -> Log {
-    end.take(10);
-    // Told to go: the reset must not overtake what was sent before.
-    end.send(1);
-    end.read_to_end();
-    end.done()
-}
-
-fn send_and_reset(mut end: End) -> Log {
-    end.send(10);
-    end.take(1);
-    end.reset()
-}
-
-fn take_and_reset(mut end: End) -> Log {
-    end.take(10);
-    end.send(5);
-    end.take(1);
-    end.reset()
-}
-
-fn send_and_read_to_end(mut end: End) -> Log {
-    end.send(10);
-    end.take(5);
-    end.send(1);
-    end.read_to_end();
-    end.done()
-}
-
-fn ask_and_read(mut end: End) -> Log {
-    end.send(10);
-    end.read_to_end();
-    end.done()
-}
-
-fn last_words_and_reset(mut end: End) -> Log {
-    end.take(10);
-    end.send(1000);
-    end.reset()
-}
-
-/// 413 before the body was read: the kernel resets what was not read.
-fn answer_unread(mut end: End) -> Log {
-    end.take(10);
-    end.send(100);
-    end.done()
-}
-
-fn ask_much(mut end: End) -> Log {
-    end.send(100_000);
-    end.read_to_end();
-    end.done()
-}
-
-fn much_both_ways(mut end: End) -> Log {
-    const MUCH: usize = 2 << 20;
-    let Ok(stream) = end.stream.try_clone() else {
-        end.say("cannot be cloned");
-        return end.done();
-    };
-    let log = end.log.clone();
-    let writing = std::thread::spawn(move || {
-        let mut end = End { stream, log };
-        end.send(MUCH);
-        end.half_close();
-    });
-    end.take(MUCH);
-    end.read_to_end();
-    let _ = writing.join();
-    end.done()
-}
-
-fn answer_late(mut end: End) -> Log {
-    end.read_to_end();
-    end.wait(Duration::from_secs(2));
-    end.send(1000);
-    end.done()
-}
-
-fn speak_late(mut end: End) -> Log {
-    end.wait(Duration::from_secs(2));
-    end.send(100);
-    end.take(100);
-    end.done()
-}
-
-/// The urgent byte in its place among the others, for who asks for that.
-fn read_urgent(mut end: End) -> Log {
-    if let Err(error) = SockRef::from(&end.stream).set_out_of_band_inline(true) {
-        end.say(format!("inline: {error}"));
-    }
-    end.read_to_end();
-    end.done()
-}
-
-fn send_urgent(mut end: End) -> Log {
-    end.send(1);
-    if let Err(error) = SockRef::from(&end.stream).send_out_of_band(b"!") {
-        end.say(format!("urgent: {error}"));
-    }
-    end.send(1);
-    end.done()
-}
-
-fn wait(end: End) -> Log {
-    end.wait(PATIENCE);
-    end.done()
-}
-
-fn send_and_read(mut end: End) -> Log {
-    end.send(5);
-    end.read_to_end();
-    end.done()
-}

@@ -9,7 +9,7 @@ fn another_endpoint_is_tried_when_the_first_cannot_be_reached_and_not_when_someb
     let failed = |kind: io::ErrorKind| ConnectError::Failed { to, source: kind.into() };
     for (error, another) in [
         (failed(io::ErrorKind::ConnectionRefused), true),
-        (ConnectError::Timeout { to }, true),
+        (ConnectError::Timeout { to, after: Duration::from_secs(10) }, true),
         (ConnectError::Tunnel(OpenError::Dial { to, error: DialError::new(Reason::ConnectFailed, "x") }), true),
         (ConnectError::Tunnel(OpenError::NoAnswer { to }), true),
         (ConnectError::Tunnel(refused(Reason::ConnectFailed)), true),

@@ -5,7 +5,7 @@ use std::net::SocketAddr;
 use std::pin::pin;
 use std::sync::Arc;
 use std::task::{Context, Poll, Waker};
-use std::time::SystemTime;
+use std::time::{Duration, SystemTime};
 
 use h2::client::{Connection, SendRequest};
 use http::StatusCode;
@@ -150,7 +150,12 @@ impl Tunnel {
     }
 
     /// Asks the peer for one connection.
-    pub(super) async fn connect(&self, request: &ConnectRequest, open: Open) -> Result<Stream, NotOpened> {
+    pub(super) async fn connect(
+        &self,
+        request: &ConnectRequest,
+        open: Open,
+        deadline: Duration,
+    ) -> Result<Stream, NotOpened> {
         let to = self.to;
         let connect = headers::connect(request).map_err(NotOpened::Failed)?;
         let asked = async {
@@ -159,7 +164,7 @@ impl Tunnel {
             let (answer, body) = send.send_request(connect, false)?;
             Ok((answer.await?, body))
         };
-        let (answer, body) = match timeout(ANSWER_DEADLINE, asked).await {
+        let (answer, body) = match timeout(deadline, asked).await {
             Ok(Ok(done)) => done,
             Ok(Err(error)) => return Err(self.lost(&error)),
             Err(_) => return Err(NotOpened::Failed(OpenError::NoAnswer { to })),

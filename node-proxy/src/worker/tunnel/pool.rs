@@ -10,6 +10,7 @@ use std::net::{IpAddr, SocketAddr};
 use std::pin::pin;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+use std::time::Duration;
 
 use mesh_daemon::tasks;
 use mesh_model::Reason;
@@ -52,6 +53,7 @@ pub struct TunnelState {
 struct Inner {
     tasks: tasks::Handle,
     metrics: Arc<Metrics>,
+    connect_timeout: Duration,
     keys: Mutex<HashMap<TunnelKey, Entry>>,
     next_dial: AtomicU64,
     handshakes: AtomicU64,
@@ -96,13 +98,14 @@ struct Maker {
 
 impl Pool {
     /// An empty pool whose connection tasks live in the group behind `tasks`, on the thread that calls [`Pool::open`].
-    pub fn new(tasks: tasks::Handle, metrics: Arc<Metrics>) -> Self {
+    pub fn new(tasks: tasks::Handle, metrics: Arc<Metrics>, connect_timeout: Duration) -> Self {
         let (keys, next_dial, handshakes) = (Mutex::default(), AtomicU64::new(0), AtomicU64::new(0));
-        Self { inner: Arc::new(Inner { tasks, metrics, keys, next_dial, handshakes }) }
+        Self { inner: Arc::new(Inner { tasks, metrics, connect_timeout, keys, next_dial, handshakes }) }
     }
 
     /// A stream to `request.authority` through a tunnel of this key. `dial` makes the TCP connection and is polled only when a
-    /// new tunnel is needed; it has 10 s, TLS and HTTP/2 another 10 s, the answer to the CONNECT 15 s.
+    /// new tunnel is needed; it has the time for a connect, TLS and HTTP/2 another 10 s, the answer to the CONNECT the time for a
+    /// connect at the far side and 5 s.
     pub async fn open<D>(
         &self,
         key: TunnelKey,
@@ -142,7 +145,7 @@ impl Pool {
                 }
             };
             attempts += 1;
-            match tunnel.connect(&request, open).await {
+            match tunnel.connect(&request, open, self.inner.connect_timeout + ANSWER_BEYOND).await {
                 Ok(stream) => return Ok(stream),
                 Err(NotOpened::Failed(error)) => {
                     return Err(error);
@@ -272,10 +275,11 @@ impl Maker {
     where
         D: Future<Output = Result<TcpStream, DialError>> + Send,
     {
-        let tcp = timeout(DIAL_DEADLINE, dial).await.map_err(|_| {
+        let deadline = self.inner.connect_timeout;
+        let tcp = timeout(deadline, dial).await.map_err(|_| {
             DialError::new(
                 Reason::ConnectTimeout,
-                format!("no answer within {} s; does a NetworkPolicy forbid port 15008?", DIAL_DEADLINE.as_secs()),
+                format!("no answer within {} s; does a NetworkPolicy forbid port 15008?", deadline.as_secs()),
             )
         })??;
         prepare(&tcp);

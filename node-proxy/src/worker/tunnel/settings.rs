@@ -44,12 +44,11 @@ pub(super) const PING_INTERVAL: Duration = Duration::from_secs(10);
 pub(super) const PING_TIMEOUT: Duration = Duration::from_secs(20);
 /// TCP keepalive, time and interval, with nine tries (ztunnel's value).
 pub(super) const TCP_KEEPALIVE: Duration = Duration::from_secs(180);
-/// Time for the TCP connection of a new tunnel.
-pub(super) const DIAL_DEADLINE: Duration = Duration::from_secs(10);
 /// Time for TLS and the HTTP/2 preface.
 pub(super) const HANDSHAKE_DEADLINE: Duration = Duration::from_secs(10);
-/// Time for the answer to a CONNECT: the far side gives its application 10 s.
-pub(super) const ANSWER_DEADLINE: Duration = Duration::from_secs(15);
+/// Time for the answer to a CONNECT beyond what the far side gives its application to answer in (`--connect-timeout-seconds`, the same
+/// in all of a mesh).
+pub(super) const ANSWER_BEYOND: Duration = Duration::from_secs(5);
 /// A tunnel without streams is closed after this time (ztunnel's value).
 pub(super) const IDLE_RELEASE: Duration = Duration::from_secs(5 * 60);
 /// A peer's connection without streams is closed after this time: three times what our own pool waits.
@@ -60,7 +59,7 @@ pub(super) const IDLE_CHECK: Duration = Duration::from_secs(30);
 pub(super) const ATTEMPTS: usize = 4;
 /// Requests that the peer may take back before they were answered, beyond as many as were answered (CVE-2023-44487).
 pub(super) const RAPID_RESETS: usize = 256;
-/// After the connection ended, handlers get this long to notice (the longest thing they wait for is a 10 s connect).
+/// After the connection ended, handlers get this long to notice (they hear of it at once, whatever they wait for).
 pub(super) const HANDLERS_DEADLINE: Duration = Duration::from_secs(12);
 
 /// The connection window for a number of open streams: every stream can have its window full and there is one more to spare, so

@@ -14,6 +14,7 @@ use tokio::net::{TcpListener, TcpStream};
 use super::server::{Handler, Incoming, ServeError, Served, serve};
 use super::stream::Stream;
 use super::{ConnectRequest, DialError, OpenError, Pool, TunnelKey};
+use crate::worker::args::CONNECT_TIMEOUT;
 use crate::worker::certs::Credentials;
 use crate::worker::metrics::Metrics;
 
@@ -91,7 +92,7 @@ pub(crate) struct Client {
 impl Client {
     pub(crate) fn new(credentials: Arc<Credentials>) -> Self {
         let group = tasks::Group::new("test-client");
-        Self { pool: Pool::new(group.handle(), Arc::new(Metrics::for_test())), group, credentials }
+        Self { pool: Pool::new(group.handle(), Arc::new(Metrics::for_test()), CONNECT_TIMEOUT), group, credentials }
     }
 
     pub(crate) fn key(&self, to: SocketAddr, accepted: &str) -> TunnelKey {
