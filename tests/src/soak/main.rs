@@ -28,7 +28,7 @@ use lab::{App, Config, MeshConfig, Pod, PodHandle};
 use growth::Growth;
 use rest::Rest;
 use support::{Clear, Watched, at};
-use traffic::Held;
+use traffic::{Halves, Held};
 
 /// Rounds for which a pod, an idler or a stalled reader stays.
 const STAY: usize = 3;
@@ -63,13 +63,14 @@ impl Cast {
 struct Left {
     pods: VecDeque<PodHandle>,
     held: VecDeque<Held>,
+    halves: VecDeque<Halves>,
 }
 
 /// One round of everything; how many connections were served.
 fn round(lab: &Watched, cast: &Cast, left: &mut Left, number: usize) -> Result<u64> {
     let account = format!("account-{}", number % ACCOUNTS);
     let churn = Pod::new("shop", &format!("churn-{number}")).service_account(&account).node(1 + number % 2);
-    let churn = lab.add_pod(churn.app(App::serve(&[("echo", ECHO), ("hold", lab::pod::HOLD)])))?;
+    let churn = lab.add_pod(churn.app(App::serve(&[("echo", ECHO)])))?;
     // A policy that names the new pod and refuses somebody; its successor takes its place.
     lab.apply(
         "soak",
@@ -105,7 +106,10 @@ fn round(lab: &Watched, cast: &Cast, left: &mut Left, number: usize) -> Result<u
         lab.remove_pod(&left.pods.pop_front().context("counted")?)?;
     }
     while left.held.len() > STAY * 4 {
-        left.held.pop_front();
+        left.halves.push_back(left.held.pop_front().context("counted")?.leave());
+    }
+    while left.halves.len() > STAY * 4 {
+        left.halves.pop_front();
     }
     let unowned = lab.unowned()?;
     ensure!(unowned.is_empty(), "in clear on the fabric: {unowned:#?}");
@@ -114,6 +118,7 @@ fn round(lab: &Watched, cast: &Cast, left: &mut Left, number: usize) -> Result<u
 
 fn clear(lab: &Watched, left: &mut Left) -> Result<()> {
     left.held.clear();
+    left.halves.clear();
     while let Some(pod) = left.pods.pop_front() {
         lab.remove_pod(&pod)?;
     }
