@@ -26,7 +26,7 @@ use lab::pod::ECHO;
 use lab::{App, Config, MeshConfig, Pod, PodHandle};
 
 use growth::Growth;
-use rest::Rest;
+use rest::{PASSING, Rest};
 use support::{Clear, Watched, at};
 use traffic::{Halves, Held};
 
@@ -69,14 +69,14 @@ struct Left {
 /// One round of everything; how many connections were served.
 fn round(lab: &Watched, cast: &Cast, left: &mut Left, number: usize) -> Result<u64> {
     let account = format!("account-{}", number % ACCOUNTS);
-    let churn = Pod::new("shop", &format!("churn-{number}")).service_account(&account).node(1 + number % 2);
+    let churn = Pod::new("shop", &format!("{PASSING}{number}")).service_account(&account).node(1 + number % 2);
     let churn = lab.add_pod(churn.app(App::serve(&[("echo", ECHO)])))?;
     // A policy that names the new pod and refuses somebody; its successor takes its place.
     lab.apply(
         "soak",
         &format!(
             "apiVersion: security.istio.io/v1\nkind: AuthorizationPolicy\nmetadata: {{namespace: shop, name: soak-{}}}\n\
-             spec: {{action: DENY, selector: {{matchLabels: {{app: churn-{number}}}}}, rules: [{{from: [{{source: \
+             spec: {{action: DENY, selector: {{matchLabels: {{app: {PASSING}{number}}}}}, rules: [{{from: [{{source: \
              {{namespaces: [nobody-{number}]}}}}]}}]}}\n",
             number % 2
         ),
