@@ -4,6 +4,7 @@
 
 mod common;
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use common::flows::{APP, FAR, Flow, PROXY, World, talk};
@@ -22,7 +23,7 @@ const OUT: Option<&str> = Some("disabled");
 struct Stand {
     node: Node,
     pod: Pod,
-    world: World,
+    world: Arc<World>,
     before: Vec<Flow>,
 }
 
@@ -30,7 +31,7 @@ impl Stand {
     fn new(flags: &[&str]) -> Self {
         let node = Node::start(flags);
         let mut pod = Pod::new("tools", "runner");
-        let world = World::of(&pod);
+        let world = Arc::new(World::of(&pod));
         node.manifest("runner", &pod.manifest(OUT));
         assert!(node.add(&pod).0);
         pod.start_process();
@@ -132,7 +133,8 @@ fn killed_while_it_notes_what_is_captured_a_pod_that_is_wanted_again_stays_captu
     stand.node.kill_watcher();
     stand.write(Stage::Part);
     let mut during = stand.world.flows_of(PROXY, PROXY);
-    let ((), judged) = stand.world.unjudged_none(|| {
+    let world = stand.world.clone();
+    let ((), judged) = world.unjudged_none(|| {
         stand.node.start_watcher();
         let _keeper = keeper.again(&stand.node, Answers::Proxy);
         stand.is_captured();
@@ -189,7 +191,8 @@ fn killed_in_deny_nothing_passes_until_the_pod_is_captured_whether_its_runtime_s
 #[test]
 fn killed_while_the_pod_is_captured_nothing_is_cut_and_nothing_passes_unjudged() {
     let (mut stand, keeper, mut captured) = Stand::enrolled(&[]);
-    let ((), judged) = stand.world.unjudged_none(|| {
+    let world = stand.world.clone();
+    let ((), judged) = world.unjudged_none(|| {
         stand.node.kill_watcher();
         let mut during = stand.world.flows_of(PROXY, PROXY);
         stand.node.start_watcher();

@@ -141,7 +141,9 @@ fn a_mesh_under_constant_change_is_at_the_end_what_it_was_at_the_start() -> Resu
         worker_args: vec!["--series-idle-seconds".to_owned(), "5".to_owned()],
         ..MeshConfig::default()
     };
-    let lab = support::lab(Config::default().name("soak").mesh(config))?;
+    // A short one may run beside a long one.
+    let name = format!("soak-{:.0}s", minutes * 60.0);
+    let lab = support::lab(Config::default().name(&name).mesh(config))?;
     lab::interrupt::take_down_on_signal(lab.dir())?;
     let cast = Cast::open(&lab)?;
     let mut left = Left::default();

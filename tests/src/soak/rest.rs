@@ -39,7 +39,7 @@ impl Rest {
     fn now(lab: &Lab) -> Result<Rest> {
         let mut under_way = Vec::new();
         let tunnels = Tunnels::of(lab)?;
-        let mut descriptors = BTreeMap::new();
+        let mut descriptors: BTreeMap<String, usize> = BTreeMap::new();
         for (name, pid) in daemons(lab)? {
             for fd in std::fs::read_dir(format!("/proc/{}/fd", pid.pid))?.flatten() {
                 let target = std::fs::read_link(fd.path()).unwrap_or_default().to_string_lossy().into_owned();
