@@ -146,46 +146,52 @@ fn killed_while_it_notes_what_is_captured_a_pod_that_is_wanted_again_stays_captu
 }
 
 #[test]
-fn killed_in_deny_nothing_passes_until_the_pod_is_captured_whether_its_runtime_still_waits_or_not() {
-    for waits in [true, false] {
-        let mut node = Node::start(&[]);
-        let mut pod = Pod::new("shop", "cart");
-        let world = World::of(&pod);
-        node.manifest("cart", &pod.manifest(None));
-        pod.start_process();
-        let keeper = connected(&node, Answers::Silence);
-        std::thread::scope(|scope| {
-            let call = node.caller();
-            let add = scope.spawn({
-                let pod = &pod;
-                move || call.cni("ADD", pod, json!({ "timeoutSeconds": if waits { 15 } else { 1 } }))
-            });
-            eventually("offered under deny", || keeper.adds() > 0);
-            assert_eq!(pod.stage(), Some(Stage::Deny));
-            let ((), judged) = world.unjudged_none(|| {
-                node.kill_watcher();
-                if waits {
-                    node.start_watcher();
-                }
-                drop(keeper);
-                let (keeper, added) = if waits {
-                    let keeper = connected(&node, Answers::Proxy);
-                    (keeper, add.join().expect("no panic"))
-                } else {
-                    let added = add.join().expect("no panic");
-                    assert_eq!(pod.stage(), Some(Stage::Deny));
-                    node.start_watcher();
-                    (connected(&node, Answers::Proxy), added)
-                };
-                assert_eq!(added.0, waits, "{}", added.1);
-                eventually("captured and served", || node.view(&pod).is_some_and(|view| view["served"] == true));
-                assert_eq!(pod.stage(), Some(Stage::Redirect));
-                world.flows_of(PROXY, PROXY);
-                drop(keeper);
-            });
-            assert!(judged > 0);
+fn killed_in_deny_while_the_runtime_waits_nothing_passes_until_the_pod_is_captured() {
+    let mut node = Node::start(&[]);
+    let pod = Pod::new("shop", "cart");
+    let world = World::of(&pod);
+    node.manifest("cart", &pod.manifest(None));
+    let keeper = connected(&node, Answers::Silence);
+    std::thread::scope(|scope| {
+        let (runtime, pod) = (node.caller(), &pod);
+        let add = scope.spawn(move || runtime.cni("ADD", pod, json!({})));
+        eventually("offered under deny", || keeper.adds() > 0);
+        assert_eq!(pod.stage(), Some(Stage::Deny));
+        let ((), judged) = world.unjudged_none(|| {
+            node.kill_watcher();
+            drop(keeper);
+            node.start_watcher();
+            let _keeper = connected(&node, Answers::Proxy);
+            let (ok, answer, _) = add.join().expect("no panic");
+            assert!(ok, "{answer}");
+            assert_eq!(pod.stage(), Some(Stage::Redirect));
+            world.flows_of(PROXY, PROXY);
         });
-    }
+        assert!(judged > 0);
+    });
+}
+
+#[test]
+fn killed_in_deny_when_the_runtime_has_given_up_nothing_passes_until_the_pod_is_captured() {
+    let mut node = Node::start(&[]);
+    let mut pod = Pod::new("shop", "cart");
+    let world = World::of(&pod);
+    node.manifest("cart", &pod.manifest(None));
+    let keeper = connected(&node, Answers::Silence);
+    let (ok, answer, _) = node.cni("ADD", &pod, json!({ "timeoutSeconds": 1 }));
+    assert!(!ok, "{answer}");
+    pod.start_process();
+    let ((), judged) = world.unjudged_none(|| {
+        node.kill_watcher();
+        drop(keeper);
+        assert_eq!(pod.stage(), Some(Stage::Deny));
+        node.start_watcher();
+        let _keeper = connected(&node, Answers::Proxy);
+        eventually("captured and served", || node.view(&pod).is_some_and(|view| view["served"] == true));
+        assert_eq!(pod.stage(), Some(Stage::Redirect));
+        world.flows_of(PROXY, PROXY);
+    });
+    assert!(judged > 0);
 }
 
 #[test]
