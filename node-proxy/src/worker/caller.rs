@@ -48,10 +48,10 @@ impl Caller {
 
     /// Sets up a connection for as long as the caller is there. Dropping the set-up half-way closes what it had opened. `has_closed` says
     /// of one that has ended its direction whether it has closed its socket, by our end's address and its own.
-    pub async fn while_there<T>(
+    pub async fn while_there<T, A: Future<Output = bool>>(
         &self,
         set_up: impl Future<Output = Result<T, Refusal>>,
-        has_closed: impl AsyncFn(SocketAddr, SocketAddr) -> bool,
+        has_closed: impl Fn(SocketAddr, SocketAddr) -> A,
     ) -> Result<T, Refusal> {
         let Some(stream) = &self.0 else { return set_up.await };
         let mut set_up = std::pin::pin!(set_up);
@@ -73,7 +73,7 @@ impl Caller {
 }
 
 /// Ready when the caller has closed its socket.
-async fn closed(stream: &TcpStream, has_closed: impl AsyncFn(SocketAddr, SocketAddr) -> bool) {
+async fn closed<A: Future<Output = bool>>(stream: &TcpStream, has_closed: impl Fn(SocketAddr, SocketAddr) -> A) {
     loop {
         tokio::time::sleep(LOOK).await;
         if has_ended(stream)
@@ -116,6 +116,11 @@ mod tests {
         (far.expect("connect"), Caller::new(near.expect("accept").0))
     }
 
+    /// What a pod's kernel says, of this test's own namespace.
+    fn kernel(near: SocketAddr, far: SocketAddr) -> std::future::Ready<bool> {
+        std::future::ready(Diag::open().expect("sock_diag").is_orphan(far, near).expect("asked"))
+    }
+
     async fn never() -> Result<(), Refusal> {
         std::future::pending().await
     }
@@ -132,8 +137,11 @@ mod tests {
                 far.write_all(b"request").await.expect("write");
             }
             reset(far);
-            let ended =
-                tokio::time::timeout(Duration::from_secs(1), near.while_there(never(), async |_, _| false)).await;
+            let ended = tokio::time::timeout(
+                Duration::from_secs(1),
+                near.while_there(never(), |_, _| std::future::ready(false)),
+            )
+            .await;
             assert_eq!(ended.expect("within a second").map_err(|refusal| refusal.reason), Err(Reason::Reset));
         }
     }
@@ -148,7 +156,7 @@ mod tests {
             tokio::time::sleep(LAST_BYTES / 10).await;
             Ok(())
         };
-        assert_eq!(near.while_there(reached, async |_, _| false).await, Ok(()));
+        assert_eq!(near.while_there(reached, |_, _| std::future::ready(false)).await, Ok(()));
     }
 
     #[tokio::test]
@@ -164,7 +172,6 @@ mod tests {
         let (mut far, near) = caller().await;
         far.write_all(b"request").await.expect("write");
         far.shutdown().await.expect("shutdown");
-        let kernel = async |near, far| Diag::open().expect("sock_diag").is_orphan(far, near).expect("asked");
         let waited = tokio::time::timeout(Duration::from_millis(700), near.while_there(never(), kernel)).await;
         assert!(waited.is_err(), "given up: {waited:?}");
     }
@@ -177,7 +184,6 @@ mod tests {
                 far.write_all(b"request").await.expect("write");
             }
             drop(far);
-            let kernel = async |near, far| Diag::open().expect("sock_diag").is_orphan(far, near).expect("asked");
             let ended = tokio::time::timeout(Duration::from_secs(1), near.while_there(never(), kernel)).await;
             assert_eq!(ended.expect("within a second").map_err(|refusal| refusal.reason), Err(Reason::Reset));
         }

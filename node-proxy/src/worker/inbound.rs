@@ -43,7 +43,7 @@ pub async fn serve(accepted: Accepted, here: Arc<Thread>) {
         biased;
         cause = connection.was_cut() => Err(cause.into()),
         // Its socket is elsewhere.
-        reached = caller.while_there(set_up, async |_, _| false) => reached,
+        reached = caller.while_there(set_up, |_, _| std::future::ready(false)) => reached,
     };
     match reached {
         Err(refusal) => {

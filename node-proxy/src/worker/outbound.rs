@@ -34,13 +34,13 @@ pub async fn serve(accepted: Accepted, here: Arc<Thread>) {
     let mut record = Record::new(&here.proxy.sinks, &connection, &pod);
     // Boxed: the set-up is large and short, the copying that follows small and long.
     let set_up = Box::pin(set_up(&here, &pod, &connection, &mut record));
+    let (mint, slot) = (&here.dialer.mint, pod.slot());
+    let is_orphan = |near, far| mint.is_orphan(slot, far, near);
     // Dropping the set-up half-way closes what it had opened.
     let opened = tokio::select! {
         biased;
         cause = connection.was_cut() => Err(cause.into()),
-        opened = caller.while_there(set_up, async |near, far| {
-            here.dialer.mint.is_orphan(pod.slot(), far, near).await
-        }) => opened,
+        opened = caller.while_there(set_up, is_orphan) => opened,
     };
     let Open { reached, load, far_end } = match opened {
         Ok(open) => open,
