@@ -116,7 +116,7 @@ impl Why {
                  called; a packet from outside that such a rule has already changed is nobody's, and is refused. (Its connection could be the \
                  proxy's only with the same four numbers as the application's: `docs/decisions/0012`.) What the application sends is the \
                  proxy's before OUTPUT rules are asked. For callers in clear a PREROUTING rule is kept when the port is excluded by both its \
-                 numbers (see above); an OUTPUT rule is not kept: its answers come from an address that no flow of the pod has."
+                 numbers (see above); an OUTPUT rule is not kept: its answers come from a destination that no flow of the pod has."
             }
             Why::OwnFilter => {
                 "What comes in for the application arrives on ports of the proxy's (15008, or 15104 to 15119) and reaches the application \

@@ -194,7 +194,7 @@ async fn a_peer_that_does_not_answer_ping_is_dead_after_thirty_seconds() {
     let driver = tokio::spawn(driver);
     let (open, wanted) = (tunnel.reserve().expect("room"), request(to));
     let mut stream = tokio::select! {
-        stream = tunnel.connect(&wanted, open) => stream.expect("stream"),
+        stream = tunnel.connect(&wanted, open, WAIT) => stream.expect("stream"),
         _ = &mut serving => panic!("the server ended"),
     };
     // From here on nobody polls the server: it is frozen, its end of the pipe stays open.
