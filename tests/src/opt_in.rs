@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, ensure};
 use lab::pod::{BULK, ECHO};
 use lab::{Lab, Pod, PodHandle, Process, wait};
+use rustix::process::Signal;
 use serde_json::Value;
 
 use crate::support::{CHANGE, at, family, figure, mesh, report};
@@ -165,10 +166,13 @@ fn a_pod_that_leaves_while_pod_watcher_is_dead_keeps_its_captured_connections() 
     let watcher = lab.mesh().watcher(1);
     watcher.kill()?;
     lab.label_pod(&runner, LABEL, None)?;
+    // The keeper comes back to a pod-watcher for which the pod has left already.
+    let keeper = lab.mesh().keeper(1);
+    keeper.signal(Signal::STOP)?;
     watcher.restart()?;
     told(&lab, &runner, "OptedOut")?;
-    // The keeper comes back to a pod-watcher for which the pod has left already.
-    lab.mesh().keeper(1).wait_log("pod taken back by pod-watcher", CHANGE)?;
+    keeper.signal(Signal::CONT)?;
+    keeper.wait_log("pod taken back by pod-watcher", CHANGE)?;
     meshed.all_alive("after the restart")?;
     new_ones(&runner, &friend, 41_004)?;
     meshed.bulk_arrives()?;
