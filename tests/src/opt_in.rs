@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, ensure};
 use lab::pod::{BULK, ECHO};
 use lab::{Lab, Pod, PodHandle, Process, wait};
+use rustix::process::Signal;
 use serde_json::Value;
 
 use crate::support::{CHANGE, at, family, figure, mesh, report};
@@ -63,6 +64,10 @@ impl Flows {
     /// The idle ones speak at last; then each is closed from its own side, and nothing of it was lost.
     fn finish(&self) -> Result<()> {
         wait::until_true("the idle flows to have been idle", IDLE + CHANGE, || self.since.elapsed() >= IDLE)?;
+        self.end_well()
+    }
+
+    fn end_well(&self) -> Result<()> {
         self.idle.iter().try_for_each(|flow| flow.write_line("speak"))?;
         for flow in self.busy.iter().chain(&self.idle) {
             let seen = report(flow)?;
@@ -96,14 +101,18 @@ fn logged(lab: &Lab, port: u16) -> Vec<String> {
 fn label(lab: &Lab, pod: &PodHandle, value: Option<&str>, reason: &str) -> Result<()> {
     let start = Instant::now();
     lab.label_pod(pod, LABEL, value)?;
+    told(lab, pod, reason)?;
+    figure("label_to_rules_ms", format!("{:.0}", start.elapsed().as_secs_f64() * 1e3), "ms", reason);
+    Ok(())
+}
+
+fn told(lab: &Lab, pod: &PodHandle, reason: &str) -> Result<()> {
     let uid = pod.uid();
     wait::until_true(&format!("the event {reason}"), CHANGE, || {
         let events = lab.mesh().events(1).unwrap_or_default();
         events.iter().any(|event| event["uid"] == uid.as_str() && event["reason"] == reason)
     })
-    .with_context(|| format!("{:?}", lab.mesh().events(1)))?;
-    figure("label_to_rules_ms", format!("{:.0}", start.elapsed().as_secs_f64() * 1e3), "ms", reason);
-    Ok(())
+    .with_context(|| format!("{:?}", lab.mesh().events(1)))
 }
 
 #[test]
@@ -144,5 +153,30 @@ fn live_connections_survive_opt_in_and_opt_out_of_a_running_pod_and_new_ones_go_
         "flows",
         "lived through opt-in and opt-out, or opt-out; idle for 60 s, busy and bulk",
     );
+    lab.down()
+}
+
+#[test]
+fn a_pod_that_leaves_while_pod_watcher_is_dead_keeps_its_captured_connections() -> Result<()> {
+    let lab = mesh("opt-out-dead")?;
+    let runner = lab.add_pod(Pod::new("outside", "runner").enrolled())?;
+    let friend = lab.add_pod(Pod::new("outside", "friend").node(2))?;
+    lab.allow("a pod that stays outside of the mesh", crate::support::Clear::of(&friend));
+    let meshed = Flows::start("meshed", &runner, &friend)?;
+    let watcher = lab.mesh().watcher(1);
+    watcher.kill()?;
+    lab.label_pod(&runner, LABEL, None)?;
+    // The keeper comes back to a pod-watcher for which the pod has left already.
+    let keeper = lab.mesh().keeper(1);
+    keeper.signal(Signal::STOP)?;
+    watcher.restart()?;
+    told(&lab, &runner, "OptedOut")?;
+    keeper.signal(Signal::CONT)?;
+    keeper.wait_log("pod taken back by pod-watcher", CHANGE)?;
+    meshed.all_alive("after the restart")?;
+    new_ones(&runner, &friend, 41_004)?;
+    meshed.bulk_arrives()?;
+    meshed.end_well()?;
+    ensure!(logged(&lab, 41_004).is_empty(), "captured although not in the mesh");
     lab.down()
 }

@@ -66,6 +66,12 @@ impl Pod {
         }
     }
 
+    /// From a keeper that comes while the pod leaves the mesh: what it is not told of, it ends, captured connections included.
+    pub(super) fn withdraw_one(&mut self, keeper: KeeperId, out: &mut Out) {
+        self.keepers.insert(keeper, Served::Leaving);
+        out.push(Action::Withdraw { keeper, epoch: self.epoch, drain: true });
+    }
+
     /// Opting out, first half: rules before listeners, so that no new connection meets a redirect to nobody.
     pub(super) fn undo(&mut self, out: &mut Out) {
         self.epoch += 1;

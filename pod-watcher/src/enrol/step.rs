@@ -128,7 +128,9 @@ impl Pod {
             }
             Phase::Offered(_) | Phase::Listening(_) | Phase::Swapping(_) => {}
             Phase::Failed(guard, Again::ByUs) if self.want == Want::Enrolled => self.offer(guard, out),
-            Phase::Absent | Phase::Denying | Phase::Draining | Phase::Parting | Phase::Failed(..) | Phase::Left => {}
+            // It may hold connections that were captured before we came, or before its link broke.
+            Phase::Draining | Phase::Parting => self.withdraw_one(keeper, out),
+            Phase::Absent | Phase::Denying | Phase::Failed(..) | Phase::Left => {}
         }
     }
 

@@ -74,6 +74,8 @@ struct World {
     seen: BTreeSet<u32>,
     next: u64,
     past: Vec<Event>,
+    /// Of each keeper that was told to stop, in that order: whether open connections may live on.
+    drains: Vec<bool>,
 }
 
 impl World {
@@ -93,6 +95,7 @@ impl World {
             seen: BTreeSet::new(),
             next: 0,
             past: Vec::new(),
+            drains: Vec::new(),
         }
     }
 
@@ -247,6 +250,7 @@ impl World {
                 assert!(ends || !self.may_redirect(), "listeners taken from under a redirect by {cause:?}");
                 assert!(!(ends && drain), "connections of a gone pod live on");
                 self.sent.push((keeper, epoch, Delivered::Withdraw));
+                self.drains.push(drain);
             }
             Action::Answer { request, result } => {
                 assert!(self.asked.contains(&request), "answer to nobody");
@@ -403,6 +407,21 @@ fn deny_left_by_a_predecessor_is_finished_under_deny() {
     assert_eq!(world.in_force, InForce::Table(Stage::Deny));
     world.run(&WORKS);
     assert_eq!(world.in_force, InForce::Table(Stage::Redirect));
+}
+
+#[test]
+fn after_a_restart_a_keeper_lets_captured_connections_of_a_pod_that_leaves_live_on() {
+    for stage in [Stage::Redirect, Stage::Drain] {
+        let mut world = World::new();
+        world.in_force = InForce::Table(stage);
+        run(&mut world, &[Op::Found, WORKS]);
+        assert_eq!((world.pod.phase(), world.in_force), (Phase::Parting, InForce::Table(Stage::Drain)));
+        // It comes only now, and ends what it is not told of.
+        world.run(&Op::KeeperUp);
+        assert_eq!(world.drains, [true]);
+        run(&mut world, &[ACK, Op::Fire(Timer::Linger), WORKS]);
+        assert_eq!((world.pod.phase(), world.in_force), (Phase::Absent, InForce::Nothing));
+    }
 }
 
 #[test]
