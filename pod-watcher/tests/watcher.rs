@@ -355,17 +355,8 @@ fn an_add_that_meets_a_restart_of_the_watcher_works() {
     node.manifest("cart", &pod.manifest(None));
     node.kill_watcher();
     std::thread::scope(|scope| {
-        let (dir, pod) = (node.dir.path().to_owned(), &pod);
-        let frozen = Node {
-            dir: tempfile::tempdir().expect("unused"),
-            netns: node.netns.try_clone().expect("fd"),
-            watcher: None,
-            flags: Vec::new(),
-        };
-        let add = scope.spawn(move || {
-            let extra = json!({ "socket": dir.join("run/cni.sock"), "stateDir": dir.join("state") });
-            frozen.cni("ADD", pod, extra)
-        });
+        let (runtime, pod) = (node.caller(), &pod);
+        let add = scope.spawn(move || runtime.cni("ADD", pod, json!({})));
         eventually("the plugin runs", common::plugin_runs);
         node.start_watcher();
         let _keeper = connected(&node, Answers::Serve);

@@ -1,20 +1,24 @@
 //! A keeper over the real link that does what the test says, and writes down what it was told and what was in force then.
 
 use std::collections::BTreeMap;
+use std::net::TcpListener;
 use std::os::fd::OwnedFd;
 use std::path::Path;
 use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
+use std::time::Duration;
 
 use mesh_api::link::proxy::{FromKeeper, Refused, ToKeeper};
 use mesh_api::link::worker::LISTENERS;
 use mesh_api::link::{self, Hello, PodFacts};
+use mesh_model::Mark;
 use mesh_net::Netns;
 use mesh_net::capture::{Mode, Session, Stage};
 use mesh_net::seqpacket::Conn;
 use mesh_net::socket::{self, Reach};
 
-use super::{Node, eventually};
+use super::flows::{PROXY, Server};
+use super::{Node, eventually, within};
 
 /// One message, with what was in force in the pod's netns when it came.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -32,6 +36,8 @@ pub enum Seen {
 pub enum Answers {
     /// Opens listeners, then acks.
     Serve,
+    /// The same, and takes connections as the proxy does: see [`Server`].
+    Proxy,
     /// Acks without opening listeners.
     Lie,
     /// Refuses.
@@ -43,25 +49,48 @@ pub enum Answers {
 pub struct FakeKeeper {
     pub seen: Arc<Mutex<Vec<Seen>>>,
     conn: Arc<Conn>,
+    held: Arc<Mutex<Pods>>,
     thread: Option<JoinHandle<()>>,
 }
 
+/// By uid.
+type Pods = BTreeMap<String, Held>;
+
 /// A keeper of the node that has had its snapshot.
 pub fn connected(node: &Node, answers: Answers) -> FakeKeeper {
-    let keeper = FakeKeeper::connect(&node.path("run/proxy.sock"), answers);
-    eventually("the keeper has its snapshot", || keeper.seen().contains(&Seen::SnapshotEnd));
-    keeper
+    FakeKeeper::connect(&node.path("run/proxy.sock"), answers, Arc::default()).with_snapshot()
 }
 
 impl FakeKeeper {
-    pub fn connect(socket: &Path, answers: Answers) -> Self {
+    fn connect(socket: &Path, answers: Answers, held: Arc<Mutex<Pods>>) -> Self {
         let conn = Arc::new(Conn::connect(socket).expect("pod-watcher listens"));
         let seen = Arc::new(Mutex::new(Vec::new()));
         let thread = std::thread::spawn({
-            let (conn, seen) = (conn.clone(), seen.clone());
-            move || serve(&conn, &seen, answers)
+            let (conn, seen, held) = (conn.clone(), seen.clone(), held.clone());
+            move || serve(&conn, &seen, &mut held.lock().expect("one link at a time"), answers)
         });
-        Self { seen, conn, thread: Some(thread) }
+        Self { seen, conn, held, thread: Some(thread) }
+    }
+
+    fn with_snapshot(self) -> Self {
+        eventually("the keeper has its snapshot", || self.seen().contains(&Seen::SnapshotEnd));
+        self
+    }
+
+    /// The same keeper on a new link, once the earlier one has ended: what it holds, it holds.
+    pub fn again(mut self, node: &Node, answers: Answers) -> Self {
+        self.end();
+        Self::connect(&node.path("run/proxy.sock"), answers, self.held.clone()).with_snapshot()
+    }
+
+    /// Ends the link.
+    fn end(&mut self) {
+        let _ = rustix::net::shutdown(self.conn.as_ref(), rustix::net::Shutdown::Both);
+        let Some(thread) = self.thread.take() else { return };
+        if !std::thread::panicking() {
+            within(Duration::from_secs(10), "the keeper's thread ends with its link", || thread.is_finished());
+            let _ = thread.join();
+        }
     }
 
     pub fn seen(&self) -> Vec<Seen> {
@@ -79,21 +108,37 @@ impl FakeKeeper {
 
 impl Drop for FakeKeeper {
     fn drop(&mut self) {
-        let _ = rustix::net::shutdown(self.conn.as_ref(), rustix::net::Shutdown::Both);
-        if let Some(thread) = self.thread.take() {
-            let _ = thread.join();
-        }
+        self.end();
     }
 }
 
+/// A pod that it serves.
 struct Held {
     netns: Netns,
-    _listeners: Vec<OwnedFd>,
+    mark: u32,
+    /// By the snapshot that is going on.
+    named: bool,
+    listeners: Vec<OwnedFd>,
+    servers: Vec<Server>,
 }
 
 impl Held {
-    fn in_force(&self) -> Option<Stage> {
-        in_force(&self.netns)
+    fn open(netns: Netns, mark: Mark, answers: Answers) -> Result<Self, socket::ListenError> {
+        let open = || LISTENERS.iter().map(|port| socket::listen(*port, Reach::Owned(mark), 128)).collect();
+        let opened: Result<Vec<OwnedFd>, _> = netns.run(open).expect("entered");
+        let mut held = Self { netns, mark: mark.value(), named: true, listeners: opened?, servers: Vec::new() };
+        if answers == Answers::Proxy {
+            let serve = |listener| Server::start(TcpListener::from(listener), PROXY);
+            held.servers = held.listeners.drain(..).map(serve).collect();
+        }
+        Ok(held)
+    }
+
+    /// Lets go of it, with its connections unless they may live on.
+    fn let_go(self, drain: bool) {
+        if !drain {
+            self.servers.into_iter().for_each(Server::cut);
+        }
     }
 }
 
@@ -106,9 +151,9 @@ fn in_force(netns: &Netns) -> Option<Stage> {
         .map(|spec| spec.stage)
 }
 
-fn serve(conn: &Conn, seen: &Mutex<Vec<Seen>>, answers: Answers) {
+fn serve(conn: &Conn, seen: &Mutex<Vec<Seen>>, pods: &mut Pods, answers: Answers) {
+    pods.values_mut().for_each(|held| held.named = false);
     conn.send(&link::encode(&FromKeeper::Hello(Hello::of("keeper"))), &[]).expect("greets");
-    let mut pods: BTreeMap<String, Held> = BTreeMap::new();
     let note = |one: Seen| seen.lock().expect("no panic").push(one);
     let ack = |id: u64, refused: Option<Refused>| drop(conn.send(&link::encode(&FromKeeper::Ack { id, refused }), &[]));
     while let Ok(Some(packet)) = conn.recv() {
@@ -123,21 +168,22 @@ fn serve(conn: &Conn, seen: &Mutex<Vec<Seen>>, answers: Answers) {
             ToKeeper::Add { id, pod } => {
                 let netns = Netns::from_fd(fds.pop().expect("one descriptor")).expect("a netns");
                 let (uid, name) = (pod.uid.clone(), format!("{}/{}", pod.namespace, pod.name));
-                let mark = mesh_model::Mark::from_random(pod.mark).expect("a mark");
+                let mark = Mark::from_random(pod.mark).expect("a mark");
                 note(Seen::Add { pod: name, facts: pod, in_force: in_force(&netns) });
                 match answers {
-                    Answers::Serve => {
-                        pods.remove(&uid);
-                        let open = netns.run(|| {
-                            let reach = Reach::Owned(mark);
-                            LISTENERS
-                                .iter()
-                                .map(|port| socket::listen(*port, reach, 128))
-                                .collect::<Result<Vec<_>, _>>()
-                        });
-                        match open.expect("entered") {
-                            Ok(listeners) => {
-                                pods.insert(uid, Held { netns, _listeners: listeners });
+                    Answers::Serve | Answers::Proxy => {
+                        let same = |held: &Held| held.netns.id() == netns.id() && held.mark == mark.value();
+                        if let Some(held) = pods.get_mut(&uid).filter(|held| same(held)) {
+                            held.named = true;
+                            ack(id, None);
+                            continue;
+                        }
+                        if let Some(held) = pods.remove(&uid) {
+                            held.let_go(false);
+                        }
+                        match Held::open(netns, mark, answers) {
+                            Ok(held) => {
+                                pods.insert(uid, held);
                                 ack(id, None);
                             }
                             Err(error) => {
@@ -157,11 +203,19 @@ fn serve(conn: &Conn, seen: &Mutex<Vec<Seen>>, answers: Answers) {
                 ack(id, None);
             }
             ToKeeper::Del { id, uid, drain } => {
-                let in_force = pods.remove(&uid).and_then(|held| held.in_force());
+                let held = pods.remove(&uid);
+                let in_force = held.as_ref().and_then(|held| in_force(&held.netns));
+                if let Some(held) = held {
+                    held.let_go(drain);
+                }
                 note(Seen::Del { uid, drain, in_force });
                 ack(id, None);
             }
             ToKeeper::SnapshotEnd { id } => {
+                // What was not named, it lets go, as the real one does.
+                for held in pods.extract_if(.., |_, held| !held.named).map(|(_, held)| held) {
+                    held.let_go(false);
+                }
                 note(Seen::SnapshotEnd);
                 ack(id, None);
             }

@@ -3,6 +3,8 @@
 #![allow(dead_code, unused_imports, reason = "each test binary uses its part")]
 
 pub mod api;
+pub mod ended;
+pub mod flows;
 pub mod keeper;
 pub mod pod;
 
@@ -10,12 +12,12 @@ use std::collections::BTreeMap;
 use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
-use std::sync::OnceLock;
 use std::time::{Duration, Instant};
 
 use mesh_net::Netns;
 use serde_json::{Value, json};
 
+pub use ended::{ended, plugin, run};
 pub use keeper::{FakeKeeper, Seen};
 pub use pod::Pod;
 
@@ -118,42 +120,14 @@ impl Node {
         std::fs::rename(&aside, self.path("source").join(format!("{name}.json"))).expect("renamed");
     }
 
-    /// Calls culvert-cni as a runtime does: (exit code is 0, standard output, how long it took).
+    /// See [`Caller::cni`].
     pub fn cni(&self, command: &str, pod: &Pod, extra: Value) -> (bool, Value, Duration) {
-        let mut conf = json!({
-            "cniVersion": "1.0.0", "name": "net", "type": "culvert-cni",
-            "socket": self.path("run/cni.sock"), "stateDir": self.path("state"), "timeoutSeconds": 15,
-            "prevResult": pod.result(),
-        });
-        for (key, value) in extra.as_object().into_iter().flatten() {
-            conf[key] = value.clone();
-        }
-        let mut call = Command::new(plugin());
-        call.env_clear()
-            .env("CNI_COMMAND", command)
-            .env("CNI_CONTAINERID", &pod.container)
-            .env("CNI_NETNS", pod.netns_path())
-            .env("CNI_IFNAME", "eth0")
-            .env("CNI_PATH", "/opt/cni/bin")
-            .env(
-                "CNI_ARGS",
-                format!(
-                    "IgnoreUnknown=1;K8S_POD_NAMESPACE={};K8S_POD_NAME={};K8S_POD_UID={}",
-                    pod.namespace, pod.name, pod.uid
-                ),
-            )
-            .stdin(Stdio::piped())
-            .stdout(Stdio::piped())
-            .stderr(Stdio::piped());
-        let begun = Instant::now();
-        let mut child = call.spawn().expect("culvert-cni starts");
-        child.stdin.take().expect("piped").write_all(conf.to_string().as_bytes()).expect("written");
-        let output = child.wait_with_output().expect("ends");
-        let took = begun.elapsed();
-        assert!(output.stderr.is_empty(), "culvert-cni wrote to stderr: {}", String::from_utf8_lossy(&output.stderr));
-        let answer =
-            if output.stdout.is_empty() { Value::Null } else { serde_json::from_slice(&output.stdout).expect("JSON") };
-        (output.status.success(), answer, took)
+        self.caller().cni(command, pod, extra)
+    }
+
+    /// A runtime of this node, for another thread.
+    pub fn caller(&self) -> Caller {
+        Caller { socket: self.path("run/cni.sock"), state: self.path("state") }
     }
 
     pub fn add(&self, pod: &Pod) -> (bool, Value, Duration) {
@@ -167,12 +141,16 @@ impl Node {
 
     /// `pod-watcher admin … -o json`, the same binary.
     pub fn admin(&self, args: &[&str]) -> Value {
-        let output = Command::new(env!("CARGO_BIN_EXE_pod-watcher"))
+        let child = Command::new(env!("CARGO_BIN_EXE_pod-watcher"))
             .args(["admin", "-o", "json", "--admin-socket"])
             .arg(self.path("run/admin.sock"))
             .args(args)
-            .output()
-            .expect("runs");
+            .stdin(Stdio::null())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()
+            .expect("starts");
+        let output = ended(child, &format!("pod-watcher admin {args:?}"), Duration::from_secs(30));
         assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
         serde_json::from_slice(&output.stdout).expect("JSON")
     }
@@ -214,6 +192,53 @@ impl Node {
 
     pub fn log(&self) -> String {
         std::fs::read_to_string(self.path("log")).unwrap_or_default()
+    }
+}
+
+/// What calls the plugin.
+pub struct Caller {
+    socket: PathBuf,
+    state: PathBuf,
+}
+
+impl Caller {
+    /// Calls culvert-cni as a runtime does: (exit code is 0, standard output, how long it took).
+    pub fn cni(&self, command: &str, pod: &Pod, extra: Value) -> (bool, Value, Duration) {
+        let mut conf = json!({
+            "cniVersion": "1.0.0", "name": "net", "type": "culvert-cni",
+            "socket": self.socket, "stateDir": self.state, "timeoutSeconds": 15,
+            "prevResult": pod.result(),
+        });
+        for (key, value) in extra.as_object().into_iter().flatten() {
+            conf[key] = value.clone();
+        }
+        let mut call = Command::new(plugin());
+        call.env_clear()
+            .env("CNI_COMMAND", command)
+            .env("CNI_CONTAINERID", &pod.container)
+            .env("CNI_NETNS", pod.netns_path())
+            .env("CNI_IFNAME", "eth0")
+            .env("CNI_PATH", "/opt/cni/bin")
+            .env(
+                "CNI_ARGS",
+                format!(
+                    "IgnoreUnknown=1;K8S_POD_NAMESPACE={};K8S_POD_NAME={};K8S_POD_UID={}",
+                    pod.namespace, pod.name, pod.uid
+                ),
+            )
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped());
+        let begun = Instant::now();
+        let mut child = call.spawn().expect("culvert-cni starts");
+        child.stdin.take().expect("piped").write_all(conf.to_string().as_bytes()).expect("written");
+        // Twice the patience that it has itself.
+        let output = ended(child, &format!("culvert-cni {command}"), Duration::from_secs(30));
+        let took = begun.elapsed();
+        assert!(output.stderr.is_empty(), "culvert-cni wrote to stderr: {}", String::from_utf8_lossy(&output.stderr));
+        let answer =
+            if output.stdout.is_empty() { Value::Null } else { serde_json::from_slice(&output.stdout).expect("JSON") };
+        (output.status.success(), answer, took)
     }
 }
 
@@ -279,28 +304,9 @@ pub fn plugin_runs() -> bool {
         .any(|pid| std::fs::read_to_string(format!("/proc/{pid}/comm")).is_ok_and(|comm| comm.trim() == "culvert-cni"))
 }
 
-/// A program of the machine, in the netns of the calling thread.
-pub fn run(program: &str, args: &[&str]) {
-    let output = Command::new(program).args(args).output().expect("program is installed");
-    assert!(output.status.success(), "{program} {args:?}: {}", String::from_utf8_lossy(&output.stderr));
-}
-
 /// `ip` with many lines, in the netns of the calling thread.
 pub fn ip_batch(lines: &str) {
     let mut file = tempfile::NamedTempFile::new().expect("temporary file");
     file.write_all(lines.as_bytes()).expect("written");
     run("ip", &["-batch", file.path().to_str().expect("text")]);
-}
-
-/// culvert-cni, built as cargo builds this test: another package's binary is not built for it.
-pub fn plugin() -> &'static Path {
-    static BUILT: OnceLock<PathBuf> = OnceLock::new();
-    BUILT.get_or_init(|| {
-        let built = Command::new(env!("CARGO"))
-            .args(["build", "--quiet", "--package", "cni-plugin"])
-            .status()
-            .expect("cargo runs");
-        assert!(built.success(), "cargo build --package cni-plugin");
-        Path::new(env!("CARGO_BIN_EXE_pod-watcher")).with_file_name("culvert-cni")
-    })
 }

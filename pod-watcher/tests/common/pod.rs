@@ -83,7 +83,10 @@ impl Pod {
 
     /// What is in force, read by a session of our own.
     pub fn rules(&self) -> Option<Found> {
-        Session::open(&self.netns, Mode::Plain).expect("session").read().expect("read")
+        let mut session = Session::open(&self.netns, Mode::Plain).expect("session");
+        // One that goes away while it is read is read again.
+        let again = (0..3).find_map(|_| session.read().ok());
+        again.unwrap_or_else(|| session.read().expect("read"))
     }
 
     pub fn stage(&self) -> Option<mesh_net::capture::Stage> {
