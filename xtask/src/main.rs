@@ -44,7 +44,8 @@ enum Verb {
         #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
         args: Vec<String>,
     },
-    /// All tests: unit, property and table tests beside the code, then the real binaries in lab nodes (needs root).
+    /// All tests: unit, property and table tests beside the code, the real binaries in lab nodes, a short soak, a real Kubernetes (needs
+    /// root).
     Test {
         /// Only these.
         #[arg(value_enum)]

@@ -5,7 +5,7 @@ use std::time::Instant;
 
 use clap::ValueEnum;
 
-use crate::{cargo, figures, image, kubernetes, manifests, packages, phase, postgresql, tools};
+use crate::{cargo, figures, image, kubernetes, manifests, packages, phase, postgresql, soak, tools};
 
 /// A part of the tests.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
@@ -14,9 +14,14 @@ pub enum Part {
     Unit,
     /// The real binaries in lab nodes (needs root).
     Lab,
+    /// Two minutes of constant change, after which the mesh is what it was (needs root).
+    Soak,
     /// A real Kubernetes on this machine (needs root; the first time builds Kubernetes).
     Cluster,
 }
+
+/// For how long the soak runs here; `cargo xtask soak` runs as long as one likes.
+const SOAK_MINUTES: f64 = 2.0;
 
 /// Runs the tests; with `long` those as well that take minutes each, with outages of their full length, and writes
 /// `docs/reliability.md` if all of them passed.
@@ -53,6 +58,10 @@ pub fn run(part: Option<Part>, filter: Option<&str>, long: bool) -> anyhow::Resu
         let environment = [("CULVERT_CNITOOL", cnitool), ("CULVERT_PYTHON", python)];
         let environment = environment.into_iter().filter_map(|(name, path)| Some((name, path?)));
         phase::run("lab tests", || cargo::run(binary("promises").envs(environment)))?;
+    }
+    // One test, whose name a filter would have to name.
+    if part == Some(Part::Soak) || part.is_none() && filter.is_none() {
+        soak::of(&binaries, SOAK_MINUTES)?;
     }
     if wanted(Part::Cluster) {
         manifests::run(true)?;
