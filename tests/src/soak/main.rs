@@ -26,9 +26,9 @@ use lab::pod::ECHO;
 use lab::{App, Config, MeshConfig, Pod, PodHandle};
 
 use growth::Growth;
-use rest::Rest;
+use rest::{PASSING, Rest};
 use support::{Clear, Watched, at};
-use traffic::Held;
+use traffic::{Halves, Held};
 
 /// Rounds for which a pod, an idler or a stalled reader stays.
 const STAY: usize = 3;
@@ -63,19 +63,20 @@ impl Cast {
 struct Left {
     pods: VecDeque<PodHandle>,
     held: VecDeque<Held>,
+    halves: VecDeque<Halves>,
 }
 
 /// One round of everything; how many connections were served.
 fn round(lab: &Watched, cast: &Cast, left: &mut Left, number: usize) -> Result<u64> {
     let account = format!("account-{}", number % ACCOUNTS);
-    let churn = Pod::new("shop", &format!("churn-{number}")).service_account(&account).node(1 + number % 2);
-    let churn = lab.add_pod(churn.app(App::serve(&[("echo", ECHO), ("hold", lab::pod::HOLD)])))?;
+    let churn = Pod::new("shop", &format!("{PASSING}{number}")).service_account(&account).node(1 + number % 2);
+    let churn = lab.add_pod(churn.app(App::serve(&[("echo", ECHO)])))?;
     // A policy that names the new pod and refuses somebody; its successor takes its place.
     lab.apply(
         "soak",
         &format!(
             "apiVersion: security.istio.io/v1\nkind: AuthorizationPolicy\nmetadata: {{namespace: shop, name: soak-{}}}\n\
-             spec: {{action: DENY, selector: {{matchLabels: {{app: churn-{number}}}}}, rules: [{{from: [{{source: \
+             spec: {{action: DENY, selector: {{matchLabels: {{app: {PASSING}{number}}}}}, rules: [{{from: [{{source: \
              {{namespaces: [nobody-{number}]}}}}]}}]}}\n",
             number % 2
         ),
@@ -105,7 +106,10 @@ fn round(lab: &Watched, cast: &Cast, left: &mut Left, number: usize) -> Result<u
         lab.remove_pod(&left.pods.pop_front().context("counted")?)?;
     }
     while left.held.len() > STAY * 4 {
-        left.held.pop_front();
+        left.halves.push_back(left.held.pop_front().context("counted")?.leave());
+    }
+    while left.halves.len() > STAY * 4 {
+        left.halves.pop_front();
     }
     let unowned = lab.unowned()?;
     ensure!(unowned.is_empty(), "in clear on the fabric: {unowned:#?}");
@@ -114,6 +118,7 @@ fn round(lab: &Watched, cast: &Cast, left: &mut Left, number: usize) -> Result<u
 
 fn clear(lab: &Watched, left: &mut Left) -> Result<()> {
     left.held.clear();
+    left.halves.clear();
     while let Some(pod) = left.pods.pop_front() {
         lab.remove_pod(&pod)?;
     }
@@ -136,7 +141,9 @@ fn a_mesh_under_constant_change_is_at_the_end_what_it_was_at_the_start() -> Resu
         worker_args: vec!["--series-idle-seconds".to_owned(), "5".to_owned()],
         ..MeshConfig::default()
     };
-    let lab = support::lab(Config::default().name("soak").mesh(config))?;
+    // A short one may run beside a long one.
+    let name = format!("soak-{:.0}s", minutes * 60.0);
+    let lab = support::lab(Config::default().name(&name).mesh(config))?;
     lab::interrupt::take_down_on_signal(lab.dir())?;
     let cast = Cast::open(&lab)?;
     let mut left = Left::default();
