@@ -54,6 +54,7 @@ fn attempt(what: &str, netns: &mesh_net::Netns) -> String {
         "packet" => raw(AddressFamily::PACKET, SocketType::DGRAM, 0),
         "vsock" => raw(AddressFamily::VSOCK, SocketType::STREAM, 0),
         "netlink" => raw(AddressFamily::NETLINK, SocketType::RAW, libc::NETLINK_SOCK_DIAG),
+        "netfilter" => raw(AddressFamily::NETLINK, SocketType::RAW, libc::NETLINK_NETFILTER),
         "kill" => {
             rustix::process::kill_process(rustix::process::getppid().expect("parent"), rustix::process::Signal::CONT)
         }
@@ -118,6 +119,7 @@ fn keepers_work(netns: &mesh_net::Netns) {
                         mesh_net::socket::mint(family, purpose, mark).expect("mint");
                     }
                 }
+                mesh_net::diag::Diag::open().expect("sock_diag");
             })
             .expect("entered");
         let _stop = tokio::time::timeout(std::time::Duration::from_millis(1), mesh_daemon::signals::stop()).await;
@@ -231,7 +233,7 @@ fn the_worker_can_do_its_work() {
 #[test]
 fn the_keeper_can_do_its_work_and_little_else() {
     returns("keeper", "keeper's work", "ok");
-    returns("keeper", "netlink", &libc::ENOSYS.to_string());
+    returns("keeper", "netfilter", &libc::ENOSYS.to_string());
     for what in ["unshare", "ptrace", "execve", "fork", "mount", "kill", "raw", "packet", "udp", "thread"] {
         refused("keeper", what);
     }
