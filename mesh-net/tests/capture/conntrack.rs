@@ -113,7 +113,9 @@ fn with_a_full_table_nothing_passes_and_what_needs_no_entry_works() {
     let _full = fill(&bed);
     let [found, most] =
         ["count", "max"].map(|what| bed.pod_sh(&format!("cat /proc/sys/net/netfilter/nf_conntrack_{what}")));
-    assert_eq!(found, most, "not full");
+    let [found, most] = [found, most].map(|number| number.trim().parse::<u32>().unwrap());
+    // One or the other may have come to its end.
+    assert!(found + 64 > most, "{found} of {most}: not full");
     open.iter_mut().for_each(|(left, right)| assert_talks(left, right));
     for family in FAMILIES {
         standing

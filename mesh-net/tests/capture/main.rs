@@ -13,5 +13,4 @@ mod neighbours;
 mod owners;
 mod rules;
 mod spoof;
-mod timing;
 mod upgrade;

@@ -32,15 +32,14 @@ pub async fn serve(accepted: Accepted, here: Arc<Thread>) {
     let (caller, pod, connection, _place) = accepted.into_parts();
     let _ticket = live::enter(&pod, &connection);
     let mut record = Record::new(&here.proxy.sinks, &connection, &pod);
-    // Boxed: the set-up is large and short, the copying that follows small and long.
-    let set_up = Box::pin(set_up(&here, &pod, &connection, &mut record));
     let (mint, slot) = (&here.dialer.mint, pod.slot());
     let is_orphan = |near, far| mint.is_orphan(slot, far, near);
-    // Dropping the set-up half-way closes what it had opened.
+    // Boxed: the set-up is large and short, the copying that follows small and long. Dropping it half-way closes what it had opened.
+    let set_up = Box::pin(caller.while_there(set_up(&here, &pod, &connection, &mut record), is_orphan));
     let opened = tokio::select! {
         biased;
         cause = connection.was_cut() => Err(cause.into()),
-        opened = caller.while_there(set_up, is_orphan) => opened,
+        opened = set_up => opened,
     };
     let Open { reached, load, far_end } = match opened {
         Ok(open) => open,
