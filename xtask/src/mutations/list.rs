@@ -232,8 +232,8 @@ pub(super) const MUTATIONS: &[Mutation] = &[
     proxy(
         "a reset of a stream is no end of data",
         "node-proxy/src/worker/tunnel/stream.rs",
-        "Some(Err(error)) => return Poll::Ready(Err(closed(&error))),\n                None",
-        "Some(Err(_)) => self.received_end = true,\n                None",
+        "tells of the end and not of the reset.\n                Some(Err(error)) => return Poll::Ready(Err(closed(&error))),",
+        "tells of the end and not of the reset.\n                Some(Err(_)) => self.received_end = true,",
         "worker::tunnel::tests::exchange::a_reset_before_the_end_is_no_end_of_data_whatever_its_code",
     ),
     proxy(
