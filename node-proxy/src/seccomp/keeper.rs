@@ -23,8 +23,6 @@ pub fn allowed() -> Rules {
     let rules =
         rules::fcntl(rules, &[libc::F_DUPFD_CLOEXEC, libc::F_GETFD, libc::F_GETFL, libc::F_SETFL, libc::F_GET_SEALS]);
     let rules = rules::socket(rules, libc::AF_UNIX, libc::SOCK_SEQPACKET, &[0]);
-    // To ask about a pod's sockets with; the worker asks.
-    let rules = rules::socket(rules, libc::AF_NETLINK, libc::SOCK_RAW, &[libc::NETLINK_SOCK_DIAG]);
     let rules = rules::socket(rules, libc::AF_INET, libc::SOCK_STREAM, &[0, libc::IPPROTO_TCP]);
     rules::socket(rules, libc::AF_INET6, libc::SOCK_STREAM, &[0, libc::IPPROTO_TCP])
 }

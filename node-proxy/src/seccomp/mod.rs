@@ -36,7 +36,7 @@ pub fn install(role: Role) -> anyhow::Result<()> {
         Role::Worker => worker::allowed(),
     };
     for (rules, otherwise, matched) in [
-        (done_without(), SeccompAction::Allow, SeccompAction::Errno(libc::ENOSYS.unsigned_abs())),
+        (done_without(role), SeccompAction::Allow, SeccompAction::Errno(libc::ENOSYS.unsigned_abs())),
         (list, refusal, SeccompAction::Allow),
     ] {
         let architecture =
@@ -49,12 +49,18 @@ pub fn install(role: Role) -> anyhow::Result<()> {
 }
 
 /// Tried by libraries, which do without.
-fn done_without() -> Rules {
-    Rules::default()
-        // glibc falls back to clone, whose flags a filter can see.
-        .all(&[libc::SYS_clone3])
-        // getaddrinfo asks for the machine's addresses to order a name's (seen); unordered will do.
-        .when(libc::SYS_socket, &[(0, Is::Equal(libc::AF_NETLINK as u64))])
+fn done_without(role: Role) -> Rules {
+    let netlink = (0, Is::Equal(libc::AF_NETLINK as u64));
+    // glibc falls back to clone, whose flags a filter can see.
+    let rules = Rules::default().all(&[libc::SYS_clone3]);
+    // getaddrinfo asks for the machine's addresses to order a name's (seen); unordered will do.
+    match role {
+        Role::Worker => rules.when(libc::SYS_socket, &[netlink]),
+        // It makes the sockets with which the worker asks about a pod's.
+        Role::Keeper => {
+            rules.when(libc::SYS_socket, &[netlink, (2, Is::Not(libc::NETLINK_SOCK_DIAG.unsigned_abs().into()))])
+        }
+    }
 }
 
 #[cfg(test)]

@@ -9,6 +9,8 @@ use seccompiler::{BackendError, SeccompCmpArgLen, SeccompCmpOp, SeccompCondition
 pub enum Is {
     /// Equal to this int.
     Equal(u64),
+    /// Any other than this int.
+    Not(u64),
     /// Of these bits, exactly the second set is set.
     Bits(u64, u64),
     /// Less than this int.
@@ -42,6 +44,7 @@ impl Rules {
             let conditions = conditions.into_iter().map(|(argument, is)| {
                 let (length, comparison, value) = match is {
                     Is::Equal(value) => (SeccompCmpArgLen::Dword, SeccompCmpOp::Eq, value),
+                    Is::Not(value) => (SeccompCmpArgLen::Dword, SeccompCmpOp::Ne, value),
                     Is::Bits(mask, value) => (SeccompCmpArgLen::Dword, SeccompCmpOp::MaskedEq(mask), value),
                     Is::Below(value) => (SeccompCmpArgLen::Dword, SeccompCmpOp::Lt, value),
                     Is::Whole(value) => (SeccompCmpArgLen::Qword, SeccompCmpOp::Eq, value),
