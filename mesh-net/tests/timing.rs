@@ -30,10 +30,7 @@ fn applying_and_reading_take_less_than_two_milliseconds() {
     let bed = Bed::new();
     let mut session = bed.session(Mode::Owned);
     let mut swap = |stage| timed(|| session.apply(&spec(stage)).unwrap());
-    // In rounds, of which the best counts: what else the machine does slows some of them, a regression all.
-    let mut round =
-        || report("deny <-> redirect", (0..50).flat_map(|_| [swap(Stage::Deny), swap(Stage::Redirect)]).collect());
-    let best = (0..8).map(|_| round()).min().unwrap_or_default();
+    let swaps = (0..100).flat_map(|_| [swap(Stage::Deny), swap(Stage::Redirect)]).collect();
     let generations =
         (0..200).map(|generation| timed(|| session.apply(&Spec { generation, ..spec(Stage::Redirect) }).unwrap()));
     let generations = generations.collect();
@@ -49,11 +46,11 @@ fn applying_and_reading_take_less_than_two_milliseconds() {
         .collect();
     drop(session);
     let opens = (0..200).map(|_| timed(|| Session::open(&bed.pod, Mode::Owned).unwrap())).collect();
+    let p50 = report("deny <-> redirect", swaps);
     report("new generation", generations);
-    let nothing = report("apply, nothing to do", idle);
+    report("apply, nothing to do", idle);
     report("read", reads);
     report("first apply (table, routes, rules)", first);
     report("open (adopts)", opens);
-    // On a slow machine both take longer.
-    assert!(best < Duration::from_millis(2).max(3 * nothing), "{best:?}, and {nothing:?} where there is nothing to do");
+    assert!(p50 < Duration::from_millis(2), "{p50:?}");
 }

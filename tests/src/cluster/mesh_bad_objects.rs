@@ -21,8 +21,7 @@ use crate::traffic::{Traffic, lasts};
 const FLAP: Duration = Duration::from_millis(10);
 const FLAPS: u32 = 500;
 /// What it must come to: hands that are late catch up, but for the last changes.
-/// (The rate is the API server's, and etcd's disk's: a slow machine made 34 with nothing beside.)
-const LEAST: f64 = 20.0;
+const LEAST: f64 = 80.0;
 /// Odd, so that each writes both words.
 const HANDS: u32 = 31;
 /// How long the new owner of an address tries.
