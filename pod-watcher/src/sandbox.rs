@@ -315,7 +315,10 @@ impl Inside {
         session.apply(spec).map_err(|error| failure(&error))?;
         // What counts is what is there, not what was sent.
         match session.read().map_err(|error| failure(&error))? {
-            Some(found) if found.drift.is_empty() => Ok(()),
+            Some(found) if found.drift.is_empty() => {
+                session.hold_neighbours();
+                Ok(())
+            }
             found => {
                 let drift: Vec<String> =
                     found.into_iter().flat_map(|found| found.drift).map(|drift| drift.to_string()).collect();
@@ -372,6 +375,9 @@ impl Inside {
             Ok(None) => (one(DriftKind::Table, "table inet culvert is gone".to_owned()), BTreeMap::new()),
             Err(error) => (one(DriftKind::Unreadable, causes(&error)), BTreeMap::new()),
         };
+        if let Some(session) = &mut self.session {
+            session.hold_neighbours();
+        }
         if let Err(error) = self.session().and_then(Session::sweep) {
             tracing::warn!(netns = %self.netns.id(), error = causes(&error), "flows that have ended stay known");
         }

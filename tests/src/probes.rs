@@ -105,5 +105,11 @@ fn only_the_kubelets_place_reaches_the_probe_port_of_a_strict_pod() -> Result<()
         ensure!(foreign["ok"] == 0, "another node's process got through over {}: {foreign}", family(ip));
         figure("probe_of_strict_pod_us", &seen["us"]["p50"], "µs", family(ip));
     }
+    // Who could take the node's place at the pod would be answered in a probe's.
+    let permanent =
+        |pod: &PodHandle| pod.exec(&["ip", "neigh", "show", "nud", "permanent"]).map(|output| output.stdout);
+    let (captured, plain) = (permanent(&web)?, permanent(&near)?);
+    let hops = captured.lines().filter(|line| line.contains("lladdr")).count();
+    ensure!(hops >= web.ips().len() && plain.is_empty(), "captured:\n{captured}\nplain:\n{plain}");
     lab.down()
 }

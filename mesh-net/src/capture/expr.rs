@@ -16,6 +16,15 @@ pub(super) enum Expr {
     SetMark,
     /// Load what became of the packet's connection (`enum ip_conntrack_status`, host order).
     CtStatus,
+    /// Load which way of its connection the packet goes (`enum ip_conntrack_dir`, one byte).
+    CtDirection,
+    /// Load a number of the packet's connection as it was before anybody translated it.
+    Original {
+        /// Which.
+        number: Original,
+        /// Into which word.
+        at: u8,
+    },
     /// Conntrack shall not see the packet.
     Untrack,
     /// Let the packet's connection have the timeouts of this object.
@@ -124,6 +133,29 @@ pub(super) enum Meta {
     Transport = 16,
 }
 
+/// `enum nft_ct_keys`: the numbers of a connection as its first packet had them.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u32)]
+pub(super) enum Original {
+    SourcePort = 11,
+    DestinationPort = 12,
+    SourceV4 = 19,
+    DestinationV4 = 20,
+    SourceV6 = 21,
+    DestinationV6 = 22,
+}
+
+impl Original {
+    const ALL: [Self; 6] = [
+        Self::SourcePort,
+        Self::DestinationPort,
+        Self::SourceV4,
+        Self::DestinationV4,
+        Self::SourceV6,
+        Self::DestinationV6,
+    ];
+}
+
 /// `enum nft_socket_keys`, those we use.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u32)]
@@ -149,7 +181,10 @@ const REGISTER: u32 = 1;
 const SECOND_REGISTER: u32 = 2;
 /// `NFPROTO_UNSPEC`.
 const ANY_FAMILY: u32 = 0;
+const CT_DIRECTION: u32 = 1;
 const CT_STATUS: u32 = 2;
+/// `IP_CT_DIR_ORIGINAL`.
+const ORIGINAL: u8 = 0;
 /// `NFT_OBJECT_CT_TIMEOUT`.
 pub(super) const CT_TIMEOUT: u32 = 7;
 /// `NFT_REG32_00`: registers of four bytes; the first four of them are register 1.
@@ -191,7 +226,7 @@ impl Expr {
     fn name(&self) -> &str {
         match self {
             Self::Meta(_) | Self::SetMark => "meta",
-            Self::CtStatus => "ct",
+            Self::CtStatus | Self::CtDirection | Self::Original { .. } => "ct",
             Self::Untrack => "notrack",
             Self::Timeouts(_) => "objref",
             Self::Socket(_) => "socket",
@@ -217,6 +252,11 @@ impl Expr {
             Self::Meta(key) => numbers(w, &[(1, REGISTER), (2, *key as u32)]),
             Self::SetMark => numbers(w, &[(2, Meta::Mark as u32), (3, REGISTER)]),
             Self::CtStatus => numbers(w, &[(1, REGISTER), (2, CT_STATUS)]),
+            Self::CtDirection => numbers(w, &[(1, REGISTER), (2, CT_DIRECTION)]),
+            Self::Original { number, at } => {
+                numbers(w, &[(1, word(*at)), (2, *number as u32)]);
+                w.put(3, &[ORIGINAL]);
+            }
             Self::Untrack => {}
             Self::Timeouts(object) => {
                 w.put_be32(1, CT_TIMEOUT);
@@ -296,6 +336,11 @@ impl Expr {
             },
             "ct" => match (data.be32(1), data.be32(2)?, data.find(3), data.be32(4)) {
                 (Some(REGISTER), CT_STATUS, None, None) => Some(Self::CtStatus),
+                (Some(REGISTER), CT_DIRECTION, None, None) => Some(Self::CtDirection),
+                (Some(register), key, Some([ORIGINAL]), None) => {
+                    let number = Original::ALL.into_iter().find(|number| *number as u32 == key)?;
+                    Some(Self::Original { number, at: word_of(register)? })
+                }
                 _ => None,
             },
             "notrack" => data.clone().next().is_none().then_some(Self::Untrack),
@@ -461,7 +506,14 @@ mod tests {
             .prop_map(Expr::Meta),
             prop_oneof![Just(OfSocket::Transparent), Just(OfSocket::Mark)].prop_map(Expr::Socket),
             prop_oneof![Just(Expr::Accept), Just(Expr::Drop), Just(Expr::Return), name().prop_map(Expr::Jump)],
-            prop_oneof![Just(Expr::CtStatus), Just(Expr::Untrack), name().prop_map(Expr::Timeouts)],
+            prop_oneof![
+                Just(Expr::CtStatus),
+                Just(Expr::CtDirection),
+                Just(Expr::Untrack),
+                name().prop_map(Expr::Timeouts)
+            ],
+            (proptest::sample::select(&Original::ALL[..]), 0..16_u8)
+                .prop_map(|(number, at)| Expr::Original { number, at }),
             (name(), prop_oneof![Just(Change::Add), Just(Change::Delete)])
                 .prop_map(|(set, change)| Expr::ChangeSet { set, change }),
             name().prop_map(Expr::InSet),

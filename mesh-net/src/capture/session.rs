@@ -329,9 +329,12 @@ impl Session {
         Err(Error::Contended { tries: WRITE_TRIES })
     }
 
-    /// Holds the pod to what its node is, and repairs that. Where it does not work the pod is no worse off than without a mesh, and is captured
-    /// all the same.
-    fn fix_neighbours(&mut self) {
+    /// Holds a captured pod to what its node is, and repairs that. Where it does not work the pod is no worse off than without a mesh,
+    /// and is captured all the same.
+    pub fn hold_neighbours(&mut self) {
+        if self.spec.is_none_or(|spec| spec.stage != Stage::Redirect) {
+            return;
+        }
         match neighbours::ensure(&mut self.route, &mut self.node) {
             Ok(0) => {}
             Ok(changed) => tracing::debug!(changed, "neighbour entries of the node made permanent"),
@@ -339,7 +342,7 @@ impl Session {
         }
     }
 
-    /// Reads everything back and compares; of a captured pod also holds what it believes of its node. `None`: no table, and this session never made one.
+    /// Reads everything back and compares. `None`: no table, and this session never made one.
     pub fn read(&mut self) -> Result<Option<Found>, Error> {
         let seen = table::read(&mut self.netfilter)?;
         self.former = seen.as_ref().is_some_and(table::Seen::is_former);
@@ -352,9 +355,6 @@ impl Session {
         let (chains, sets) = (rules::prescribe(&spec, &self.exclusions), rules::sets(self.limit));
         let mut drift = drift::compare(seen.as_ref(), &chains, &sets, self.mode, self.netfilter.port());
         drift.extend(routes::audit(&mut self.route, &mut self.links)?);
-        if spec.stage == Stage::Redirect {
-            self.fix_neighbours();
-        }
         Ok(Some(Found { spec: Some(spec), drift, counts: seen.as_ref().map(counts).unwrap_or_default() }))
     }
 

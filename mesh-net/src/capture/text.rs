@@ -71,6 +71,9 @@ enum Held {
     Field(String, bool),
     AddressType(&'static str),
     Status,
+    Direction,
+    /// The numbers of a flow, before it was translated.
+    Original,
     Transparent,
     Constant(Vec<u8>),
     Range(Vec<u8>, Vec<u8>),
@@ -91,6 +94,8 @@ fn word(expr: &Expr, held: &mut Held, mark: Option<Mark>) -> Option<String> {
         Expr::Meta(Meta::Transport) => Held::Protocol,
         Expr::Meta(Meta::Family) => Held::Family,
         Expr::CtStatus => Held::Status,
+        Expr::CtDirection => Held::Direction,
+        Expr::Original { .. } => Held::Original,
         Expr::Socket(OfSocket::Mark) => Held::Mark("socket mark".to_owned()),
         Expr::Socket(OfSocket::Transparent) => Held::Transparent,
         // The numbers of a flow, of which the last one stands for all.
@@ -170,8 +175,12 @@ fn comparison(held: &Held, equal: bool, value: &[u8], mark: Option<Mark>) -> Str
         Held::AddressType(which) if number(value) == Some(2) => format!("fib {which} type{infix}local"),
         Held::AddressType(which) => format!("fib {which} type{infix}{}", shown(value)),
         Held::Status => format!("ct status {operator} {}", shown(value)),
+        Held::Direction if value == [1] => format!("ct direction{infix}reply"),
+        Held::Direction => format!("ct direction{infix}{}", shown(value)),
         Held::Transparent => format!("socket transparent{infix}{}", shown(value)),
-        Held::Constant(_) | Held::Range(..) | Held::Nothing => format!("<cmp {operator} {}>", shown(value)),
+        Held::Original | Held::Constant(_) | Held::Range(..) | Held::Nothing => {
+            format!("<cmp {operator} {}>", shown(value))
+        }
     }
 }
 
@@ -189,6 +198,8 @@ fn source(held: &Held, mark: Option<Mark>) -> String {
         | Held::Address(..)
         | Held::AddressType(_)
         | Held::Status
+        | Held::Direction
+        | Held::Original
         | Held::Transparent
         | Held::Range(..) => "<register>".to_owned(),
     }
@@ -200,6 +211,7 @@ fn flow(held: &Held) -> &'static str {
         // Its last number is the far port: a destination on the way out.
         Held::Field(way, _) if way == "in-out" => "saddr . sport . daddr . dport",
         Held::Field(way, _) if way == "out-in" => "daddr . dport . saddr . sport",
+        Held::Original => "ct original saddr . proto-src . daddr . proto-dst",
         _ => "<registers>",
     }
 }

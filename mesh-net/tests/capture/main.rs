@@ -10,6 +10,7 @@ mod flows;
 #[cfg(feature = "tokio")]
 mod monitor;
 mod neighbours;
+mod own_nat;
 mod owners;
 mod rules;
 mod spoof;

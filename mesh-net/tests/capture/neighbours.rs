@@ -98,7 +98,7 @@ fn a_captured_pod_does_not_believe_a_neighbour_that_says_it_is_the_node() {
     let bridge = Bridge::new();
     let mut session = bridge.session();
     session.apply(&spec(Stage::Redirect)).unwrap();
-    session.read().unwrap();
+    session.hold_neighbours();
     bridge.lie();
     for family in FAMILIES {
         let entry = believed(&bridge.pod, family);
@@ -106,7 +106,7 @@ fn a_captured_pod_does_not_believe_a_neighbour_that_says_it_is_the_node() {
     }
     // Taken away or changed by somebody: the next audit mends it.
     sh(&bridge.pod, &format!("ip neigh del {} dev eth0; ip neigh replace {} lladdr {LIAR} dev eth0", NODE[0], NODE[1]));
-    session.read().unwrap();
+    session.hold_neighbours();
     for family in FAMILIES {
         let entry = believed(&bridge.pod, family);
         assert!(entry.contains(TRUE) && entry.contains("PERMANENT"), "{entry}");
@@ -123,10 +123,10 @@ fn a_bridge_that_changes_its_address_is_followed_and_what_others_fixed_is_left_a
     sh(&bridge.pod, &format!("ip neigh add {} lladdr 02:00:00:00:00:07 dev eth0 nud permanent", NODE[1]));
     let mut session = bridge.session();
     session.apply(&spec(Stage::Redirect)).unwrap();
-    session.read().unwrap();
+    session.hold_neighbours();
     assert!(believed(&bridge.pod, 0).contains(TRUE), "{}", believed(&bridge.pod, 0));
     sh(&bridge.node, "ip link set cni0 address 02:00:00:00:00:99");
-    session.read().unwrap();
+    session.hold_neighbours();
     assert!(believed(&bridge.pod, 0).contains("02:00:00:00:00:99"), "{}", believed(&bridge.pod, 0));
     session.remove().unwrap();
     assert!(believed(&bridge.pod, 1).contains("02:00:00:00:00:07"), "{}", believed(&bridge.pod, 1));
@@ -143,7 +143,7 @@ fn a_gateway_that_is_another_machine_is_left_alone() {
     sh(&bridge.pod, "ip route add default via 198.18.9.66");
     let mut session = bridge.session();
     session.apply(&spec(Stage::Redirect)).unwrap();
-    session.read().unwrap();
+    session.hold_neighbours();
     let entries = sh(&bridge.pod, "ip -4 neigh show nud permanent");
     assert!(entries.is_empty(), "{entries}");
 }

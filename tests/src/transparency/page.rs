@@ -60,7 +60,7 @@ virtual machines) is not captured and keeps its rules.
 | lets in by port (INPUT, policy DROP) | the mesh's ports as well: 15008, 15104 to 15119; `lo` |
 | lets in what answers (`ct state established`) | `untracked` beside it |
 | translates a port on the way in (PREROUTING) | no rule, where a Service's `targetPort` can do it; else the port excluded by both its numbers, for callers in clear, and callers in the mesh that call the second one |
-| translates a destination on the way out (OUTPUT) | the application to call the second one itself |
+| translates a destination on the way out (OUTPUT) | the port that is called excluded, or the application to call the second one itself |
 
 **TCP MD5** (BGP) needs its port excluded at both ends.
 ";

@@ -7,7 +7,7 @@ use super::play::{End, Log};
 /// A port that the Service of [`Way::OwnService`] has.
 pub(super) const OWN_SERVICE: u16 = 7100;
 /// Ports that the pod of [`Pods::LeftOut`] excludes, in and out.
-pub(super) const LEFT_OUT: [u16; 5] = [7200, 7201, 7210, 7211, 7220];
+pub(super) const LEFT_OUT: [u16; 4] = [7200, 7201, 7210, 7220];
 
 /// Where a server listens.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -116,7 +116,7 @@ impl Why {
                  called; a packet from outside that such a rule has already changed is nobody's, and is refused. (Its connection could be the \
                  proxy's only with the same four numbers as the application's: `docs/decisions/0012`.) What the application sends is the \
                  proxy's before OUTPUT rules are asked. For callers in clear a PREROUTING rule is kept when the port is excluded by both its \
-                 numbers (see above); an OUTPUT rule is not kept: its answers come from a destination that no flow of the pod has."
+                 numbers, and an OUTPUT rule when the port that the application calls is excluded (see above)."
             }
             Why::OwnFilter => {
                 "What comes in for the application arrives on ports of the proxy's (15008, or 15104 to 15119) and reaches the application \
@@ -263,11 +263,19 @@ pub(super) static ROWS: &[Row] = &[
         ..greeted("a PREROUTING redirect of the pod's own between two excluded ports")
     },
     Row {
+        listen: Listen::NextPort,
+        pods: Pods::LeftOut,
+        ways: &[Way::Out],
+        port: Some(LEFT_OUT[2]),
+        client_rules: Some(DNAT_OUT),
+        ..greeted("an OUTPUT DNAT of the caller's own from an excluded port to another")
+    },
+    Row {
         listen: Listen::Signed,
         dial: Dial::Signed,
         pods: Pods::LeftOut,
         ways: BY_EXCLUSION,
-        port: Some(LEFT_OUT[4]),
+        port: Some(LEFT_OUT[3]),
         ..greeted("TCP MD5 signatures on an excluded port")
     },
     // What stays different.
@@ -327,17 +335,6 @@ pub(super) static ROWS: &[Row] = &[
             ways: OUT_OF_A_POD,
             client_rules: Some(DNAT_OUT),
             ..greeted("an OUTPUT DNAT of the caller's own to another port")
-        },
-    ),
-    differs(
-        Why::OwnNat,
-        Row {
-            listen: Listen::NextPort,
-            pods: Pods::LeftOut,
-            ways: &[Way::Out],
-            port: Some(LEFT_OUT[2]),
-            client_rules: Some(DNAT_OUT),
-            ..greeted("the same between two excluded ports")
         },
     ),
     differs(

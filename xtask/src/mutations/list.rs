@@ -35,6 +35,8 @@ const EXCLUDED: &str = "owners::an_excluded_port_passes_both_ways_and_lends_noth
 const FLOWS: &str = "owners::flows_leave_the_sets_with_their_sockets_and_a_lost_set_is_not_learned_again";
 const BUSY: &str = "owners::a_pod_that_is_too_busy_is_left_as_it_was";
 const BOUND: &str = "owners::sockets_bound_to_an_interface_are_captured_too";
+const OWN_NAT_BEFORE: &str =
+    "own_nat::a_flow_from_before_that_the_pod_translates_lives_through_every_stage_and_no_longer_than_it_is_known";
 
 pub(super) const MUTATIONS: &[Mutation] = &[
     rule(
@@ -159,6 +161,26 @@ pub(super) const MUTATIONS: &[Mutation] = &[
         to: "rule(\"capture-in\", [syn(), land()])",
         test: capture("owners::half_closed_connections_are_remembered_and_what_conntrack_forgets_ends_by_reset"),
     },
+    other(
+        "an answer that is translated back only later belongs to a flow from before",
+        r#"                [not_syn(), translated_answer(family), in_set(family.before()), accept()]
+"#,
+        r#"                [not_syn(), known(family, Way::In), in_set(family.before()), accept()]
+"#,
+        OWN_NAT_BEFORE,
+    ),
+    other(
+        "an answer that is translated is no pass without a flow that passes",
+        "[not_syn(), translated_answer(family), in_set(family.before()), accept()]",
+        "[not_syn(), translated_answer(family), vec![], accept()]",
+        OWN_NAT_BEFORE,
+    ),
+    other(
+        "an answer that is translated back only later belongs to what a pod excludes",
+        "[not_syn(), translated_answer(family), in_set(family.excluded()), accept()]",
+        "[not_syn(), known(family, Way::In), in_set(family.excluded()), accept()]",
+        "own_nat::a_flow_to_an_excluded_port_that_the_pod_translates_passes_there_and_back",
+    ),
     Mutation {
         guard: "the number of the routing table is nobody's",
         file: "mesh-net/src/capture/routes.rs",

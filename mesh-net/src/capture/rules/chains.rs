@@ -7,7 +7,8 @@ use super::excluded;
 use super::parts::{
     TCP, UDP, Way, accept, change, count, drop, flow, from_landing, from_self, in_set, jump, land, mark, marked,
     not_on, not_syn, not_to_port, of_any_note, of_any_socket, of_family, of_socket, of_transparent_socket, on, opening,
-    refuse, reset, steer, syn, tcp, to_landing, to_others, to_port, to_self, translated, transport, with_flow_label,
+    refuse, reset, steer, syn, tcp, to_landing, to_others, to_port, to_self, translated, translated_answer, transport,
+    with_flow_label,
 };
 use super::{FWMARK, Family, LOOPBACK, RESETS, Rule, TIMEOUTS, TOWARDS_US, rule};
 use crate::capture::Stage;
@@ -101,8 +102,14 @@ pub(super) fn arrive(stage: Stage, own: Mark, exclusions: &Exclusions) -> Vec<Ru
                 let name = format!("inner-{port}");
                 rule(name, [tcp(), to_port(port), refuse()])
             }));
+            rules.extend([rule("input-proxy", [marked(own.value()), accept()])]);
+            rules.extend(each("translated-before-in", |family| {
+                [not_syn(), translated_answer(family), in_set(family.before()), accept()]
+            }));
+            rules.extend(each("translated-excluded-in", |family| {
+                [not_syn(), translated_answer(family), in_set(family.excluded()), accept()]
+            }));
             rules.extend([
-                rule("input-proxy", [marked(own.value()), accept()]),
                 rule("uncaptured-in", [syn(), not_to_port(TUNNEL), refuse()]),
                 // A connection or a listener that is not the proxy's: the last packet of a handshake by SYN cookie, an injection.
                 rule("foreign-in", [of_any_socket(), refuse()]),

@@ -4,7 +4,7 @@ use mesh_model::Mark;
 use mesh_model::ports::LANDING;
 
 use super::{Family, REFUSE};
-use crate::capture::expr::{Change, Expr, Meta, OfSocket};
+use crate::capture::expr::{Change, Expr, Meta, OfSocket, Original};
 
 pub(super) const TCP: u8 = 6;
 pub(super) const UDP: u8 = 17;
@@ -15,6 +15,8 @@ const SYN: u8 = 0x02;
 const RST: u8 = 0x04;
 /// `IPS_DST_NAT`.
 const DESTINATION_TRANSLATED: u32 = 1 << 5;
+/// `IP_CT_DIR_REPLY`.
+const REPLY: u8 = 1;
 
 pub(super) fn equal(value: &[u8]) -> Expr {
     Expr::Cmp { equal: true, value: value.to_vec() }
@@ -168,6 +170,23 @@ pub(super) fn flow(family: Family, way: Way) -> Vec<Expr> {
         Expr::Network { offset: far.0, len, at: words + 1 },
         Expr::Transport { offset: far.1, len: 2, at: 2 * words + 1 },
     ]
+}
+
+/// An answer to a flow of this family whose destination somebody translated: its source is translated back only behind our chains
+/// (`nf_nat_inet_fn`: of an answer, where the packet enters a socket). Loads the flow as the pod's socket has it, see [`flow`].
+pub(super) fn translated_answer(family: Family) -> Vec<Expr> {
+    let (source, destination, words) = match family {
+        Family::V4 => (Original::SourceV4, Original::DestinationV4, 1),
+        Family::V6 => (Original::SourceV6, Original::DestinationV6, 4),
+    };
+    let load = |number, at| Expr::Original { number, at };
+    let numbers = vec![
+        load(source, 0),
+        load(Original::SourcePort, words),
+        load(destination, words + 1),
+        load(Original::DestinationPort, 2 * words + 1),
+    ];
+    [of_family(family), translated(), vec![Expr::CtDirection, equal(&[REPLY])], numbers].concat()
 }
 
 pub(super) fn of_family(family: Family) -> Vec<Expr> {
