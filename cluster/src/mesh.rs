@@ -29,13 +29,22 @@ pub struct Mesh {
 impl Mesh {
     /// As `CULVERT_IMAGES` and `CULVERT_MANIFESTS` say.
     pub fn find() -> Result<Mesh> {
+        Self::given("CULVERT_IMAGES", "CULVERT_MANIFESTS")
+    }
+
+    /// The release before, as `CULVERT_FORMER_IMAGES` and `CULVERT_FORMER_MANIFESTS` say.
+    pub fn find_former() -> Result<Mesh> {
+        Self::given("CULVERT_FORMER_IMAGES", "CULVERT_FORMER_MANIFESTS")
+    }
+
+    fn given(images: &str, manifests: &str) -> Result<Mesh> {
         let given = |name: &str| {
             let path = std::env::var_os(name).map(PathBuf::from);
             path.with_context(|| {
                 format!("{name} is not set: run this through cargo xtask, which makes them and sets it")
             })
         };
-        let mesh = Mesh { images: given("CULVERT_IMAGES")?, manifests: given("CULVERT_MANIFESTS")? };
+        let mesh = Mesh { images: given(images)?, manifests: given(manifests)? };
         for path in [&mesh.images, &mesh.manifests] {
             ensure!(path.exists(), "{} is not there: cargo xtask makes it", path.display());
         }
@@ -52,7 +61,7 @@ impl Cluster {
         step("images of the mesh on every node");
         // Made, not changed: where somebody has defined these kinds already, his definitions stay.
         self.kubectl_with(CRDS, &["create", "-f", "-"])?;
-        self.kubectl(&["apply", "--server-side", "-f", &mesh.manifests.display().to_string()])?;
+        self.apply_mesh(mesh)?;
         step("manifests applied");
         for part in PARTS {
             let rolled_out = self.kubectl(&["rollout", "status", part, "-n", NAMESPACE, DEADLINE]);
@@ -60,6 +69,11 @@ impl Cluster {
         }
         step("mesh Ready");
         Ok(())
+    }
+
+    /// Applies its manifests, over those of another release too; what is rolled out then is under way when this returns.
+    pub fn apply_mesh(&self, mesh: &Mesh) -> Result<()> {
+        self.kubectl(&["apply", "--server-side", "-f", &mesh.manifests.display().to_string()]).map(drop)
     }
 
     /// Gives every node the mesh's images.

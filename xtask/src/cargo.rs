@@ -54,6 +54,11 @@ pub fn binaries() -> anyhow::Result<PathBuf> {
     directory("debug")
 }
 
+/// The same below another target directory.
+pub fn debug_below(target: &Path) -> PathBuf {
+    target.join(TARGET).join("debug")
+}
+
 fn directory(profile: &str) -> anyhow::Result<PathBuf> {
     Ok(target()?.join(TARGET).join(profile))
 }

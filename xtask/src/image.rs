@@ -29,7 +29,8 @@ pub fn of(binaries: &Path) -> anyhow::Result<PathBuf> {
     Ok(to)
 }
 
-fn writer(binaries: &Path) -> Command {
+/// The image writer of these binaries.
+pub fn writer(binaries: &Path) -> Command {
     let mut command = Command::new(binaries.join("culvert-image"));
     command.arg("--binaries").arg(binaries);
     command

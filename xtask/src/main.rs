@@ -9,6 +9,7 @@ mod cargo;
 mod cluster;
 mod coredns;
 mod figures;
+mod former;
 mod image;
 mod kubernetes;
 mod lab;

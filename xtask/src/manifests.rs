@@ -27,7 +27,9 @@ metadata:
 /// Renders the chart into `manifests/culvert.yaml`, or says whether that is what it renders.
 pub fn run(check: bool) -> anyhow::Result<ExitCode> {
     let manifests = cargo::workspace().join("manifests");
-    for (name, rendered) in [("crds.yaml", crds(&manifests.join("chart/crds"))?), ("culvert.yaml", render(&[])?)] {
+    for (name, rendered) in
+        [("crds.yaml", crds(&manifests.join("chart/crds"))?), ("culvert.yaml", render(&cargo::workspace(), &[])?)]
+    {
         let file = manifests.join(name);
         match check {
             true => compare(&file, &rendered)?,
@@ -65,15 +67,20 @@ fn crds(dir: &Path) -> anyhow::Result<String> {
 /// Renders them for the cluster of `cargo xtask cluster`; the file.
 pub fn for_cluster() -> anyhow::Result<PathBuf> {
     let file = cargo::target()?.join("manifests-cluster.yaml");
-    let values = cargo::workspace().join("cluster/mesh-values.yaml");
-    let rendered = render(&["--values".as_ref(), values.as_ref()])?;
-    std::fs::write(&file, rendered).with_context(|| format!("write {}", file.display()))?;
+    write_for_cluster(&cargo::workspace(), &file)?;
     Ok(file)
 }
 
+/// The same of any checkout.
+pub fn write_for_cluster(checkout: &Path, file: &Path) -> anyhow::Result<()> {
+    let values = checkout.join("cluster/mesh-values.yaml");
+    let rendered = render(checkout, &["--values".as_ref(), values.as_ref()])?;
+    std::fs::write(file, rendered).with_context(|| format!("write {}", file.display()))
+}
+
 /// The namespace and the chart, without its definitions.
-fn render(more: &[&OsStr]) -> anyhow::Result<String> {
-    let chart = cargo::workspace().join("manifests/chart");
+fn render(checkout: &Path, more: &[&OsStr]) -> anyhow::Result<String> {
+    let chart = checkout.join("manifests/chart");
     let mut helm = Command::new(tools::helm()?);
     helm.args(["template", "culvert"]).arg(chart).args(["--namespace", NAMESPACE]).args(more);
     let output = helm.output().with_context(|| format!("start {helm:?}"))?;

@@ -5,7 +5,9 @@ use std::time::Instant;
 
 use clap::ValueEnum;
 
-use crate::{cargo, figures, image, kubernetes, manifests, mutations, packages, phase, postgresql, soak, tools};
+use crate::{
+    cargo, figures, former, image, kubernetes, manifests, mutations, packages, phase, postgresql, soak, tools,
+};
 
 /// A part of the tests.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
@@ -70,6 +72,10 @@ pub fn run(part: Option<Part>, filter: Option<&str>, long: bool) -> anyhow::Resu
         command.envs(environment).env("CULVERT_IMAGES", image::of(&binaries)?);
         command.env("CULVERT_MANIFESTS", manifests::for_cluster()?).env("CULVERT_POSTGRESQL", postgresql::root()?);
         command.env("CULVERT_HELM", tools::helm()?);
+        if long {
+            let former = former::release()?;
+            command.env("CULVERT_FORMER_IMAGES", former.images).env("CULVERT_FORMER_MANIFESTS", former.manifests);
+        }
         let rows = phase::run("cluster tests", || match long {
             true => figures::run(&mut command),
             false => cargo::run(&mut command).map(|()| Vec::new()),

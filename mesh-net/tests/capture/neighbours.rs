@@ -102,7 +102,10 @@ fn a_captured_pod_does_not_believe_a_neighbour_that_says_it_is_the_node() {
         assert!(entry.contains(TRUE) && entry.contains("PERMANENT"), "{entry}");
     }
     // Taken away or changed by somebody: the next audit mends it.
-    sh(&bridge.pod, &format!("ip neigh del {} dev eth0; ip neigh replace {} lladdr {LIAR}6 dev eth0", NODE[0], NODE[1]));
+    sh(
+        &bridge.pod,
+        &format!("ip neigh del {} dev eth0; ip neigh replace {} lladdr {LIAR}6 dev eth0", NODE[0], NODE[1]),
+    );
     session.hold_neighbours();
     for family in FAMILIES {
         let entry = believed(&bridge.pod, family);

@@ -31,6 +31,7 @@ mod mesh_starts;
 mod mesh_statuses;
 mod mesh_talks;
 mod mesh_tokens;
+mod mesh_upgrade;
 mod names;
 mod prober;
 mod serves;
