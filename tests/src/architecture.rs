@@ -224,13 +224,14 @@ fn the_security_page_names_tests_that_are_there_and_one_for_each_thing_that_is_p
     let named = named_tests(&page);
     assert!(named.len() > 25, "{named:?}");
     for (module, name) in named {
-        let found = texts
-            .iter()
-            .any(|(path, text)| is_module(path, &module) && text.contains("test]") && text.contains(&format!("fn {name}")));
+        let found = texts.iter().any(|(path, text)| {
+            is_module(path, &module) && text.contains("test]") && text.contains(&format!("fn {name}"))
+        });
         assert!(found, "docs/security.md names {module}::{name}, which is not there");
     }
     // Alone names are whole names of tests.
-    for name in page.split('`').skip(1).step_by(2).filter(|word| word.matches('_').count() > 4 && !word.contains("::")) {
+    for name in page.split('`').skip(1).step_by(2).filter(|word| word.matches('_').count() > 4 && !word.contains("::"))
+    {
         assert!(texts.iter().any(|(_, text)| text.contains(&format!("fn {name}("))), "{name} is not there");
     }
     let promises = page.split("\n## How").nth(1).and_then(|rest| rest.split("\n## ").next()).expect("section How");
