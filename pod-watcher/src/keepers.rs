@@ -42,6 +42,8 @@ pub struct KeeperHandle {
     pub pid: i32,
     /// Whether it takes part in a hand-over.
     pub hands_over: bool,
+    /// Whether its worker takes connections that no rule translates.
+    pub owns_packets: bool,
     queue: mpsc::Sender<Outgoing>,
 }
 
@@ -108,17 +110,17 @@ async fn converse(
         send(&conn, &ToKeeper::Hello(hello), &[]).await?;
         receive(&conn).await?.ok_or_else(|| "closed before it greeted".to_owned())
     });
-    let (hands_over, counts) = match hello.await.map_err(|_| "did not greet in time".to_owned())?? {
+    let (hands_over, owns_packets, counts) = match hello.await.map_err(|_| "did not greet in time".to_owned())?? {
         FromKeeper::Hello(hello) => {
             hello.agree().map_err(|error| error.to_string())?;
-            (hello.can(HANDOVER), hello.can(COUNTER))
+            (hello.can(HANDOVER), hello.can(OWNED), hello.can(COUNTER))
         }
         other => return Err(format!("spoke before it greeted: {other:?}")),
     };
     let (queue, waiting) = mpsc::channel(QUEUE);
     // Only the node holds the queue: when it lets go, the link ends.
     let back = queue.downgrade();
-    let handle = KeeperHandle { pid: peer.pid, hands_over, queue };
+    let handle = KeeperHandle { pid: peer.pid, hands_over, owns_packets, queue };
     inputs.send(Input::KeeperUp { keeper, handle }).await;
     let conn = Arc::new(conn);
     let ended = tokio::select! {

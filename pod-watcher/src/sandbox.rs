@@ -6,6 +6,7 @@
 use std::collections::BTreeMap;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use mesh_api::link::worker::LISTENERS;
@@ -123,7 +124,7 @@ pub struct Sandbox {
 }
 
 /// What every sandbox needs to know.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub struct Kernel {
     /// How tables are made.
     pub mode: Mode,
@@ -133,6 +134,8 @@ pub struct Kernel {
     pub pid1: NetnsId,
     /// Most flows of a pod, of each family, that may go on beside the mesh.
     pub flows: u32,
+    /// Whether a worker of the release before takes connections on this node.
+    pub former_serves: Arc<AtomicBool>,
 }
 
 impl Kernel {
@@ -158,7 +161,7 @@ impl Sandbox {
         let (jobs, queue) = mpsc::channel(JOBS);
         let (wanted, excluded) = watch::channel(exclusions.clone());
         let id = netns.id();
-        let inside = Inside { netns: netns.try_clone()?, kernel, exclusions, session: None };
+        let inside = Inside { netns: netns.try_clone()?, kernel, exclusions, session: None, may_give_way: false };
         group.spawn("sandbox", run(inside, queue, excluded, report));
         Ok(Self { id, serial, netns, exclusions: wanted, jobs, sent: 0 })
     }
@@ -195,6 +198,8 @@ struct Inside {
     kernel: Kernel,
     exclusions: Exclusions,
     session: Option<Session>,
+    /// The last audit found nobody who needs the rules of the release before.
+    may_give_way: bool,
 }
 
 async fn run(
@@ -360,8 +365,9 @@ impl Inside {
         let session = self.session()?;
         session.exclude(exclusions);
         match session.spec() {
-            Some(spec) => session.apply(&spec).map(drop),
-            None => Ok(()),
+            // Rules of the release before get them when they give way.
+            Some(spec) if !session.is_former() => session.apply(&spec).map(drop),
+            _ => Ok(()),
         }
     }
 
@@ -381,13 +387,19 @@ impl Inside {
         if let Err(error) = self.session().and_then(Session::sweep) {
             tracing::warn!(netns = %self.netns.id(), error = causes(&error), "flows that have ended stay known");
         }
-        // Rules of the release before know nothing of marks; they give way as soon as the listeners have them.
-        let (mark, former) = (self.session.as_ref().and_then(Session::spec).map(|spec| spec.mark), self.is_former());
-        let listeners = self.listeners(mark);
-        if former && !listeners {
+        let listeners = self.listeners(self.session.as_ref().and_then(Session::spec).map(|spec| spec.mark));
+        if self.is_former() && !self.gives_way(listeners) {
             return Done::Audited { jobs, drift: Vec::new(), listeners: self.listeners(None), by, counts };
         }
         Done::Audited { jobs, drift, listeners, by, counts }
+    }
+
+    /// Whether rules of the release before may go: the listeners have the marks that rules of now know, and no worker of that release
+    /// accepts, for where a connection that is not translated wants to go it could not tell. Seen twice: a worker that is asked to stop
+    /// hears of it a moment after its keeper.
+    fn gives_way(&mut self, listeners: bool) -> bool {
+        let may = listeners && !self.kernel.former_serves.load(Ordering::Relaxed);
+        std::mem::replace(&mut self.may_give_way, may) && may
     }
 
     fn is_former(&self) -> bool {

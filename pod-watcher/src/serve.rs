@@ -348,5 +348,5 @@ fn kernel(mode: TableMode, flows: u32) -> anyhow::Result<Kernel> {
     if host != pid1 {
         tracing::warn!(own = %host, %pid1, "pod-watcher does not run in the network namespace of pid 1: is hostNetwork missing?");
     }
-    Ok(Kernel { mode, host, pid1, flows })
+    Ok(Kernel { mode, host, pid1, flows, former_serves: Arc::default() })
 }

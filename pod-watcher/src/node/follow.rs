@@ -3,6 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 
 use mesh_api::link::NodeFacts;
 use mesh_api::link::proxy::{Refused, ToKeeper};
@@ -63,6 +64,7 @@ impl Node {
     pub(super) fn keeper_up(&mut self, keeper: KeeperId, handle: KeeperHandle) {
         tracing::info!(keeper, pid = handle.pid, "keeper connected");
         self.keepers.insert(keeper, handle);
+        self.mind_former_keepers();
         // Before it hears of a pod: it must have the listeners by then.
         if let Some(predecessor) = self.partner(keeper) {
             self.introduce(predecessor, keeper);
@@ -81,6 +83,7 @@ impl Node {
         if !self.keepers.contains_key(&keeper) || !self.leaving.insert(keeper) {
             return;
         }
+        self.mind_former_keepers();
         let heir = self.partner(keeper).filter(|heir| !self.leaving.contains(heir));
         tracing::info!(keeper, ?heir, "keeper leaves");
         if let Some(heir) = heir {
@@ -95,6 +98,13 @@ impl Node {
             let id = self.number();
             self.tell(heir, ToKeeper::SnapshotEnd { id }, Vec::new());
         }
+    }
+
+    /// A keeper of the release before that stays has a worker that accepts.
+    fn mind_former_keepers(&self) {
+        let stays = |keeper: &KeeperId| !self.leaving.contains(keeper);
+        let serves = self.keepers.iter().any(|(keeper, handle)| !handle.owns_packets && stays(keeper));
+        self.kernel.former_serves.store(serves, Ordering::Relaxed);
     }
 
     /// Those that a new pod may be given to.
@@ -135,6 +145,7 @@ impl Node {
             return;
         }
         self.leaving.remove(&keeper);
+        self.mind_former_keepers();
         if self.keepers.is_empty() {
             tracing::warn!(keeper, "keeper gone: captured pods are refused new connections until one is back");
         } else {
@@ -232,7 +243,7 @@ impl Node {
                 Box::pin(async move { inputs.send(Input::Sandbox { uid, serial, done }).await });
             sent
         });
-        Sandbox::open(netns, serial, self.kernel, exclusions, &self.group, report)
+        Sandbox::open(netns, serial, self.kernel.clone(), exclusions, &self.group, report)
     }
 
     pub(super) fn sandbox(&mut self, uid: &PodUid, serial: u64, done: Done) {

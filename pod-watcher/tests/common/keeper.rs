@@ -101,6 +101,11 @@ impl FakeKeeper {
         self.seen().iter().filter(|seen| matches!(seen, Seen::Add { .. })).count()
     }
 
+    /// Says that it leaves.
+    pub fn leave(&self) {
+        self.conn.send(&link::encode(&FromKeeper::Leaving), &[]).expect("sent");
+    }
+
     pub fn want_diag(&self, count: u8) {
         self.conn.send(&link::encode(&FromKeeper::WantDiag { count }), &[]).expect("sent");
     }
