@@ -71,6 +71,11 @@ fn rules_of_the_release_before_give_way_and_no_connection_is_cut() {
     for listener in [&outbound, &inbound, &tunnel] {
         socket::set_reach(listener, Reach::Owned(mark())).unwrap();
     }
+    // Those that come until the rules change: their sockets have the listener's mark.
+    for family in FAMILIES {
+        open.push(("captured and marked, in", dial(&bed.world, to_pod(family)).unwrap(), accept(&inbound).0));
+        open.push(("captured and marked, out", dial(&bed.pod, to_world(family)).unwrap(), accept(&outbound).0));
+    }
     let mut session = bed.session(Mode::Plain);
     assert!(session.read().unwrap().is_some() && session.is_former());
     session.apply(&spec(Stage::Redirect)).unwrap();

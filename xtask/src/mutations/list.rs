@@ -209,6 +209,12 @@ pub(super) const MUTATIONS: &[Mutation] = &[
         to: "[0xfec0, 0xffc0]",
         test: capture("owners::link_local_destinations_are_captured_and_reached_both_ways"),
     },
+    rule(
+        "what the release before translated is translated back, marked or not",
+        r#"        rule("proxy-former", [marked(own.value()), tcp(), from_port(OUTBOUND), accept()]),
+"#,
+        "upgrade::rules_of_the_release_before_give_way_and_no_connection_is_cut",
+    ),
     Mutation {
         guard: "flows of the release before keep their translation",
         file: "mesh-net/src/capture/session.rs",

@@ -5,10 +5,10 @@ use mesh_model::{Exclusions, Mark};
 
 use super::excluded;
 use super::parts::{
-    TCP, UDP, Way, accept, change, count, drop, flow, from_landing, from_self, in_set, jump, land, mark, marked,
-    not_on, not_syn, not_to_port, of_any_note, of_any_socket, of_family, of_socket, of_transparent_socket, on, opening,
-    refuse, reset, steer, syn, tcp, to_landing, to_others, to_port, to_self, translated, translated_answer, transport,
-    with_flow_label,
+    TCP, UDP, Way, accept, change, count, drop, flow, from_landing, from_port, from_self, in_set, jump, land, mark,
+    marked, not_on, not_syn, not_to_port, of_any_note, of_any_socket, of_family, of_socket, of_transparent_socket, on,
+    opening, refuse, reset, steer, syn, tcp, to_landing, to_others, to_port, to_self, translated, translated_answer,
+    transport, with_flow_label,
 };
 use super::{FWMARK, Family, LOOPBACK, RESETS, Rule, TIMEOUTS, TOWARDS_US, rule};
 use crate::capture::Stage;
@@ -134,6 +134,8 @@ pub(super) fn leave(stage: Stage, own: Mark, exclusions: &Exclusions) -> Vec<Rul
         rule("proxy-to-itself", [marked(own.value()), to_lo(), syn(), jump(TOWARDS_US)]),
         // Its answers have to be translated back.
         rule("proxy-landed", [marked(own.value()), from_landing(), accept()]),
+        // So have those of connections that rules of the release before translated to the listener, which had its mark already.
+        rule("proxy-former", [marked(own.value()), tcp(), from_port(OUTBOUND), accept()]),
         rule("proxy-out", [marked(own.value()), count(), untracked()]),
         // Who sets our public mark on the way to the pod itself is not captured by that either.
         rule("local-marked", [marked(FWMARK), to_self(), from_self(), count(), mark(0), vec![Expr::Accept]]),

@@ -86,6 +86,10 @@ pub(super) fn to_port(port: u16) -> Vec<Expr> {
     vec![destination_port(), equal(&port.to_be_bytes())]
 }
 
+pub(super) fn from_port(port: u16) -> Vec<Expr> {
+    vec![Expr::Transport { offset: 0, len: 2, at: 0 }, equal(&port.to_be_bytes())]
+}
+
 pub(super) fn not_to_port(port: u16) -> Vec<Expr> {
     vec![destination_port(), unequal(&port.to_be_bytes())]
 }
