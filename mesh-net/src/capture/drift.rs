@@ -245,7 +245,11 @@ mod tests {
             name: chain.name.to_owned(),
             hook: chain.hook,
             policy: 1,
-            rules: chain.rules.into_iter().map(|rule| SeenRule { name: rule.name, exprs: rule.exprs }).collect(),
+            rules: chain
+                .rules
+                .into_iter()
+                .map(|rule| SeenRule { handle: 0, name: rule.name, exprs: rule.exprs })
+                .collect(),
         });
         let sets = rules::sets(9).into_iter().map(|set| SeenSet {
             name: set.name.to_owned(),
@@ -307,12 +311,20 @@ mod tests {
         );
         check(
             |seen| {
-                chain(seen, "output_route").rules.insert(0, SeenRule { name: String::new(), exprs: vec![Expr::Accept] })
+                chain(seen, "output_route")
+                    .rules
+                    .insert(0, SeenRule { handle: 0, name: String::new(), exprs: vec![Expr::Accept] })
             },
             &["rule (accept) was added to chain output_route before \"output-loopback\""],
         );
         check(
-            |seen| chain(seen, "output_route").rules.push(SeenRule { name: String::new(), exprs: vec![Expr::Accept] }),
+            |seen| {
+                chain(seen, "output_route").rules.push(SeenRule {
+                    handle: 0,
+                    name: String::new(),
+                    exprs: vec![Expr::Accept],
+                })
+            },
             &["rule (accept) was added at the end of chain output_route"],
         );
         check(

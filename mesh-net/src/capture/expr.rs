@@ -318,9 +318,11 @@ impl Expr {
     /// Reads one element of a rule's list.
     pub(super) fn read(element: &[u8]) -> Self {
         let element = Attributes::nested(element);
-        let name = element.text(NAME).unwrap_or_default();
         let data = element.find(DATA).unwrap_or_default();
-        Self::known(&name, &Attributes::nested(data)).unwrap_or_else(|| Self::Other { name, data: data.to_vec() })
+        // Without a copy: a table has hundreds.
+        let name = element.find(NAME).and_then(|name| std::ffi::CStr::from_bytes_until_nul(name).ok()?.to_str().ok());
+        let known = name.and_then(|name| Self::known(name, &Attributes::nested(data)));
+        known.unwrap_or_else(|| Self::Other { name: element.text(NAME).unwrap_or_default(), data: data.to_vec() })
     }
 
     fn known(name: &str, data: &Attributes<'_>) -> Option<Self> {

@@ -1,7 +1,7 @@
 //! The table by netlink: what is there, and the one transaction that makes it what it should be.
 //!
-//! Chains that are as they should be are left alone, and rules are replaced inside chains that stay: a packet sees a chain either
-//! before or after the transaction, never empty. Only a table whose chains themselves are wrong is created anew.
+//! Chains that are as they should be are left alone, and rules are replaced inside chains that stay, from the first on that differs: a
+//! packet sees a chain either before or after the transaction, never empty. Only a table whose chains themselves are wrong is created anew.
 
 use std::collections::BTreeMap;
 use std::io;
@@ -82,6 +82,8 @@ pub(super) struct SeenChain {
 /// A rule as it is; the name is its comment.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) struct SeenRule {
+    /// The kernel's number of it.
+    pub(super) handle: u64,
     pub(super) name: String,
     pub(super) exprs: Vec<Expr>,
 }
@@ -116,6 +118,12 @@ impl Seen {
     }
 }
 
+impl SeenRule {
+    fn is(&self, rule: &rules::Rule) -> bool {
+        self.name == rule.name && expr::same(&self.exprs, &rule.exprs)
+    }
+}
+
 impl SeenChain {
     /// Hook, type, priority and policy as they should be.
     pub(super) fn defined_as(&self, chain: &Chain) -> bool {
@@ -124,12 +132,12 @@ impl SeenChain {
 
     /// Also the rules, in their order.
     pub(super) fn holds(&self, chain: &Chain) -> bool {
-        self.rules.len() == chain.rules.len()
-            && self
-                .rules
-                .iter()
-                .zip(&chain.rules)
-                .all(|(seen, rule)| seen.name == rule.name && expr::same(&seen.exprs, &rule.exprs))
+        self.rules.len() == chain.rules.len() && self.begins_with(chain) == chain.rules.len()
+    }
+
+    /// How many of the first rules are as they should be.
+    fn begins_with(&self, chain: &Chain) -> usize {
+        self.rules.iter().zip(&chain.rules).take_while(|(seen, rule)| seen.is(rule)).count()
     }
 }
 
@@ -231,7 +239,8 @@ fn read_parts(
             let list = Attributes::nested(rule.find(4).unwrap_or_default());
             let exprs = list.map(|(_, element)| Expr::read(element)).collect();
             let name = rule.find(7).and_then(comment).unwrap_or_default();
-            found.push((rule.text(2).unwrap_or_default(), SeenRule { name, exprs }));
+            let handle = rule.be64(3).unwrap_or_default();
+            found.push((rule.text(2).unwrap_or_default(), SeenRule { handle, name, exprs }));
         },
     )
 }
@@ -376,13 +385,14 @@ pub(super) fn write(
         }
         for chain in chains {
             let old = keep.and_then(|seen| seen.chain(chain.name)).filter(|old| old.defined_as(chain));
-            if old.is_some_and(|old| old.holds(chain)) {
-                continue;
+            // Rules that most stages begin with stay: a change of stage writes half as many.
+            let stay = old.map_or(0, |old| old.begins_with(chain));
+            match old {
+                Some(old) if stay == 0 && !old.rules.is_empty() => empty(batch, chain.name),
+                Some(old) => old.rules[stay..].iter().for_each(|rule| delete_rule(batch, chain.name, rule)),
+                None => {}
             }
-            if old.is_some_and(|old| !old.rules.is_empty()) {
-                empty(batch, chain.name);
-            }
-            for rule in &chain.rules {
+            for rule in &chain.rules[stay..] {
                 new_rule(batch, chain.name, rule, counts.get(&rule.name).copied());
             }
         }
@@ -393,6 +403,14 @@ fn empty(batch: &mut Batch, chain: &str) {
     batch.add(format!("empty chain {chain}"), DELETE_RULE, 0, |w| {
         w.put_str(1, TABLE);
         w.put_str(2, chain);
+    });
+}
+
+fn delete_rule(batch: &mut Batch, chain: &str, rule: &SeenRule) {
+    batch.add(format!("delete rule {:?} of chain {chain}", rule.name), DELETE_RULE, 0, |w| {
+        w.put_str(1, TABLE);
+        w.put_str(2, chain);
+        w.put(3, &rule.handle.to_be_bytes());
     });
 }
 
