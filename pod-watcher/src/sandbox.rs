@@ -134,7 +134,7 @@ pub struct Kernel {
     pub pid1: NetnsId,
     /// Most flows of a pod, of each family, that may go on beside the mesh.
     pub flows: u32,
-    /// Whether a worker of the release before takes connections on this node.
+    /// Whether a worker of the release before takes connections on this node, as far as is known.
     pub former_serves: Arc<AtomicBool>,
 }
 

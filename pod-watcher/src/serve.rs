@@ -5,6 +5,7 @@ use std::fs::{DirBuilder, File, Permissions};
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
 use std::time::Duration;
 
 use anyhow::{Context, bail};
@@ -348,5 +349,5 @@ fn kernel(mode: TableMode, flows: u32) -> anyhow::Result<Kernel> {
     if host != pid1 {
         tracing::warn!(own = %host, %pid1, "pod-watcher does not run in the network namespace of pid 1: is hostNetwork missing?");
     }
-    Ok(Kernel { mode, host, pid1, flows, former_serves: Arc::default() })
+    Ok(Kernel { mode, host, pid1, flows, former_serves: Arc::new(AtomicBool::new(true)) })
 }

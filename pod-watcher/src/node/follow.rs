@@ -100,10 +100,11 @@ impl Node {
         }
     }
 
-    /// A keeper of the release before that stays has a worker that accepts.
+    /// A keeper of the release before that stays has a worker that accepts; and while none is connected, nobody knows.
     fn mind_former_keepers(&self) {
         let stays = |keeper: &KeeperId| !self.leaving.contains(keeper);
-        let serves = self.keepers.iter().any(|(keeper, handle)| !handle.owns_packets && stays(keeper));
+        let serves = self.keepers.is_empty()
+            || self.keepers.iter().any(|(keeper, handle)| !handle.owns_packets && stays(keeper));
         self.kernel.former_serves.store(serves, Ordering::Relaxed);
     }
 

@@ -216,6 +216,17 @@ pub(super) const MUTATIONS: &[Mutation] = &[
         "upgrade::rules_of_the_release_before_give_way_and_no_connection_is_cut",
     ),
     Mutation {
+        guard: "rules of the release before stay while a worker of it accepts",
+        file: "pod-watcher/src/sandbox.rs",
+        from: "let may = listeners && !self.kernel.former_serves.load(Ordering::Relaxed);",
+        to: "let may = listeners;",
+        test: Held::Integration {
+            package: "pod-watcher",
+            target: "former",
+            name: "rules_of_the_release_before_give_way_when_its_keeper_leaves_and_no_sooner",
+        },
+    },
+    Mutation {
         guard: "flows of the release before keep their translation",
         file: "mesh-net/src/capture/session.rs",
         from: "if self.former && spec.stage == Stage::Redirect && before == Some(Stage::Redirect) {",
