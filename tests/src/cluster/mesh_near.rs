@@ -47,7 +47,7 @@ impl Shop {
     }
 
     /// Puts the nodes into zones, and has the Service's slices say so: what they say decides, as it does for kube-proxy, and Kubernetes
-    /// writes them anew for a node that moves only when something else of the Service changes.
+    /// writes them anew for a node that moves only when something of the Service changes.
     fn zones(&self, zones: [&str; 2]) -> Result<()> {
         [1, 2].iter().zip(zones).try_for_each(|(node, zone)| {
             let label = format!("topology.kubernetes.io/zone={zone}");
@@ -55,19 +55,24 @@ impl Shop {
         })?;
         let slices = ["endpointslices", "-n", "shop", "-l", "kubernetes.io/service-name=cart"];
         let mut last = String::new();
+        // Whoever writes the slices may look at the nodes as they were before: it is told again until it has seen them.
+        let mut told = 0;
         wait::until_true("the slices to say the zones", 2 * CHANGE, || {
             let said = self.cluster.get(&slices).map(|list| zones_of(&list)).unwrap_or_default();
-            last = format!("{said:?}");
             if said == zones {
                 return true;
             }
-            // Both families' slices with both endpoints: they are whole, and of the zones before.
-            if said.len() == 2 && said.iter().all(|zone| !zone.is_empty()) {
-                let _ = self.cluster.kubectl(&[&["delete"], &slices[..]].concat());
-            }
+            told += 1;
+            last = format!("{said:?}, told {told} times, last: {:?}", self.changed(told));
             false
         })
         .context(last)
+    }
+
+    /// Changes something of the Service that nobody reads.
+    fn changed(&self, times: u32) -> Result<()> {
+        let change = format!("test.culvert.io/changed={times}");
+        self.cluster.kubectl(&["annotate", "service", "cart", "-n", "shop", "--overwrite", &change]).map(drop)
     }
 
     /// What the Service says of which endpoints are right.

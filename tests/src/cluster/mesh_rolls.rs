@@ -1,5 +1,8 @@
 //! node-proxy is replaced on every node, again and again, while pods open connections at a steady rate: none is refused, none ends
 //! before its first byte.
+//!
+//! On two cores a rolling and this rate may together be more than there is: attempts that came late are caught up with before the next
+//! rolling begins, so that each begins under the whole load and none of it is left out.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::io::{self, Read as _, Write as _};
@@ -11,6 +14,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context as _, Result, ensure};
 use cluster::Cluster;
 use cluster::mesh::NAMESPACE;
+use lab::wait;
 
 use crate::shop::{Member, captured, dial, meshed, start};
 use crate::support::figure;
@@ -20,6 +24,10 @@ const ROLLINGS: usize = 10;
 const RATE: u32 = 300;
 /// Of it this much is asked for at least: who is late catches up, but for the last attempts.
 const SHARE: f64 = 0.9;
+/// How late the attempts of a pod may be when a rolling begins.
+const LATE: Duration = Duration::from_millis(200);
+/// How long catching up may take: about as long as a rolling.
+const CATCH_UP: Duration = Duration::from_secs(20);
 /// Connections that stay open until they are cut, of each pod to each address.
 const KEPT: usize = 5;
 
@@ -35,6 +43,10 @@ struct Met {
 }
 
 impl Met {
+    fn tried(&self) -> u64 {
+        self.answered + self.failed.values().map(|(count, _)| count).sum::<u64>()
+    }
+
     fn note(&mut self, to: SocketAddr, at: Duration, took: Duration, met: io::Result<()>) {
         self.slowest = self.slowest.max(took);
         match met {
@@ -54,8 +66,7 @@ fn byte(mut stream: &TcpStream) -> io::Result<()> {
 }
 
 /// Attempts at `every`, by the clock and not by the answers, and [`KEPT`] long-lived connections, until `over`.
-fn attempts(to: SocketAddr, every: Duration, over: &AtomicBool, met: &Mutex<Met>) {
-    let begun = Instant::now();
+fn attempts(to: SocketAddr, begun: Instant, every: Duration, over: &AtomicBool, met: &Mutex<Met>) {
     let mut kept: VecDeque<TcpStream> = VecDeque::new();
     for n in 0.. {
         if over.load(Ordering::Relaxed) {
@@ -85,6 +96,19 @@ fn attempts(to: SocketAddr, every: Duration, over: &AtomicBool, met: &Mutex<Met>
     }
 }
 
+/// Waits until nearly all attempts of `callers` were made that are due since `begun`.
+fn caught_up(begun: Instant, callers: usize, met: &Mutex<Met>) -> Result<()> {
+    let mut last = String::new();
+    let per_second = f64::from(RATE) * callers as f64;
+    wait::until_true("attempts to be caught up with", CATCH_UP, || {
+        let due = per_second * begun.elapsed().saturating_sub(LATE).as_secs_f64();
+        let tried = met.lock().expect("no panic while held").tried();
+        last = format!("{tried} of {due:.0} made");
+        tried as f64 >= due
+    })
+    .context(last)
+}
+
 /// Replaces node-proxy on every node; returns when that is over.
 fn roll(cluster: &Cluster) -> Result<()> {
     let set = "daemonset/culvert-node-proxy";
@@ -109,20 +133,22 @@ fn no_connection_is_refused_or_ends_before_its_first_byte_while_node_proxy_is_re
         let (over, met) = (&over, &met);
         let talk = |(from, to): (&Member, SocketAddr)| {
             from.inside(|| {
-                attempts(to, every, over, met);
+                attempts(to, begun, every, over, met);
                 Ok(())
             })
         };
         let threads: Vec<_> = pairs.map(|pair| scope.spawn(move || talk(pair))).collect();
-        let rolled = (1..=ROLLINGS).try_for_each(|n| roll(&cluster).with_context(|| format!("rolling {n}")));
+        let rolled = (1..=ROLLINGS).try_for_each(|n| {
+            roll(&cluster).and_then(|()| caught_up(begun, callers.len(), met)).with_context(|| format!("rolling {n}"))
+        });
         over.store(true, Ordering::Relaxed);
         threads.into_iter().try_for_each(|thread| thread.join().expect("what fails is returned"))?;
         rolled
     })?;
     let took = begun.elapsed().as_secs_f64();
     let met = met.into_inner().expect("no panic while held");
-    let failed: u64 = met.failed.values().map(|(count, _)| count).sum();
-    let tried = met.answered + failed;
+    let tried = met.tried();
+    let failed = tried - met.answered;
     let rate = tried as f64 / took / callers.len() as f64;
     figure(
         "failed while node-proxy was replaced",
