@@ -25,7 +25,7 @@ pub(crate) fn write(lab: &Lab, parts: &Parts) -> Result<()> {
             .with_context(|| format!("{name} is not built: cargo build --bins (cargo xtask cluster does)"))
     };
     Image::new(PAUSE)
-        .file(own("culvert-pause")?, "/pause", 0o755)
+        .program(own("culvert-pause")?, "/pause")
         .entrypoint(&["/pause"])
         .user(65535)
         .write(&dir.join("pause.tar"))?;
@@ -35,7 +35,7 @@ pub(crate) fn write(lab: &Lab, parts: &Parts) -> Result<()> {
         .user(65534)
         .write(&dir.join("coredns.tar"))?;
     let lab = own("culvert-lab")?;
-    let apps = Image::new(APPS).file(lab, "/bin/culvert-lab", 0o755).entrypoint(&["/bin/culvert-lab"]);
+    let apps = Image::new(APPS).program(lab, "/bin/culvert-lab").entrypoint(&["/bin/culvert-lab"]);
     with_busybox(apps)?.write(&dir.join("apps.tar"))
 }
 

@@ -3,7 +3,7 @@
 //! ```no_run
 //! # fn main() -> anyhow::Result<()> {
 //! image::Image::new("localhost/culvert/node-proxy:0.1.0")
-//!     .file("target/node-proxy", "/node-proxy", 0o755)
+//!     .program("target/node-proxy", "/node-proxy")
 //!     .entrypoint(&["/node-proxy"])
 //!     .user(65532)
 //!     .write("node-proxy.tar".as_ref())?;
@@ -43,6 +43,12 @@ impl Image {
     pub fn file(self, source: impl AsRef<Path>, target: &str, mode: u32) -> Image {
         let source = source.as_ref().to_owned();
         self.entry(target, layer::Content::File { source, mode })
+    }
+
+    /// With a program of this machine, mode 0755, without what only a debugger reads.
+    pub fn program(self, source: impl AsRef<Path>, target: &str) -> Image {
+        let source = source.as_ref().to_owned();
+        self.entry(target, layer::Content::Program { source })
     }
 
     /// With a file of this content.

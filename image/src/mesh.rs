@@ -20,7 +20,7 @@ const LIST: &str = "/sbom.cdx.json";
 pub fn images(binaries: &Path, repository: &str, tag: &str, lists: Option<&Path>) -> Vec<Image> {
     let one = |name: &str| {
         let image = Image::new(&format!("{repository}/{name}:{tag}"))
-            .file(binaries.join(name), &format!("/{name}"), 0o755)
+            .program(binaries.join(name), &format!("/{name}"))
             .text(NSSWITCH, "/etc/nsswitch.conf", 0o644)
             .entrypoint(&[&format!("/{name}")])
             .user(USER);
@@ -29,7 +29,7 @@ pub fn images(binaries: &Path, repository: &str, tag: &str, lists: Option<&Path>
             None => image,
         };
         // The plugin travels with the daemon that puts it on the node.
-        if name == "pod-watcher" { image.file(binaries.join("culvert-cni"), "/culvert-cni", 0o755) } else { image }
+        if name == "pod-watcher" { image.program(binaries.join("culvert-cni"), "/culvert-cni") } else { image }
     };
     NAMES.map(one).into()
 }
@@ -60,7 +60,7 @@ mod tests {
     fn an_image_for_each_pod_of_the_mesh_and_the_plugin_travels_with_pod_watcher() {
         let dir = tempfile::tempdir().expect("a directory");
         for name in ["control-plane", "node-proxy", "pod-watcher", "culvert-cni"] {
-            std::fs::write(dir.path().join(name), name).expect("written");
+            std::fs::copy("/bin/true", dir.path().join(name)).expect("copied");
         }
         let files = write(dir.path(), "localhost/culvert", "1", None, &dir.path().join("out")).expect("written");
         assert_eq!(files.len(), 3);

@@ -56,6 +56,7 @@ const CLUSTER: &[Package] = &[
         unit: Some("containerd.service"),
     },
     Package::new("runc", "/usr/sbin/runc", "what containerd starts containers with"),
+    Package::new("binutils", "/usr/bin/strip", "images without what only a debugger reads"),
 ];
 
 /// deb-systemd-invoke(1), invoke-rc.d(8): asked before a package's service is started; 101 says no.
