@@ -1,8 +1,10 @@
-//! What tests printed, as tables of pages in `docs/`: the last run of `cargo xtask test --long`, and of `cargo xtask scale`.
+//! What tests printed, as tables of pages in `docs/`: the last run of `cargo xtask test --long`, and of `cargo xtask scale`; and how long
+//! each of them took.
 
 use std::fmt::Write as _;
-use std::io::{BufRead as _, BufReader, Write as _};
+use std::io::{Read as _, Write as _};
 use std::process::{Command, Stdio};
+use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, ensure};
 
@@ -40,41 +42,94 @@ impl Row {
     }
 }
 
-/// Runs the tests; what they print goes on to the person, and its figures are returned.
-pub fn run(command: &mut Command) -> anyhow::Result<Vec<Row>> {
+/// What tests printed that ran one after the other.
+#[derive(Debug, Default)]
+pub struct Printed {
+    /// Their figures.
+    pub rows: Vec<Row>,
+    /// How long each took, in their order.
+    pub times: Vec<(String, Duration)>,
+}
+
+/// Runs the tests; what they print goes on to the person as it comes.
+pub fn run(command: &mut Command) -> anyhow::Result<Printed> {
     let mut child = command.stdout(Stdio::piped()).spawn().with_context(|| format!("start {command:?}"))?;
-    let output = child.stdout.take().context("a pipe was asked for")?;
-    let mut reader = Reader::default();
-    for line in BufReader::new(output).lines() {
-        let line = line.context("read what the tests print")?;
-        let _ = writeln!(std::io::stdout(), "{line}"); // nobody may be reading
-        reader.line(&line);
+    let mut output = child.stdout.take().context("a pipe was asked for")?;
+    let (mut reader, mut chunk) = (Reader::new(Instant::now()), [0; 4096]);
+    loop {
+        let count = output.read(&mut chunk).context("read what the tests print")?;
+        let Some(printed) = chunk.get(..count).filter(|printed| !printed.is_empty()) else { break };
+        let mut person = std::io::stdout().lock();
+        let _ = person.write_all(printed).and_then(|()| person.flush()); // nobody may be reading
+        reader.read(printed, Instant::now());
     }
     let status = child.wait().context("wait for the tests")?;
     ensure!(status.success(), "{command:?} ended with {status}");
-    Ok(reader.rows)
+    Ok(reader.printed)
 }
 
-/// Finds figures and the tests they are of in what the harness prints with `--nocapture`.
-#[derive(Default)]
+/// Finds what the harness prints with `--nocapture`: the tests, their ends, and the figures between.
 struct Reader {
     test: String,
-    rows: Vec<Row>,
+    /// When the test before ended.
+    since: Instant,
+    /// Bytes of a line that has not ended.
+    line: Vec<u8>,
+    printed: Printed,
 }
 
 impl Reader {
-    fn line(&mut self, line: &str) {
-        // `test a::b ... ` without an end of line: the test's first line follows it.
-        if let Some((test, _)) = line.strip_prefix("test ").and_then(|rest| rest.split_once(" ... ")) {
-            self.test = test.to_owned();
+    fn new(since: Instant) -> Self {
+        Self { test: String::new(), since, line: Vec::new(), printed: Printed::default() }
+    }
+
+    fn read(&mut self, bytes: &[u8], now: Instant) {
+        for byte in bytes {
+            if *byte == b'\n' {
+                let line = std::mem::take(&mut self.line);
+                self.line(&String::from_utf8_lossy(&line), now);
+            } else {
+                self.line.push(*byte);
+            }
         }
-        let figure = line.split_once("figure: ").and_then(|(_, rest)| rest.split_once(" = "));
+    }
+
+    fn line(&mut self, line: &str, now: Instant) {
+        if line.starts_with("running ") {
+            self.since = now;
+        }
+        // `test a::b ... ` without an end of line: the test's first line follows it.
+        let rest = match line.strip_prefix("test ").and_then(|rest| rest.split_once(" ... ")) {
+            Some((test, rest)) => {
+                self.test = test.to_owned();
+                rest
+            }
+            None => line,
+        };
+        if matches!(rest, "ok" | "FAILED") {
+            self.printed.times.push((self.test.clone(), now.duration_since(self.since)));
+            self.since = now;
+        }
+        let figure = rest.split_once("figure: ").and_then(|(_, rest)| rest.split_once(" = "));
         if let Some((figure, rest)) = figure {
             let (value, note) = rest.split_once(" (").unwrap_or((rest, ""));
             let note = note.strip_suffix(')').unwrap_or(note);
             let [figure, value, note] = [figure, value, note].map(|text| text.replace('|', "/"));
-            self.rows.push(Row { test: self.test.clone(), figure, value, note });
+            self.printed.rows.push(Row { test: self.test.clone(), figure, value, note });
         }
+    }
+}
+
+/// Tells the person which tests took longest.
+pub fn tell_slowest(part: &str, times: &[(String, Duration)]) {
+    /// Lines that a person looks at.
+    const TOLD: usize = 12;
+    let mut sorted: Vec<_> = times.iter().collect();
+    sorted.sort_by_key(|(_, took)| std::cmp::Reverse(*took));
+    let all: Duration = times.iter().map(|(_, took)| *took).sum();
+    phase::say(&format!("{part}: {} in {:.0} s; the slowest:", times.len(), all.as_secs_f64()));
+    for (test, took) in sorted.into_iter().take(TOLD) {
+        phase::say(&format!("{:6.1} s  {test}", took.as_secs_f64()));
     }
 }
 
@@ -110,7 +165,8 @@ mod tests {
 
     #[test]
     fn figures_are_those_of_the_test_that_printed_them() {
-        let mut reader = Reader::default();
+        let begun = Instant::now();
+        let mut reader = Reader::new(begun);
         let printed = [
             "running 2 tests",
             "test a::first ... figure: up = 5.0 s (two nodes)",
@@ -120,7 +176,13 @@ mod tests {
             "test b::second ... ok",
             "test c::third ... figure: x|y = 1 ms ()",
         ];
-        printed.iter().for_each(|line| reader.line(line));
+        for (second, line) in (1..).zip(printed) {
+            // Cut in two, as a pipe may do it.
+            let (bytes, now) = (format!("{line}\n"), begun + Duration::from_secs(second));
+            let (one, other) = bytes.as_bytes().split_at(bytes.len() / 2);
+            reader.read(one, now);
+            reader.read(other, now);
+        }
         let row = |test: &str, figure: &str, value: &str, note: &str| Row {
             test: test.to_owned(),
             figure: figure.to_owned(),
@@ -132,8 +194,10 @@ mod tests {
             row("a::first", "failed", "0 requests", "of 100 (all)"),
             row("c::third", "x/y", "1 ms", ""),
         ];
-        assert_eq!(reader.rows, wanted);
-        let table = table("2026-01-02", &reader.rows);
+        assert_eq!(reader.printed.rows, wanted);
+        let times: Vec<_> = reader.printed.times.iter().map(|(test, took)| (test.as_str(), took.as_secs())).collect();
+        assert_eq!(times, [("a::first", 4), ("b::second", 1)]);
+        let table = table("2026-01-02", &reader.printed.rows);
         assert!(table.contains("2026-01-02") && table.contains("| `a::first` | up | 5.0 s | two nodes |"), "{table}");
         assert!(table.contains("|  | failed | 0 requests | of 100 (all) |"), "{table}");
     }

@@ -17,7 +17,7 @@ pub fn run() -> anyhow::Result<ExitCode> {
     command.env("CULVERT_BIN_DIR", &binaries);
     command.envs(parts.environment()).env("CULVERT_IMAGES", image::of(&binaries)?);
     command.env("CULVERT_MANIFESTS", manifests::for_cluster()?);
-    let mut rows = phase::run("objects in an API server", || figures::run(&mut command))?;
+    let mut rows = phase::run("objects in an API server", || figures::run(&mut command))?.rows;
     rows.extend(phase::run("workloads from files", || bench::workloads(&binaries))?);
     figures::write(figures::SCALE, &rows)?;
     Ok(ExitCode::SUCCESS)

@@ -59,7 +59,8 @@ pub fn run(part: Option<Part>, filter: Option<&str>, long: bool) -> anyhow::Resu
     if wanted(Part::Lab) {
         let environment = [("CULVERT_CNITOOL", cnitool), ("CULVERT_PYTHON", python)];
         let environment = environment.into_iter().filter_map(|(name, path)| Some((name, path?)));
-        phase::run("lab tests", || cargo::run(binary("promises").envs(environment)))?;
+        let printed = phase::run("lab tests", || figures::run(binary("promises").envs(environment)))?;
+        figures::tell_slowest("lab tests", &printed.times);
     }
     // One test, whose name a filter would have to name.
     if part == Some(Part::Soak) || part.is_none() && filter.is_none() {
@@ -76,13 +77,11 @@ pub fn run(part: Option<Part>, filter: Option<&str>, long: bool) -> anyhow::Resu
             let former = former::release()?;
             command.env("CULVERT_FORMER_IMAGES", former.images).env("CULVERT_FORMER_MANIFESTS", former.manifests);
         }
-        let rows = phase::run("cluster tests", || match long {
-            true => figures::run(&mut command),
-            false => cargo::run(&mut command).map(|()| Vec::new()),
-        })?;
+        let printed = phase::run("cluster tests", || figures::run(&mut command))?;
+        figures::tell_slowest("cluster tests", &printed.times);
         // A part of the tests is not the table.
         if long && filter.is_none() {
-            figures::write(figures::RELIABILITY, &rows)?;
+            figures::write(figures::RELIABILITY, &printed.rows)?;
         }
     }
     if long && part.is_none() && filter.is_none() {

@@ -188,6 +188,47 @@ fn debug(cluster: &Cluster, pod: &Member, web: &Member) -> Result<()> {
     Ok(())
 }
 
+/// A pod of a runtime class whose name says that it has a kernel of its own: it starts and is reached in clear, nothing of ours is in its
+/// network, and it is told so. (The class's handler here is runc: what counts is the name, which is all that is known of a runtime.)
+fn other_kernel(cluster: &Cluster, from: &Member) -> Result<()> {
+    cluster.apply(&format!(
+        "apiVersion: node.k8s.io/v1
+kind: RuntimeClass
+metadata: {{name: gvisor}}
+handler: runc
+---
+{}apiVersion: v1
+kind: Pod
+metadata: {{name: sealed, namespace: shop}}
+spec:
+  runtimeClassName: gvisor
+  serviceAccountName: sealed
+  nodeName: node-1
+  terminationGracePeriodSeconds: 1
+  containers:
+  - name: app
+    image: {APPS}
+    imagePullPolicy: Never
+    command: [/bin/sh, -c, \"exec culvert-lab app echo:{ECHO}\"]
+    readinessProbe: {{tcpSocket: {{port: {ECHO}}}, periodSeconds: 1}}
+",
+        account("sealed")
+    ))?;
+    let sealed = shop::member(cluster, "shop", "sealed", 1)?;
+    let condition = "jsonpath={.status.conditions[?(@.type==\"culvert.io/Captured\")]['status','reason']}";
+    let event = ["get", "events", "-n", "shop", "--field-selector", "reason=NotCaptured,involvedObject.name=sealed"];
+    let event = [&event[..], &["-o", "jsonpath={.items[*].message}"]].concat();
+    let mut told = (String::new(), String::new());
+    wait::until_true("the pod to be told", CHANGE, || {
+        let said = cluster.kubectl(&["get", "pod", "-n", "shop", "sealed", "-o", condition]).unwrap_or_default();
+        told = (said, cluster.kubectl(&event).unwrap_or_default());
+        told.0 == "False OtherKernel" && told.1.contains("a kernel of its own")
+    })
+    .with_context(|| format!("{told:?}"))?;
+    ensure!(sealed.ours()?.is_empty(), "in its network: {:?}", sealed.ours()?);
+    shop::until(from, &sealed, true)
+}
+
 #[test]
 fn init_containers_hooks_jobs_and_stateful_sets_work_in_the_mesh_and_so_do_exec_logs_port_forward_and_debug()
 -> Result<()> {
@@ -210,6 +251,7 @@ spec:
     early(&cluster, &web).context("init container and hook")?;
     job(&cluster, &web).context("Job")?;
     stateful_set(&cluster, &web).context("StatefulSet")?;
+    other_kernel(&cluster, &guest).context("a kernel of its own")?;
 
     ensure!(exec(&cluster, &web.name, &["hostname"])?.trim() == web.name, "exec is in another pod");
     port_forward(&cluster, &web).context("port-forward")?;
