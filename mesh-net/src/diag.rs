@@ -137,25 +137,26 @@ impl Diag {
         Ok(found)
     }
 
-    /// All connections, in whatever state.
-    pub fn connections(&mut self) -> io::Result<Vec<Connection>> {
+    /// All connections, in whatever state, that are wanted.
+    pub fn connections(&mut self, wanted: impl Fn(&Connection) -> bool) -> io::Result<Vec<Connection>> {
         let mut tries = 0;
         loop {
-            match self.connections_once() {
+            match self.connections_once(&wanted) {
                 Err(error) if error.kind() == io::ErrorKind::Interrupted && tries < LIST_TRIES => tries += 1,
                 done => return done,
             }
         }
     }
 
-    fn connections_once(&mut self) -> io::Result<Vec<Connection>> {
+    fn connections_once(&mut self, wanted: &impl Fn(&Connection) -> bool) -> io::Result<Vec<Connection>> {
         let mut found = Vec::new();
         // Mapped IPv4 stands among IPv6.
         for any in [IpAddr::V4(Ipv4Addr::UNSPECIFIED), IpAddr::V6(Ipv6Addr::UNSPECIFIED)] {
             let zero = SocketAddr::new(any, 0);
             self.ask(&request(zero, zero, CONNECTED), NLM_F_DUMP, &mut |socket| {
                 let Socket { state, local, remote, mark, raw_local: _, inode: _ } = socket;
-                found.push(Connection { local, remote, mark, has_ended: state == TCP_TIME_WAIT });
+                let connection = Connection { local, remote, mark, has_ended: state == TCP_TIME_WAIT };
+                found.extend(Some(connection).filter(|connection| wanted(connection)));
             })?;
         }
         Ok(found)

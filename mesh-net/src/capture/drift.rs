@@ -143,7 +143,7 @@ pub(super) fn learn(seen: &Seen) -> Option<Spec> {
     let (stage, generation) = seen.chain(rules::ABOUT)?.rules.iter().find_map(|rule| rules::parse_about(&rule.name))?;
     let marks: Vec<u32> =
         seen.chains.iter().flat_map(|chain| &chain.rules).flat_map(|rule| rules::marks_in(&rule.exprs)).collect();
-    let marks: Vec<u32> = marks.into_iter().filter(|mark| *mark != rules::FWMARK).collect();
+    let marks: Vec<u32> = marks.into_iter().filter(|mark| !rules::is_public(*mark)).collect();
     let votes = |mark: u32| marks.iter().filter(|other| **other == mark).count();
     let mark = marks.iter().copied().max_by_key(|mark| votes(*mark))?;
     Some(Spec { stage, mark: Mark::from_random(mark)?, generation })

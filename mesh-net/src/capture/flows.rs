@@ -134,10 +134,12 @@ pub(super) fn put(socket: &mut Socket, set: &'static str, flows: &[Flow]) -> Res
 
 /// Takes flows out of a set; one that has gone by itself fails the others of its chunk, which the next try gets.
 pub(super) fn take(socket: &mut Socket, set: &'static str, flows: &[Flow]) -> Result<(), Error> {
-    match change(socket, DELETE_ELEMENT, 0, "take flows out of set", set, flows) {
-        Err(Error::Kernel { source, .. }) if Errno::from_io_error(&source) == Some(Errno::NOENT) => Ok(()),
-        other => other,
-    }
+    flows.chunks(CHUNK).try_for_each(|flows| {
+        match change(socket, DELETE_ELEMENT, 0, "take flows out of set", set, flows) {
+            Err(Error::Kernel { source, .. }) if Errno::from_io_error(&source) == Some(Errno::NOENT) => Ok(()),
+            other => other,
+        }
+    })
 }
 
 fn change(

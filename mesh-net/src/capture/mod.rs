@@ -35,7 +35,7 @@ pub use flows::Flow;
 pub use monitor::{Change, Changed, Changer, Monitor};
 pub use probe::owned_supported;
 pub use routes::{ROUTE_TABLES, RULE_PRIORITY};
-pub use rules::{FWMARK, TABLE};
+pub use rules::{FWMARK, ON_LO, TABLE, is_public};
 pub use session::{Applied, FLOWS, Found, Session};
 
 /// How the table is protected against other programs.

@@ -155,14 +155,18 @@ impl Seen {
             routes.extend(read_routes(socket, family).map_err(told("routes"))?);
         }
         let links = links::read(socket).map_err(Error::kernel("read the interfaces"))?;
-        let ours = rules.iter().find(|rule| rule.is == Some(Which::Captured) && ROUTE_TABLES.contains(&rule.table));
-        let used = |table: u32| {
-            rules.iter().any(|rule| rule.table == table) || routes.iter().any(|route| route.table == table)
+        let leads = |which| {
+            let ours = |rule: &&SeenRule| rule.is == Some(which) && ROUTE_TABLES.contains(&rule.table);
+            rules.iter().find(ours).map(|rule| rule.table)
         };
-        let table = match ours {
-            Some(rule) => rule.table,
-            None => ROUTE_TABLES.into_iter().find(|table| !used(*table)).ok_or(Error::NoRouteTable)?,
+        // What is like ours may be what is left of us: if its number were lost with each rule that somebody takes away, all would be soon.
+        let others = |table: u32| {
+            rules.iter().any(|rule| rule.table == table && rule.is.is_none())
+                || routes.iter().any(|route| route.table == table && !route.like_ours)
         };
+        let free = || ROUTE_TABLES.into_iter().find(|table| !others(*table));
+        let ours = leads(Which::Captured).or_else(|| leads(Which::BoundToLo)).or_else(free);
+        let table = ours.ok_or(Error::NoRouteTable)?;
         Ok(Self { rules, routes, links, table })
     }
 

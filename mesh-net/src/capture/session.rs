@@ -4,14 +4,15 @@
 //! are. All calls are short (well below a millisecond each) and block.
 
 use std::collections::{BTreeMap, BTreeSet, HashSet};
+use std::net::IpAddr;
 
 use mesh_model::{Exclusions, Mark};
 use rustix::io::Errno;
 
 use super::flows::{self, Flow};
-use super::rules::{self, FWMARK, Family};
+use super::rules::{self, Family};
 use super::{Drift, Error, Mode, Spec, Stage, drift, neighbours, routes, table, text};
-use crate::diag::Diag;
+use crate::diag::{Connection, Diag};
 use crate::netlink::{Protocol, Socket};
 use crate::netns::{Netns, NetnsId};
 use crate::procfs;
@@ -151,7 +152,7 @@ impl Session {
     /// keeps counters, and touches no flow that exists: on the way into a pod that is running, what is open is listed and lives on,
     /// on the way out what is captured. When that does not work, what was in force before still is, or nothing of ours.
     pub fn apply(&mut self, spec: &Spec) -> Result<Applied, Error> {
-        if spec.mark.value() == FWMARK {
+        if rules::is_public(spec.mark.value()) {
             return Err(Error::ReservedMark);
         }
         let seen = table::read(&mut self.netfilter)?;
@@ -180,8 +181,7 @@ impl Session {
     }
 
     fn enrol(&mut self, spec: &Spec, before: Option<Stage>) -> Result<Applied, Error> {
-        self.write(&Spec { stage: Stage::Learn, ..*spec })?;
-        let learned = self.learn(spec.mark).and_then(|()| self.write(spec));
+        let learned = self.begin(spec).and_then(|()| self.learn(spec.mark)).and_then(|()| self.write(spec));
         if learned.is_err() {
             let undone = match before {
                 Some(Stage::Drain) => self.write(&Spec { stage: Stage::Drain, ..*spec }).map(drop),
@@ -192,14 +192,20 @@ impl Session {
         learned
     }
 
+    /// Has the flows remembered that begin. By the table alone: ip rules without one say that a table was lost whose flows nobody knows
+    /// any more. (A pod that was leaving has its rules and routes.)
+    fn begin(&mut self, spec: &Spec) -> Result<(), Error> {
+        let seen = table::read(&mut self.netfilter)?;
+        self.write_table(&Spec { stage: Stage::Learn, ..*spec }, seen, false).map(drop)
+    }
+
     /// Puts the flows that are open into the set of those from before; those that begin now, rules put there.
     fn learn(&mut self, mark: Mark) -> Result<(), Error> {
         let mut captured = HashSet::new();
         for family in Family::BOTH {
             captured.extend(flows::read(&mut self.netfilter, family.captured(), family)?);
         }
-        let (open, _) = self.open_flows(mark)?;
-        let open: Vec<Flow> = open.into_iter().filter(|flow| !captured.contains(flow)).collect();
+        let open: Vec<Flow> = self.open_flows(mark)?.into_iter().filter(|flow| !captured.contains(flow)).collect();
         self.put(&open, Family::before)
     }
 
@@ -208,7 +214,8 @@ impl Session {
     /// way at once.
     fn upgrade(&mut self, spec: &Spec) -> Result<Applied, Error> {
         table::learn(&mut self.netfilter, self.mode, &rules::learning(spec.mark), &rules::sets(self.limit))?;
-        let (open, all) = self.open_flows(spec.mark)?;
+        let all = self.flows_of(|_| true)?;
+        let open = self.open_flows(spec.mark)?;
         let proxied = |flow: &Flow| all.contains(&Flow { local: flow.remote, remote: flow.local });
         let open: Vec<Flow> = open.into_iter().filter(|flow| !proxied(flow)).collect();
         self.put(&open, Family::before)?;
@@ -223,26 +230,23 @@ impl Session {
                 beside.extend(flows::read(&mut self.netfilter, set, family)?);
             }
         }
-        let (open, _) = self.open_flows(spec.mark)?;
+        let open = self.open_flows(spec.mark)?;
         let captured: Vec<Flow> = open.into_iter().filter(|flow| !beside.contains(flow)).collect();
         self.put(&captured, Family::captured)?;
         self.write(spec)
     }
 
-    /// Flows of the pod's own sockets to other hosts; and all, those of the proxy's among them, that have not ended.
-    fn open_flows(&mut self, mark: Mark) -> Result<(Vec<Flow>, HashSet<Flow>), Error> {
-        let (mut own, mut all) = (Vec::new(), HashSet::new());
-        for connection in self.sockets.connections().map_err(Error::Sockets)? {
-            let flow = Flow { local: connection.local, remote: connection.remote };
-            if connection.has_ended || flow.remote.ip().is_loopback() || flow.remote.ip().is_unspecified() {
-                continue;
-            }
-            all.insert(flow);
-            if connection.mark & Mark::MASK != mark.value() {
-                own.push(flow);
-            }
-        }
-        Ok((own, all))
+    /// Flows of the pod's own sockets to other hosts that have not ended.
+    fn open_flows(&mut self, mark: Mark) -> Result<HashSet<Flow>, Error> {
+        self.flows_of(|connection| connection.mark & Mark::MASK != mark.value())
+    }
+
+    /// Those of these sockets. What has ended or stays in the pod is not kept: any process makes as many of them as it likes.
+    fn flows_of(&mut self, wanted: impl Fn(&Connection) -> bool) -> Result<HashSet<Flow>, Error> {
+        let goes_out = |ip: IpAddr| !ip.is_loopback() && !ip.is_unspecified();
+        let counts = |one: &Connection| !one.has_ended && goes_out(one.remote.ip()) && wanted(one);
+        let found = self.sockets.connections(counts).map_err(Error::Sockets)?;
+        Ok(found.into_iter().map(|Connection { local, remote, .. }| Flow { local, remote }).collect())
     }
 
     fn put(&mut self, open: &[Flow], set: fn(Family) -> &'static str) -> Result<(), Error> {
@@ -281,9 +285,8 @@ impl Session {
             self.ended.clear();
             return Ok(0);
         }
-        let mark = self.spec.map(|spec| spec.mark).or_else(|| Mark::from_random(1));
-        let Some(mark) = mark else { return Ok(0) };
-        let (_, open) = self.open_flows(mark)?;
+        let wanted: HashSet<Flow> = listed.iter().flat_map(|(_, flows)| flows).copied().collect();
+        let open = self.flows_of(|one| wanted.contains(&Flow { local: one.local, remote: one.remote }))?;
         let (mut left, mut ended) = (0, HashSet::new());
         for (set, flows) in listed {
             let (there, gone): (Vec<Flow>, Vec<Flow>) = flows.into_iter().partition(|flow| open.contains(flow));
@@ -303,9 +306,14 @@ impl Session {
     }
 
     /// The same over what was just read.
-    fn write_over(&mut self, spec: &Spec, mut seen: Option<table::Seen>) -> Result<Applied, Error> {
+    fn write_over(&mut self, spec: &Spec, seen: Option<table::Seen>) -> Result<Applied, Error> {
         // Before the table: what is captured needs the way back.
         let routed = routes::ensure(&mut self.route)?;
+        self.write_table(spec, seen, routed)
+    }
+
+    /// The table alone. `routed`: something else was written.
+    fn write_table(&mut self, spec: &Spec, mut seen: Option<table::Seen>, routed: bool) -> Result<Applied, Error> {
         let (chains, sets) = (rules::prescribe(spec, &self.exclusions), rules::sets(self.limit));
         for _ in 0..WRITE_TRIES {
             if drift::compare(seen.as_ref(), &chains, &sets, self.mode, self.netfilter.port()).is_empty() {
@@ -369,13 +377,13 @@ impl Session {
         Ok(drift.is_empty() && routes::drift(&mut self.route)?.is_empty())
     }
 
-    /// Removes the table, then rules and routes. Fine if they are gone already. Captured connections end with it; see
-    /// [`super::Stage::Drain`].
+    /// Removes rules and routes, then the table: while there is one, it says what it is, and whoever comes back to half of this goes on.
+    /// Fine if they are gone already. Captured connections end with it; see [`super::Stage::Drain`].
     pub fn remove(&mut self) -> Result<(), Error> {
         self.spec = None;
-        table::delete(&mut self.netfilter)?;
         neighbours::remove(&mut self.route).map_err(Error::kernel("take back the neighbour entries of the node"))?;
-        routes::remove(&mut self.route)
+        routes::remove(&mut self.route)?;
+        table::delete(&mut self.netfilter)
     }
 
     /// What is there, read back and as stable text: chains in the order in which a packet meets them, no counter values, the

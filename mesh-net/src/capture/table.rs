@@ -64,6 +64,13 @@ pub(super) struct SeenSet {
 }
 
 impl SeenSet {
+    /// Whether it is more than a part of a rule, which comes and goes with that.
+    fn is_named(&self) -> bool {
+        /// `NFT_SET_ANONYMOUS`.
+        const PART_OF_A_RULE: u32 = 1;
+        self.flags & PART_OF_A_RULE == 0
+    }
+
     /// Whether it can hold what this one should. Its size is that of the setting when it was made.
     pub(super) fn defined_as(&self, set: &Set) -> bool {
         self.flags == flows::DYNAMIC && self.key_len == flows::key_len(set.family)
@@ -138,6 +145,15 @@ impl SeenChain {
     /// How many of the first rules are as they should be.
     fn begins_with(&self, chain: &Chain) -> usize {
         self.rules.iter().zip(&chain.rules).take_while(|(seen, rule)| seen.is(rule)).count()
+    }
+
+    /// How many of them are left where they are when the others are replaced: most stages begin alike, and a change of stage writes half
+    /// as much.
+    fn stays(&self, chain: &Chain) -> usize {
+        /// More are not taken out one by one, which a message each would do: whoever may add rules could make it too many.
+        const ONE_BY_ONE: usize = 256;
+        let stay = self.begins_with(chain);
+        if self.rules.len() - stay > ONE_BY_ONE { 0 } else { stay }
     }
 }
 
@@ -365,6 +381,26 @@ pub(super) fn write(
         for old in odd.iter().filter(|old| !old.rules.is_empty()) {
             empty(batch, &old.name);
         }
+        // And those of our own chains that go, for the same reason.
+        let kept = |chain: &Chain| keep.and_then(|seen| seen.chain(chain.name)).filter(|old| old.defined_as(chain));
+        let stays: Vec<usize> = chains.iter().map(|chain| kept(chain).map_or(0, |old| old.stays(chain))).collect();
+        for (chain, stay) in chains.iter().zip(&stays) {
+            match kept(chain) {
+                Some(old) if *stay == 0 && !old.rules.is_empty() => empty(batch, chain.name),
+                Some(old) => old.rules[*stay..].iter().for_each(|rule| delete_rule(batch, chain.name, rule)),
+                None => {}
+            }
+        }
+        for extra in keep
+            .iter()
+            .flat_map(|seen| &seen.sets)
+            .filter(|old| old.is_named() && sets.iter().all(|set| set.name != old.name))
+        {
+            batch.add(format!("delete set {}", extra.name), flows::DELETE_SET, 0, |w| {
+                w.put_str(1, TABLE);
+                w.put_str(2, &extra.name);
+            });
+        }
         for old in &odd {
             batch.add(format!("delete chain {}", old.name), DELETE_CHAIN, 0, |w| {
                 w.put_str(1, TABLE);
@@ -383,16 +419,8 @@ pub(super) fn write(
                 new_chain(batch, chain);
             }
         }
-        for chain in chains {
-            let old = keep.and_then(|seen| seen.chain(chain.name)).filter(|old| old.defined_as(chain));
-            // Rules that most stages begin with stay: a change of stage writes half as many.
-            let stay = old.map_or(0, |old| old.begins_with(chain));
-            match old {
-                Some(old) if stay == 0 && !old.rules.is_empty() => empty(batch, chain.name),
-                Some(old) => old.rules[stay..].iter().for_each(|rule| delete_rule(batch, chain.name, rule)),
-                None => {}
-            }
-            for rule in &chain.rules[stay..] {
+        for (chain, stay) in chains.iter().zip(&stays) {
+            for rule in &chain.rules[*stay..] {
                 new_rule(batch, chain.name, rule, counts.get(&rule.name).copied());
             }
         }
@@ -459,6 +487,8 @@ pub(super) fn learn(socket: &mut Socket, mode: Mode, chains: &[Chain], sets: &[S
         }
         for chain in chains {
             new_chain(batch, chain);
+            // An attempt before this one may have come to here.
+            empty(batch, chain.name);
             for rule in &chain.rules {
                 new_rule(batch, chain.name, rule, None);
             }

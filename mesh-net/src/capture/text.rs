@@ -9,7 +9,7 @@ use std::net::IpAddr;
 use mesh_model::Mark;
 
 use super::expr::{Change, Expr, Meta, OfSocket};
-use super::rules::{FWMARK, Hook};
+use super::rules::{FWMARK, Hook, ON_LO};
 use super::table::{Seen, SeenChain};
 
 /// The whole table, chains in the order in which a packet meets them.
@@ -228,7 +228,7 @@ fn port(held: &Held) -> String {
 
 fn shown_mark(value: &[u8], own: Option<Mark>) -> String {
     match number(value).map(|number| (number, number & Mark::MASK)) {
-        Some((number, 0 | FWMARK)) => format!("{number:#x}"),
+        Some((number, 0 | FWMARK | ON_LO)) => format!("{number:#x}"),
         Some((_, masked)) if own.is_some_and(|own| own.value() == masked) => "$mark".to_owned(),
         _ => "<a mark>".to_owned(),
     }

@@ -4,7 +4,7 @@ use std::io::{self, Read, Write};
 use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream};
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::process::Command;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use mesh_model::Mark;
 use mesh_net::capture::{Mode, Session, Spec, Stage};
@@ -100,12 +100,24 @@ pub fn loopback(family: usize) -> IpAddr {
 pub fn listen(netns: &Netns, port: u16) -> TcpListener {
     let ours = mesh_model::ports::is_reserved(port);
     let reach = if ours { socket::Reach::Owned(mark()) } else { socket::Reach::OwnPort };
-    TcpListener::from(netns.run(|| socket::listen(port, reach, 64)).unwrap().unwrap())
+    TcpListener::from(let_go(|| netns.run(|| socket::listen(port, reach, 64)).unwrap()))
+}
+
+/// Does what works once a socket of this process is gone that was dropped: a child that another test has just started may have it until
+/// it has begun its program.
+pub fn let_go<T, E: std::fmt::Debug>(mut attempt: impl FnMut() -> Result<T, E>) -> T {
+    let until = Instant::now() + SOON;
+    loop {
+        match attempt() {
+            Err(error) => assert!(Instant::now() < until, "{error:?}"),
+            Ok(done) => return done,
+        }
+    }
 }
 
 /// The same of an application, whatever the port.
 pub fn listen_as_app(netns: &Netns, port: u16) -> TcpListener {
-    TcpListener::from(netns.run(|| socket::listen(port, socket::Reach::OwnPort, 64)).unwrap().unwrap())
+    TcpListener::from(let_go(|| netns.run(|| socket::listen(port, socket::Reach::OwnPort, 64)).unwrap()))
 }
 
 /// The next connection, or `None` if none comes soon.

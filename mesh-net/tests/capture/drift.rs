@@ -86,6 +86,17 @@ pub const TAMPERING: &[(&str, &str)] = &[
         "chain postrouting_filter has another hook, priority or policy",
     ),
     ("nft add chain inet culvert extra", "chain extra was added"),
+    (
+        "nft add chain inet culvert extra; nft add rule inet culvert extra tcp dport '{ 22, 80 }' accept; \
+         nft insert rule inet culvert output_route jump extra",
+        "chain extra was added",
+    ),
+    ("nft add set inet culvert extra '{ type ipv4_addr; }'", "set extra was added"),
+    (
+        "nft add set inet culvert extra '{ type ipv4_addr; }'; \
+         nft insert rule inet culvert output_route ip daddr @extra accept",
+        "set extra was added",
+    ),
     ("nft add table inet culvert '{ flags dormant; }'", "table inet culvert has flags 0x1"),
     ("ip rule del pref 100", "the ipv4 ip rule of what is captured is missing or changed"),
     ("ip -6 rule del pref 100", "the ipv6 ip rule of what is captured is missing or changed"),
@@ -123,6 +134,40 @@ fn a_plain_table_is_read_back_as_changed_and_repaired() {
         assert_eq!(session.read().unwrap().unwrap().drift, vec![], "{script}");
         assert_eq!(session.render().unwrap(), golden, "{script}");
     }
+}
+
+#[test]
+fn as_many_rules_as_a_stranger_likes_to_add_are_taken_out() {
+    let bed = Bed::new();
+    let mut session = bed.applied(Mode::Plain, Stage::Redirect);
+    let golden = session.render().unwrap();
+    for chain in ["prerouting_nat", "output_route"] {
+        bed.pod_sh(&format!(
+            "(for n in $(seq 4000); do echo add rule inet culvert {chain} counter accept; done) | nft -f -"
+        ));
+        session.apply(&spec(Stage::Redirect)).unwrap();
+        assert_eq!(session.render().unwrap(), golden, "{chain}");
+    }
+}
+
+#[test]
+fn no_number_of_lost_rules_uses_up_the_numbers_for_routing_tables() {
+    let bed = Bed::new();
+    let mut session = bed.applied(Mode::Plain, Stage::Redirect);
+    let golden = session.render().unwrap();
+    for round in 0..20 {
+        bed.pod_sh("for f in -4 -6; do ip $f rule del pref 100; done");
+        if round % 2 == 0 {
+            bed.pod_sh("for f in -4 -6; do ip $f rule del pref 101; done");
+        }
+        session.apply(&spec(Stage::Redirect)).unwrap_or_else(|error| panic!("round {round}: {error:?}"));
+        assert_eq!(session.render().unwrap(), golden, "round {round}");
+    }
+    session.remove().unwrap();
+    assert_eq!(
+        bed.pod_sh("ip route show table 15001100 2>/dev/null; ip -6 route show table 15001100 2>/dev/null; true"),
+        ""
+    );
 }
 
 #[test]

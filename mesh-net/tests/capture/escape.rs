@@ -6,7 +6,7 @@ use std::os::fd::AsFd;
 use mesh_model::Mark;
 use mesh_net::capture::{FWMARK, Mode, Stage};
 use mesh_net::{Netns, socket};
-use socket2::{Domain, Protocol, SockAddr, Socket, Type};
+use socket2::{Domain, Protocol, SockAddr, SockFilter, Socket, Type};
 
 use crate::bed::{
     Bed, FAMILIES, accept, accept_within, assert_talks, assert_untouched, connect, dial, listen, mark, pod, raw_socket,
@@ -271,4 +271,76 @@ fn a_process_of_the_pod_reads_only_the_public_marks() {
     );
     assert!(!allowed, "{said}");
     let _ = (bed.pod.as_fd(), dial(&bed.pod, SocketAddr::new(pod(0), APP)));
+}
+
+/// Hears what passes a filter: packets with this mark.
+fn hears(socket: &Socket, mark: u32) {
+    // linux/filter.h: load the packet's mark (SKF_AD_OFF + SKF_AD_MARK), mask it, and keep the packet if that is the one.
+    const LOAD: u16 = 0x20;
+    const AND: u16 = 0x54;
+    const EQUAL: u16 = 0x15;
+    const RETURN: u16 = 0x06;
+    let at_mark = (-0x1000_i32 + 20).cast_unsigned();
+    let filter = [
+        SockFilter::new(LOAD, 0, 0, at_mark),
+        SockFilter::new(AND, 0, 0, Mark::MASK),
+        SockFilter::new(EQUAL, 0, 1, mark),
+        SockFilter::new(RETURN, 0, 0, 0xffff),
+        SockFilter::new(RETURN, 0, 0, 0),
+    ];
+    socket.attach_filter(&filter).unwrap();
+}
+
+#[test]
+fn a_process_that_sees_packets_reads_no_mark_that_exempts() {
+    let bed = Bed::new();
+    // All packets, of every interface and both ways; and those that are delivered here.
+    let every = Protocol::from(i32::from(0x0003_u16.to_be())); // ETH_P_ALL
+    let kinds = [
+        (Domain::PACKET, Type::DGRAM, every),
+        (Domain::IPV4, Type::RAW, Protocol::TCP),
+        (Domain::IPV6, Type::RAW, Protocol::TCP),
+    ];
+    let open = |(domain, kind, protocol)| {
+        let socket = bed.pod.run(|| Socket::new(domain, kind, Some(protocol))).unwrap().unwrap();
+        socket.set_nonblocking(true).unwrap();
+        socket
+    };
+    let secret: Vec<Socket> = kinds.into_iter().map(open).collect();
+    secret.iter().for_each(|socket| hears(socket, mark().value()));
+    // What counts is heard, or nothing would be proved.
+    let public = open(kinds[0]);
+    hears(&public, mesh_net::capture::ON_LO);
+
+    let mut session = bed.session(Mode::Owned);
+    let (outbound, inbound, tunnel) = (listen(&bed.pod, 15001), listen(&bed.pod, 15006), listen(&bed.pod, 15008));
+    let (app, far) = (listen(&bed.pod, APP), listen(&bed.world, APP));
+    for stage in [Stage::Redirect, Stage::Part, Stage::Drain] {
+        session.apply(&spec(stage)).unwrap();
+        for family in FAMILIES {
+            let port = 42_000 + u16::from(stage == Stage::Drain);
+            let source = SocketAddr::new(crate::bed::client(family), port);
+            let mut proxied = crate::spoof::towards_app(&bed, family, source, APP).unwrap();
+            assert_talks(&mut proxied, &mut accept(&app).0);
+            let kind = [socket::Family::V4, socket::Family::V6][family];
+            let minted = bed.pod.run(|| socket::mint(kind, socket::Purpose::TowardsPeer, mark())).unwrap().unwrap();
+            let mut outward = connect(Socket::from(minted), SocketAddr::new(world(family), APP)).unwrap();
+            assert_talks(&mut outward, &mut accept(&far).0);
+            let mut inward = dial(&bed.world, SocketAddr::new(pod(family), 15008)).unwrap();
+            assert_talks(&mut inward, &mut accept(&tunnel).0);
+            if stage == Stage::Redirect {
+                let mut captured = dial(&bed.world, SocketAddr::new(pod(family), APP)).unwrap();
+                assert_talks(&mut captured, &mut accept(&inbound).0);
+                let mut captured = dial(&bed.pod, SocketAddr::new(world(family), APP)).unwrap();
+                assert_talks(&mut captured, &mut accept(&outbound).0);
+            }
+            // An end without a word, and what the kernel answers to it.
+            socket::reset_on_close(&proxied).unwrap();
+        }
+        let heard = |socket: &Socket| rustix::net::recv(socket, &mut [0; 64][..], rustix::net::RecvFlags::DONTWAIT);
+        assert!(heard(&public).is_ok(), "{stage:?}: nothing was heard on lo");
+        for (socket, (domain, ..)) in secret.iter().zip(kinds) {
+            assert!(heard(socket).is_err(), "{stage:?}: the secret mark is seen by {domain:?}");
+        }
+    }
 }

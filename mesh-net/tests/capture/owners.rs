@@ -334,7 +334,8 @@ fn flows_leave_the_sets_with_their_sockets_and_a_lost_set_is_not_learned_again()
 fn an_excluded_port_passes_both_ways_and_lends_nothing_to_whoever_binds_it() {
     let bed = Bed::new();
     let mut exclusions = Exclusions::default();
-    exclusions.inbound_ports.insert(9090);
+    // Nobody listens on the second.
+    exclusions.inbound_ports.extend([9090, 9091]);
     exclusions.outbound_ports.insert(5432);
     let mut session = bed.session(Mode::Owned);
     session.exclude(exclusions);
@@ -346,16 +347,107 @@ fn an_excluded_port_passes_both_ways_and_lends_nothing_to_whoever_binds_it() {
         assert_talks(&mut inward, &mut accept(&excluded).0);
         let mut outward = dial(&bed.pod, SocketAddr::new(world(family), 5432)).unwrap();
         assert_talks(&mut outward, &mut accept(&far).0);
-        // From the excluded port to elsewhere: captured, and so are its later packets.
-        let own = dial_from(&bed.pod, SocketAddr::new(pod(family), 9090), SocketAddr::new(world(family), APP));
-        if let Ok(mut own) = own {
-            assert_talks(&mut own, &mut accept(&outbound).0);
-        }
+        // From an excluded port to elsewhere: captured, and so are its later packets.
+        let own = dial_from(&bed.pod, SocketAddr::new(pod(family), 9091), SocketAddr::new(world(family), APP));
+        assert_talks(&mut own.unwrap(), &mut accept(&outbound).0);
         // From a port that is excluded on the way out, towards the application.
         let from = SocketAddr::new(world(family), 5432);
         assert!(is_reset(segment(&bed.world, from, SocketAddr::new(pod(family), APP), ACK, b"EVIL")));
     }
     assert_untouched(&other, "what binds an excluded port");
+}
+
+#[test]
+fn what_comes_to_an_excluded_port_by_the_proxy_stays_the_proxys_whoever_knows_its_numbers() {
+    const SYN: u8 = 0x02;
+    let bed = Bed::new();
+    let mut exclusions = Exclusions::default();
+    exclusions.inbound_ports.insert(9090);
+    let mut session = bed.session(Mode::Owned);
+    session.exclude(exclusions);
+    for stage in [Stage::Redirect, Stage::Part] {
+        session.apply(&spec(stage)).unwrap();
+        let excluded = listen_as_app(&bed.pod, 9090);
+        for family in FAMILIES {
+            let caller = SocketAddr::new(world(family), 46_000 + u16::from(stage == Stage::Part));
+            let mut proxied = crate::spoof::towards_app(&bed, family, caller, 9090).unwrap();
+            let (mut served, from) = accept(&excluded);
+            assert_eq!(from, caller);
+            segment(&bed.world, caller, SocketAddr::new(pod(family), 9090), SYN, b"");
+            assert_talks(&mut served, &mut proxied);
+            // One that nobody proxies passes as before.
+            let mut plain = dial(&bed.world, SocketAddr::new(pod(family), 9090)).unwrap();
+            assert_talks(&mut plain, &mut accept(&excluded).0);
+        }
+        // Nothing of it is remembered for longer than it lives.
+        drop(excluded);
+        session.sweep().unwrap();
+    }
+}
+
+#[test]
+fn a_pod_that_could_not_be_captured_at_first_keeps_its_connections_when_it_can_be() {
+    let bed = Bed::new();
+    let app = listen_as_app(&bed.pod, APP);
+    let mut open: Vec<_> =
+        FAMILIES.map(|family| (dial(&bed.world, SocketAddr::new(pod(family), APP)).unwrap(), accept(&app).0)).into();
+    let mut session = bed.session(Mode::Plain);
+    // Somebody else has every number for a routing table.
+    let tables = |verb: &str| {
+        bed.pod_sh(&format!(
+            "for n in $(seq 15001100 15001115); do ip route {verb} unreachable 192.0.2.1 table $n; done"
+        ));
+    };
+    tables("add");
+    let refused = session.apply(&spec(Stage::Redirect));
+    assert!(matches!(refused, Err(Error::NoRouteTable)), "{refused:?}");
+    let left = bed.pod_sh("nft list tables; ip rule; ip -6 rule");
+    assert!(!left.contains("culvert") && !left.contains("150011"), "{left}");
+    tables("del");
+    session.apply(&spec(Stage::Redirect)).unwrap();
+    open.iter_mut().for_each(|(left, right)| assert_talks(left, right));
+}
+
+#[allow(unsafe_code)]
+/// tcp(7), TCP_DEFER_ACCEPT: connections come when their client has said something.
+fn defer_accept(listener: &std::net::TcpListener, seconds: libc::c_int) {
+    let size = libc::socklen_t::try_from(size_of_val(&seconds)).unwrap();
+    let (fd, value) = (std::os::fd::AsRawFd::as_raw_fd(listener), (&raw const seconds).cast());
+    // SAFETY: the listener is open for the whole call, and `value` is valid for reads of `size` bytes.
+    let done = unsafe { libc::setsockopt(fd, libc::IPPROTO_TCP, libc::TCP_DEFER_ACCEPT, value, size) };
+    assert_eq!(done, 0, "{}", std::io::Error::last_os_error());
+}
+
+/// As Apache and nginx (`deferred`) do: the kernel answers again and again until the client says something.
+#[test]
+fn a_handshake_that_waits_for_the_clients_first_word_lives_through_the_swap() {
+    let bed = Bed::new();
+    let app = listen_as_app(&bed.pod, APP);
+    defer_accept(&app, 2);
+    let _proxy = [15001, 15006].map(|port| listen(&bed.pod, port));
+    let mut open: Vec<_> = FAMILIES.map(|family| dial(&bed.world, SocketAddr::new(pod(family), APP)).unwrap()).into();
+    let _session = bed.applied(Mode::Owned, Stage::Redirect);
+    // The first answer that is sent once more comes after a second.
+    let again = Instant::now() + Duration::from_millis(1_500);
+    assert!(accept_within(&app, again - Instant::now()).is_none());
+    for left in &mut open {
+        left.write_all(b"ping").unwrap();
+        let (mut right, _) = accept(&app);
+        let mut heard = [0; 4];
+        right.read_exact(&mut heard).unwrap();
+        assert_talks(left, &mut right);
+    }
+}
+
+#[test]
+fn a_removal_that_does_not_come_to_its_end_leaves_no_ip_rule_without_a_table() {
+    let bed = Bed::new();
+    let _owner = bed.applied(Mode::Owned, Stage::Redirect);
+    let rules = || bed.pod_sh("ip rule; ip -6 rule");
+    assert!(rules().contains("15001100"));
+    // It may not delete what another owns. (Rules without a table say that its flows were lost: the next enrolment would cut them.)
+    bed.session(Mode::Plain).remove().unwrap_err();
+    assert!(!rules().contains("15001100"), "{}", rules());
 }
 
 #[test]

@@ -34,6 +34,24 @@ fn capture_as_before(bed: &Bed) {
 type Pair = (&'static str, TcpStream, TcpStream);
 
 #[test]
+fn attempts_that_fail_leave_no_more_rules_each_time() {
+    let bed = Bed::new();
+    let app = listen_as_app(&bed.pod, APP);
+    let _open: Vec<_> =
+        (0..2).map(|_| (dial(&bed.world, SocketAddr::new(pod(0), APP)).unwrap(), accept(&app).0)).collect();
+    capture_as_before(&bed);
+    let mut session = bed.session(Mode::Plain);
+    session.limit(1);
+    let rules = || bed.pod_sh("nft list table inet culvert | grep -c counter");
+    session.apply(&spec(Stage::Redirect)).unwrap_err();
+    let after_one = rules();
+    for _ in 0..3 {
+        session.apply(&spec(Stage::Redirect)).unwrap_err();
+    }
+    assert_eq!(rules(), after_one);
+}
+
+#[test]
 fn rules_of_the_release_before_give_way_and_no_connection_is_cut() {
     let bed = Bed::new();
     let (app, far) = (listen_as_app(&bed.pod, APP), listen_as_app(&bed.world, APP));

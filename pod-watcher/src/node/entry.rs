@@ -165,7 +165,7 @@ pub fn want(record: Option<&PodRecord>) -> Want {
 pub fn draw_mark() -> std::io::Result<Mark> {
     loop {
         let bits = rand::rngs::OsRng.try_next_u32().map_err(std::io::Error::other)?;
-        let public = bits & Mark::MASK == capture::FWMARK;
+        let public = capture::is_public(bits & Mark::MASK);
         if let Some(mark) = Mark::from_random(bits).filter(|_| !public) {
             return Ok(mark);
         }

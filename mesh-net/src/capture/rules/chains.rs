@@ -10,7 +10,7 @@ use super::parts::{
     opening, refuse, reset, steer, syn, tcp, to_landing, to_others, to_port, to_self, translated, translated_answer,
     transport, with_flow_label,
 };
-use super::{FWMARK, Family, LOOPBACK, RESETS, Rule, TIMEOUTS, TOWARDS_US, rule};
+use super::{FWMARK, Family, LOOPBACK, ON_LO, RESETS, Rule, TIMEOUTS, TOWARDS_US, rule};
 use crate::capture::Stage;
 use crate::capture::expr::{Change, Expr, Meta};
 
@@ -60,13 +60,20 @@ pub(super) fn arrive(stage: Stage, own: Mark, exclusions: &Exclusions) -> Vec<Ru
     if matches!(stage, Stage::Learn | Stage::Drain) {
         // A stream of a tunnel from before that reaches the application only now: its answers are captured as those of the others.
         rules.extend(each("captured-anew", |family| {
-            [from_lo(), marked(own.value()), syn(), known(family, Way::In), put(family.captured())]
+            [from_lo(), marked(ON_LO), syn(), known(family, Way::In), put(family.captured())]
         }));
     }
+    if captures(stage) {
+        // The same numbers were a flow from before, of which nobody else may be left: its answers are no longer that flow's.
+        rules.extend(each("begun-in", |family| {
+            [from_lo(), marked(ON_LO), syn(), known(family, Way::In), take(family.before())]
+        }));
+        rules.extend(excluded::of_proxy(exclusions));
+    }
     rules.extend([
-        // The proxy's, towards an application of this pod. From here on it has the mark that is no secret: what the kernel answers
+        // The proxy's, towards an application of this pod. From here on it has the mark of what is captured: what the kernel answers
         // by itself (a reset where nobody listens) may take over a packet's mark, and has to find its way back.
-        rule("from-proxy", [from_lo(), marked(own.value()), count(), mark(FWMARK), vec![Expr::Accept]]),
+        rule("from-proxy", [from_lo(), marked(ON_LO), count(), mark(FWMARK), vec![Expr::Accept]]),
         // The kernel looks a link-local destination up by the interface that its socket is bound to, which `tproxy` does not: it would give
         // the second packet to the listener, which resets.
         rule("captured-on-link", [from_lo(), marked(FWMARK), not_syn(), excluded::on_link(), accept()]),
@@ -81,14 +88,18 @@ pub(super) fn arrive(stage: Stage, own: Mark, exclusions: &Exclusions) -> Vec<Ru
     match stage {
         Stage::Deny => rules.extend([
             // Answers to the proxy's own connections; nobody reaches its listeners yet.
-            rule("input-proxy", [marked(own.value()), not_syn(), accept()]),
+            rule("input-proxy", [marked(own.value()), not_syn(), pass_on()]),
             rule("deny-in", [refuse()]),
         ]),
         Stage::Learn => {
             rules.push(rule("input-captured", [to_landing(), steer(INBOUND)]));
             rules.extend(each("learn-in", |family| [syn(), known(family, Way::In), put(family.before())]));
+            rules.push(rule("input-proxy", [marked(own.value()), pass_on()]));
         }
-        Stage::Drain => rules.push(rule("input-captured", [to_landing(), steer(INBOUND)])),
+        Stage::Drain => rules.extend([
+            rule("input-captured", [to_landing(), steer(INBOUND)]),
+            rule("input-proxy", [marked(own.value()), pass_on()]),
+        ]),
         Stage::Redirect | Stage::Part => {
             rules.push(rule("input-captured", [to_landing(), steer(INBOUND)]));
             rules.extend(excluded::inbound(exclusions));
@@ -102,7 +113,7 @@ pub(super) fn arrive(stage: Stage, own: Mark, exclusions: &Exclusions) -> Vec<Ru
                 let name = format!("inner-{port}");
                 rule(name, [tcp(), to_port(port), refuse()])
             }));
-            rules.extend([rule("input-proxy", [marked(own.value()), accept()])]);
+            rules.push(rule("input-proxy", [marked(own.value()), pass_on()]));
             rules.extend(each("translated-before-in", |family| {
                 [not_syn(), translated_answer(family), in_set(family.before()), accept()]
             }));
@@ -144,24 +155,20 @@ pub(super) fn leave(stage: Stage, own: Mark, exclusions: &Exclusions) -> Vec<Rul
         rule("local-reset", [to_self(), reset(), count(), mark(0), vec![Expr::Accept]]),
         rule("local-spoofed", [to_self(), refuse()]),
     ];
-    let captured = |rules: &mut Vec<Rule>| {
-        let steered =
-            |family: Family| [known(family, Way::Out), in_set(family.captured()), count(), mark(FWMARK), untracked()];
-        rules.extend(each("still-captured", steered));
-    };
     match stage {
         Stage::Deny => {
             rules.push(rule("resets-out", [reset(), jump(RESETS)]));
             rules.push(rule("deny-out", [refuse()]));
         }
         Stage::Learn => {
-            captured(&mut rules);
+            rules.extend(each("still-captured", still_captured));
             rules.extend(each("learn-out", |family| [syn(), known(family, Way::Out), put(family.before())]));
         }
-        Stage::Drain => captured(&mut rules),
+        Stage::Drain => rules.extend(each("still-captured", still_captured)),
         Stage::Redirect | Stage::Part => {
             // Whoever opens a connection with these numbers has no older one with them. (An excluded one is opened from outside too.)
-            rules.extend(each("begun-out", |family| [opening(), known(family, Way::Out), take(family.before())]));
+            rules.extend(excluded::still_captured_by_proxy(exclusions));
+            rules.extend(each("begun-out", |family| [syn(), known(family, Way::Out), take(family.before())]));
             rules.extend(each("anew-out", |family| [syn(), known(family, Way::Out), take(family.excluded())]));
             rules.extend(each("before-out", |family| [known(family, Way::Out), in_set(family.before()), accept()]));
             rules.extend(excluded::outbound(exclusions));
@@ -180,9 +187,14 @@ pub(super) fn leave(stage: Stage, own: Mark, exclusions: &Exclusions) -> Vec<Rul
 pub(super) fn part(stage: Stage, own: Mark) -> Vec<Rule> {
     let mut rules = vec![
         rule("leave-other", [transport(false, TCP), accept()]),
+        // What comes to `lo` is known by a mark that is no secret: whoever may look at packets there reads it, and it opens nothing.
+        rule(
+            "proxy-to-lo",
+            [on(Meta::OutputInterface, LOOPBACK), marked(own.value()), count(), mark(ON_LO), vec![Expr::Accept]],
+        ),
         rule("leave-loopback", [on(Meta::OutputInterface, LOOPBACK), accept()]),
         rule("leave-forwarded", [not_on(Meta::InputInterface, 0), accept()]),
-        rule("leave-proxy", [marked(own.value()), from_self(), accept()]),
+        rule("leave-proxy", [marked(own.value()), from_self(), pass_on()]),
         // Sockets towards the application bear foreign addresses, and stay in the pod.
         rule("leave-spoofed", [marked(own.value()), drop()]),
         // Captured, but its socket is bound to an interface that our routing table does not know yet.
@@ -244,16 +256,28 @@ pub(super) fn towards_us() -> Vec<Rule> {
 }
 
 /// The same for each family; the name gets the family's.
-fn each<const N: usize>(name: &str, parts: impl Fn(Family) -> [Vec<Expr>; N]) -> [Rule; 2] {
+pub(super) fn each<const N: usize>(name: &str, parts: impl Fn(Family) -> [Vec<Expr>; N]) -> [Rule; 2] {
     Family::BOTH.map(|family| rule(format!("{name}-{}", family.name()), parts(family)))
 }
 
+/// Steers what is captured by its flow.
+pub(super) fn still_captured(family: Family) -> [Vec<Expr>; 5] {
+    let untracked = vec![Expr::Untrack, Expr::Accept];
+    [known(family, Way::Out), in_set(family.captured()), count(), mark(FWMARK), untracked]
+}
+
+/// Lets a packet of the proxy's go without the mark that it is known by: a process that may open raw sockets reads the marks of packets
+/// (SO_RCVMARK; a packet socket), and may set the one that it has read.
+fn pass_on() -> Vec<Expr> {
+    [count(), mark(0), vec![Expr::Accept]].concat()
+}
+
 /// A TCP packet of this family, its flow in the registers.
-fn known(family: Family, way: Way) -> Vec<Expr> {
+pub(super) fn known(family: Family, way: Way) -> Vec<Expr> {
     [of_family(family), flow(family, way)].concat()
 }
 
-fn put(set: &str) -> Vec<Expr> {
+pub(super) fn put(set: &str) -> Vec<Expr> {
     [change(set, Change::Add), count()].concat()
 }
 

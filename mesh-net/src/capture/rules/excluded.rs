@@ -3,18 +3,21 @@
 
 use mesh_model::Exclusions;
 
-use super::parts::{Way, accept, change, equal, flow, of_family, syn, to_port};
-use super::{Family, Rule, rule};
-use crate::capture::expr::{Change, Expr};
+use super::chains::{each, known, put, still_captured};
+use super::parts::{Way, accept, change, equal, flow, marked, of_family, on, syn, to_port};
+use super::{Family, LOOPBACK, ON_LO, Rule, rule};
+use crate::capture::expr::{Change, Expr, Meta};
 
 /// How the names of these rules begin.
 const TRANSLATE_IN: &str = "exclude-in";
 const PASS_IN: &str = "input-excluded";
 const PASS_OUT: &str = "exclude-out";
+const KEEP_IN: &str = "keep-in";
+const KEEP_OUT: &str = "keep-out";
 
 /// Whether a rule of this name is for something that a pod excludes.
 pub(in crate::capture) fn is_exclusion(name: &str) -> bool {
-    [TRANSLATE_IN, PASS_IN, PASS_OUT]
+    [TRANSLATE_IN, PASS_IN, PASS_OUT, KEEP_IN, KEEP_OUT]
         .iter()
         .any(|prefix| name.strip_prefix(prefix).is_some_and(|rest| rest.starts_with('-')))
 }
@@ -34,6 +37,24 @@ pub(super) fn inbound(exclusions: &Exclusions) -> Vec<Rule> {
         rule(name, [syn(), to_port(*port), passes(family, Way::In)])
     };
     ports.map(passing).collect()
+}
+
+/// A port that is excluded is reached through a tunnel as well. Such a connection stays the proxy's: else a SYN with its numbers, from
+/// whoever knows or guesses them, made a flow of it that passes, and its answers left in clear.
+pub(super) fn of_proxy(exclusions: &Exclusions) -> Vec<Rule> {
+    let ports = exclusions.inbound_ports.iter();
+    let ports = ports.flat_map(|port| Family::BOTH.map(|family| (port, family)));
+    let kept = |(port, family): (&u16, Family)| {
+        let from_proxy = [on(Meta::InputInterface, LOOPBACK), marked(ON_LO), syn(), to_port(*port)].concat();
+        let name = format!("{KEEP_IN}-{port}-{}", family.name());
+        rule(name, [from_proxy, known(family, Way::In), put(family.captured())])
+    };
+    ports.map(kept).collect()
+}
+
+/// The answers of those.
+pub(super) fn still_captured_by_proxy(exclusions: &Exclusions) -> Vec<Rule> {
+    if exclusions.inbound_ports.is_empty() { Vec::new() } else { each(KEEP_OUT, still_captured).into() }
 }
 
 /// Where packets leave.

@@ -39,6 +39,14 @@ pub const TABLE: &str = "culvert";
 /// Packet mark of what is captured on its way out, and of the ip rule. Any process of the pod can read it (`ip rule`); it exempts
 /// nothing.
 pub const FWMARK: u32 = 0x00c7_1002;
+/// Packet mark of what the proxy sends to an application of the pod, while it is on `lo`. No secret either: outside of `lo` no rule knows
+/// it, and there only what is the pod's own comes without being refused.
+pub const ON_LO: u32 = 0x00c7_1003;
+
+/// Whether this is a packet mark that anybody may read: it cannot be an enrolment's.
+pub const fn is_public(mark: u32) -> bool {
+    mark == FWMARK || mark == ON_LO
+}
 
 /// Version of what is below: a table with another one is replaced as a whole.
 pub(super) const SCHEMA: u32 = 3;
@@ -333,9 +341,10 @@ mod tests {
         for stage in STAGES {
             let more: Vec<String> =
                 names(stage, &excluded()).difference(&names(stage, &Exclusions::default())).cloned().collect();
-            // A port that comes in: not translated, and passing in each family. Out: a port in each family, a range in its own.
+            // A port that comes in: not translated, and passing and kept in each family; answers of those. Out: a port in each family, a
+            // range in its own.
             let captures = matches!(stage, Stage::Redirect | Stage::Part);
-            let expected = if captures { 2 * (1 + 2) + 2 + 5 } else { 0 };
+            let expected = if captures { 2 * (1 + 2 + 2) + 2 + 2 + 5 } else { 0 };
             assert_eq!(more.len(), expected, "{more:?}");
             assert!(more.iter().all(|name| is_exclusion(name)));
             assert!(!names(stage, &Exclusions::default()).iter().any(|name| is_exclusion(name)));
