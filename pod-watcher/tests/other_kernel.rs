@@ -13,7 +13,7 @@ fn condition(node: &Node, pod: &Pod) -> Option<Value> {
 
 #[test]
 fn a_pod_with_a_kernel_of_its_own_starts_uncaptured_and_is_told_by_condition_and_event() {
-    let node = Node::start(&["--uncaptured-runtime", "kata,own-vm"]);
+    let mut node = Node::start(&["--uncaptured-runtime", "kata,own-vm"]);
     let keeper = connected(&node, Answers::Serve);
     let pod = Pod::new("shop", "sealed");
     let mut manifest = pod.manifest(None);
@@ -38,6 +38,10 @@ fn a_pod_with_a_kernel_of_its_own_starts_uncaptured_and_is_told_by_condition_and
     }
     let told = node.events().iter().filter(|event| event["reason"] == "NotCaptured").count();
     assert_eq!(told, 2, "{:?}", node.events());
+    // Who starts anew says it again: conditions of an earlier run are gone with that.
+    node.kill_watcher();
+    node.start_watcher();
+    eventually("its condition, again", || condition(&node, &pod).is_some());
     // It goes, and with it what was said.
     std::fs::remove_file(node.path("source/sealed.json")).expect("removed");
     eventually("nothing is said of it", || condition(&node, &pod).is_none());

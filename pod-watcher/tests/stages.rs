@@ -259,3 +259,20 @@ fn told_to_let_connections_live_on(keeper: &FakeKeeper) {
         keeper.seen().iter().any(|seen| matches!(seen, Seen::Del { drain: true, .. }))
     });
 }
+
+#[test]
+fn a_pod_that_left_the_mesh_meanwhile_and_cannot_be_looked_at_at_first_is_let_go_when_it_can() {
+    assert!(owned_supported(), "it takes a table with an owner");
+    let mut stand = Stand::new(&["--linger-seconds", "1"]);
+    stand.node.kill_watcher();
+    // Somebody else owns its table.
+    let mut session = Session::open(&stand.pod.netns, Mode::Owned).expect("session");
+    let mark = Mark::from_random(0x1234_5678).expect("a mark");
+    session.apply(&Spec { stage: Stage::Redirect, mark, generation: 1 }).expect("written");
+    stand.node.start_watcher();
+    let _keeper = connected(&stand.node, Answers::Proxy);
+    eventually("a look that failed", || stand.node.log().contains("rules of a running pod cannot be read"));
+    drop(session);
+    eventually("nothing of ours is left", || stand.pod.rules().is_none() && stand.node.view(&stand.pod).is_none());
+    talk(&mut stand.before, "from before");
+}

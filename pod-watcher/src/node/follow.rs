@@ -33,6 +33,7 @@ impl Node {
             self.status.event(EventType::Warning, "LabelsFlap", &record.name, uid, message);
         }
         self.tell_uncaptured(&records);
+        self.unread.retain(|uid| records.pods.contains_key(uid));
         self.records = records;
         let uids: Vec<PodUid> = self.pods.keys().cloned().collect();
         for uid in uids {
@@ -298,6 +299,11 @@ impl Node {
     fn read_back(&mut self, uid: &PodUid, found: Result<Option<capture::Found>, Failure>) {
         let Some(entry) = self.pods.get_mut(uid) else { return };
         entry.reading = false;
+        if found.is_ok() {
+            self.unread.remove(uid);
+        } else {
+            self.unread.insert(uid.clone());
+        }
         let in_force = match found {
             Ok(None) => Some(InForce::Nothing),
             Ok(Some(capture::Found { spec: Some(spec), .. })) => {
@@ -345,7 +351,7 @@ impl Node {
             let Some(oldest) = processes.first() else { continue };
             // At the first look plain pods are read too: they may have opted out while we were away.
             let is_new = |record: &PodRecord| {
-                let may_have_rules = first || successors.contains(&record.uid);
+                let may_have_rules = first || successors.contains(&record.uid) || self.unread.contains(&record.uid);
                 !self.pods.contains_key(&record.uid) && (may_have_rules || want(Some(record)) != Want::Plain)
             };
             let Some(PodRecord { uid, name, .. }) = self.owner(named, oldest, is_new).cloned() else { continue };

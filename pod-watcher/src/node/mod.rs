@@ -168,6 +168,8 @@ pub struct Node {
     /// Until the first scan has been worked off: pods whose rules are being read.
     adopting: Option<Adopting>,
     pods: BTreeMap<PodUid, Entry>,
+    /// Pods that were there before us and whose rules could not be read: also what is plain may have some.
+    unread: BTreeSet<PodUid>,
     keepers: BTreeMap<KeeperId, KeeperHandle>,
     /// Of these, who drains: asked for nothing new.
     leaving: BTreeSet<KeeperId>,
@@ -206,11 +208,11 @@ impl Node {
             adopted,
             adoption,
         } = parts;
-        Self {
+        let mut node = Self {
             scope,
             kernel,
             linger,
-            records,
+            records: Records::default(),
             facts,
             status,
             metrics,
@@ -220,6 +222,7 @@ impl Node {
             wanted,
             adopting: Some(Adopting { scanned: false, reading: BTreeSet::new(), adopted, adoption }),
             pods: BTreeMap::new(),
+            unread: BTreeSet::new(),
             keepers: BTreeMap::new(),
             leaving: BTreeSet::new(),
             unanswered: BTreeMap::new(),
@@ -228,7 +231,9 @@ impl Node {
             timers: Timers::default(),
             lost: VecDeque::new(),
             next: 0,
-        }
+        };
+        node.records(records);
+        node
     }
 
     /// Works until the stop is asked for. Rules stay as they are: pods are captured with or without us.
