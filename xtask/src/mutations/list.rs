@@ -35,6 +35,7 @@ const EXCLUDED: &str = "owners::an_excluded_port_passes_both_ways_and_lends_noth
 const FLOWS: &str = "owners::flows_leave_the_sets_with_their_sockets_and_a_lost_set_is_not_learned_again";
 const BUSY: &str = "owners::a_pod_that_is_too_busy_is_left_as_it_was";
 const BOUND: &str = "owners::sockets_bound_to_an_interface_are_captured_too";
+const SEEN: &str = "escape::a_process_that_sees_packets_reads_no_mark_that_exempts";
 const OWN_NAT_BEFORE: &str =
     "own_nat::a_flow_from_before_that_the_pod_translates_lives_through_every_stage_and_no_longer_than_it_is_known";
 
@@ -119,6 +120,46 @@ pub(super) const MUTATIONS: &[Mutation] = &[
         r#"each("before-out", |family| [known(family, Way::Out), tcp(), accept()])"#,
         "escape::no_mark_but_the_enrolments_own_escapes",
     ),
+    other(
+        "the proxy's packets come in without the mark that exempts",
+        r#"            rules.push(rule("input-proxy", [marked(own.value()), pass_on()]));
+            rules.extend(each("translated-before-in""#,
+        r#"            rules.push(rule("input-proxy", [marked(own.value()), accept()]));
+            rules.extend(each("translated-before-in""#,
+        SEEN,
+    ),
+    other(
+        "the proxy's packets leave without the mark that exempts",
+        r#"rule("leave-proxy", [marked(own.value()), from_self(), pass_on()])"#,
+        r#"rule("leave-proxy", [marked(own.value()), from_self(), accept()])"#,
+        SEEN,
+    ),
+    other(
+        "a flow from before is over when somebody opens another, and not when its own answer is sent again",
+        r#"each("begun-out", |family| [syn(), known(family, Way::Out), take(family.before())])"#,
+        r#"each("begun-out", |family| [opening(), known(family, Way::Out), take(family.before())])"#,
+        "owners::a_handshake_that_waits_for_the_clients_first_word_lives_through_the_swap",
+    ),
+    other(
+        "what comes to an excluded port by the proxy stays the proxy's",
+        "            rules.extend(excluded::still_captured_by_proxy(exclusions));\n",
+        "",
+        "owners::what_comes_to_an_excluded_port_by_the_proxy_stays_the_proxys_whoever_knows_its_numbers",
+    ),
+    Mutation {
+        guard: "a set that a stranger added is taken away",
+        file: "mesh-net/src/capture/table.rs",
+        from: "old.is_named() && sets.iter()",
+        to: "false && sets.iter()",
+        test: capture("drift::a_plain_table_is_read_back_as_changed_and_repaired"),
+    },
+    Mutation {
+        guard: "what is left of us does not use up the numbers for routing tables",
+        file: "mesh-net/src/capture/routes.rs",
+        from: "route.table == table && !route.like_ours",
+        to: "route.table == table",
+        test: capture("drift::no_number_of_lost_rules_uses_up_the_numbers_for_routing_tables"),
+    },
     Mutation {
         guard: "flows leave the sets with their sockets",
         file: "mesh-net/src/capture/session.rs",
