@@ -94,7 +94,7 @@ impl End {
     /// Passes on the end of data.
     pub fn poll_shutdown(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         match self {
-            End::Tcp(tcp) => Poll::Ready(tcp.shutdown()),
+            End::Tcp(tcp) => Poll::Ready(tcp.shutdown(cx)),
             End::Tunnel(stream) => Pin::new(stream).poll_shutdown(cx),
         }
     }

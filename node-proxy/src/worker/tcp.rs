@@ -107,8 +107,13 @@ impl Tcp {
     }
 
     /// Passes on the end of data.
-    pub fn shutdown(&self) -> io::Result<()> {
-        Ok(rustix::net::shutdown(&self.stream, rustix::net::Shutdown::Write)?)
+    pub fn shutdown(&mut self, cx: &mut Context<'_>) -> io::Result<()> {
+        rustix::net::shutdown(&self.stream, rustix::net::Shutdown::Write)?;
+        // The end is owed an acknowledgement like a byte.
+        if let Some(silence) = &mut self.silence {
+            silence.wrote(cx);
+        }
+        Ok(())
     }
 
     /// Ready when the peer has reset the connection or the kernel has given it up. What it sent before can still be read.
@@ -144,5 +149,28 @@ impl Tcp {
             // An error: there is no connection any more.
             Ok(false) | Err(_) => Delivered::Yes,
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use tokio::net::TcpListener;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn an_end_of_data_that_is_owed_an_acknowledgement_is_looked_after_like_a_byte() {
+        let listener = TcpListener::bind("127.0.0.1:0").await.expect("bind");
+        let connecting = TcpStream::connect(listener.local_addr().expect("address"));
+        let (near, far) = tokio::join!(connecting, listener.accept());
+        let _far = far.expect("accept");
+        let keepalive = Keepalive { idle: Duration::from_secs(5), interval: Duration::from_secs(3), count: 3 };
+        let mut tcp = Tcp::far(near.expect("connect"), keepalive);
+        let looks = |tcp: &Tcp| tcp.silence.as_ref().is_some_and(|silence| silence.looks());
+        assert!(!looks(&tcp));
+        std::future::poll_fn(|cx| Poll::Ready(tcp.shutdown(cx))).await.expect("shutdown");
+        assert!(looks(&tcp));
     }
 }
