@@ -134,7 +134,9 @@ impl End {
 
 /// Closes a socket so that the peer sees RST.
 pub fn reset(stream: TcpStream) {
-    Tcp::new(stream).reset();
+    if let Err(error) = mesh_net::socket::reset_on_close(&stream) {
+        tracing::debug!(%error, "reset on close");
+    }
 }
 
 impl fmt::Debug for End {
