@@ -207,6 +207,11 @@ pub fn reset_on_close(fd: &impl AsFd) -> io::Result<()> {
     SockRef::from(fd).set_linger(Some(Duration::ZERO))
 }
 
+/// Takes [`reset_on_close`] back.
+pub fn fin_on_close(fd: &impl AsFd) -> io::Result<()> {
+    SockRef::from(fd).set_linger(None)
+}
+
 /// Small writes go out at once.
 pub fn nodelay(fd: &impl AsFd) -> io::Result<()> {
     SockRef::from(fd).set_tcp_nodelay(true)
