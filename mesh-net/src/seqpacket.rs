@@ -63,7 +63,7 @@ impl Listener {
     /// Listens at `path` with the given file mode. A file left by a listener that is gone is replaced; one with somebody behind it
     /// is `AddrInUse`.
     pub fn bind(path: &Path, mode: u32) -> io::Result<Self> {
-        let fd = socket()?;
+        let fd = socket(SocketFlags::empty())?;
         // Linux gives the file the mode of the socket's own inode, less the umask: set first, so that it is never more open than
         // asked. The chmod after only restores what the umask took.
         rustix::fs::fchmod(&fd, rustix::fs::Mode::from_raw_mode(mode))?;
@@ -127,7 +127,11 @@ pub struct Conn {
 impl Conn {
     /// Connects to the listener at `path`.
     pub fn connect(path: &Path) -> io::Result<Self> {
-        let fd = socket()?;
+        Self::connect_with(path, SocketFlags::empty())
+    }
+
+    fn connect_with(path: &Path, flags: SocketFlags) -> io::Result<Self> {
+        let fd = socket(flags)?;
         let address = SocketAddrUnix::new(path)?;
         retry(|| rustix::net::connect(&fd, &address))?;
         Ok(Self { fd })
@@ -256,8 +260,8 @@ impl From<Conn> for OwnedFd {
     }
 }
 
-fn socket() -> io::Result<OwnedFd> {
-    Ok(rustix::net::socket_with(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None)?)
+fn socket(flags: SocketFlags) -> io::Result<OwnedFd> {
+    Ok(rustix::net::socket_with(AddressFamily::UNIX, SocketType::SEQPACKET, flags | SocketFlags::CLOEXEC, None)?)
 }
 
 fn retry<T>(call: impl FnMut() -> rustix::io::Result<T>) -> io::Result<T> {
@@ -266,7 +270,8 @@ fn retry<T>(call: impl FnMut() -> rustix::io::Result<T>) -> io::Result<T> {
 
 /// Whether the socket file has nobody behind it.
 fn is_stale(path: &Path) -> io::Result<bool> {
-    match Conn::connect(path) {
+    // Without waiting: a listener that accepts nothing would keep whoever asks for as long as it lives (unix(7): EAGAIN instead).
+    match Conn::connect_with(path, SocketFlags::NONBLOCK) {
         Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => Ok(true),
         // A listener of another type, a full backlog or anything else: somebody is there.
         _ => Ok(false),
@@ -378,6 +383,26 @@ mod tests {
         let second = Listener::bind(&path, 0o600).expect("stale file is replaced");
         assert_ne!(std::fs::metadata(&path).expect("file").ino(), before);
         drop(second);
+    }
+
+    #[test]
+    fn a_live_listener_that_accepts_nothing_keeps_nobody_who_binds_at_its_place() {
+        let dir = tempfile::tempdir().expect("dir");
+        let path = dir.path().join("s");
+        let _first = Listener::bind(&path, 0o600).expect("bind");
+        let (tried, answers) = std::sync::mpsc::channel();
+        // One that is kept ends with the test's process.
+        std::thread::spawn(move || {
+            // More than its backlog has room for.
+            for _ in 0..150 {
+                let again = Listener::bind(&path, 0o600).map(|_| ()).map_err(|error| error.kind());
+                tried.send(again).expect("the test waits");
+            }
+        });
+        for number in 0..150 {
+            let again = answers.recv_timeout(Duration::from_secs(10));
+            assert_eq!(again, Ok(Err(io::ErrorKind::AddrInUse)), "number {number}");
+        }
     }
 
     #[test]

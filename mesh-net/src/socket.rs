@@ -5,6 +5,7 @@
 
 use std::io;
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::ops::RangeInclusive;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::time::Duration;
 
@@ -159,6 +160,33 @@ pub fn bind_source(fd: &impl AsFd, source: SocketAddr) -> io::Result<()> {
     SockRef::from(fd).bind(&SockAddr::from(source))
 }
 
+/// Ports that `connect` hands out by itself where nobody changed it: the kernel's default of `net.ipv4.ip_local_port_range` (ip(7)).
+const HANDED_OUT: RangeInclusive<u16> = 32_768..=60_999;
+
+/// Gives a minted socket its source address, and its port where that is free when it connects; [`bind_source`] with any port is left for
+/// a `connect` that says it is not.
+///
+/// A port that `connect` hands out is asked of `connect`: it shares ports between connections that differ in anything else, but takes none
+/// that some socket was bound to explicitly. Bound here, the callers' ports would one by one be lost to the namespace's own connections.
+pub fn bind_caller(fd: &impl AsFd, source: SocketAddr) -> io::Result<()> {
+    // An older kernel does not know the option.
+    if HANDED_OUT.contains(&source.port()) && prefer_port(fd, Some(source.port())).is_ok() {
+        return bind_source(fd, SocketAddr::new(source.ip(), 0)).inspect_err(|_| drop(prefer_port(fd, None)));
+    }
+    bind_source(fd, source)
+}
+
+/// Has `connect` choose this port alone for a socket that is bound to none, or with `None` any again. ip(7), IP_LOCAL_PORT_RANGE: Linux 6.3;
+/// a port outside of the namespace's own range is passed over in silence. Works for IPv6 sockets at level IP too.
+pub fn prefer_port(fd: &impl AsFd, port: Option<u16>) -> io::Result<()> {
+    // The lowest port in the low half, the highest in the high one; zero is no range.
+    let range = port.map_or(0, u32::from);
+    set_ip_option(fd, IP_LOCAL_PORT_RANGE, range << 16 | range)
+}
+
+/// linux/in.h; the libc crate does not have it.
+const IP_LOCAL_PORT_RANGE: libc::c_int = 51;
+
 /// Where a connection that was steered without a translation wanted to go: the accepted socket's own address.
 pub fn steered_dst(fd: &impl AsFd) -> Option<OrigDst> {
     SockRef::from(fd).local_addr().ok()?.as_socket().map(OrigDst::new)
@@ -177,6 +205,11 @@ pub fn original_dst(fd: &impl AsFd) -> Option<OrigDst> {
 /// Closing it will send RST instead of FIN and keep no TIME_WAIT.
 pub fn reset_on_close(fd: &impl AsFd) -> io::Result<()> {
     SockRef::from(fd).set_linger(Some(Duration::ZERO))
+}
+
+/// Takes [`reset_on_close`] back.
+pub fn fin_on_close(fd: &impl AsFd) -> io::Result<()> {
+    SockRef::from(fd).set_linger(None)
 }
 
 /// Small writes go out at once.
@@ -201,19 +234,95 @@ fn stream(domain: Domain) -> io::Result<Socket> {
     Socket::new(domain, Type::STREAM.cloexec().nonblocking(), Some(Protocol::TCP))
 }
 
-/// ip(7): the port is chosen at `connect`, when the whole 4-tuple is known. Works for IPv6 sockets at level IP too.
-fn bind_address_no_port(socket: &Socket) -> io::Result<()> {
-    let on: libc::c_int = 1;
-    let size = libc::socklen_t::try_from(std::mem::size_of_val(&on)).expect("4 fits");
-    // SAFETY: the descriptor is open (borrowed from `socket`); `on` is valid for reads of `size` bytes for the whole call.
-    let rc = unsafe {
-        libc::setsockopt(
-            socket.as_raw_fd(),
-            libc::IPPROTO_IP,
-            libc::IP_BIND_ADDRESS_NO_PORT,
-            (&raw const on).cast(),
-            size,
-        )
-    };
+/// ip(7): the port is chosen at `connect`, when the whole 4-tuple is known. Works for IPv6 sockets at level IP too. Minted sockets have it.
+pub fn bind_address_no_port(fd: &impl AsFd) -> io::Result<()> {
+    set_ip_option(fd, libc::IP_BIND_ADDRESS_NO_PORT, 1)
+}
+
+/// One whose value is an int.
+fn set_ip_option(fd: &impl AsFd, option: libc::c_int, value: u32) -> io::Result<()> {
+    let size = libc::socklen_t::try_from(size_of_val(&value)).expect("4 fits");
+    // SAFETY: the descriptor is open (borrowed for the call); `value` is valid for reads of `size` bytes for the whole call.
+    let rc =
+        unsafe { libc::setsockopt(fd.as_fd().as_raw_fd(), libc::IPPROTO_IP, option, (&raw const value).cast(), size) };
     if rc == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::net::{IpAddr, TcpListener, TcpStream};
+    use std::process::Command;
+
+    use super::*;
+    use crate::Netns;
+
+    /// A namespace whose connections have ten ports.
+    fn ten_ports() -> Netns {
+        let pod = Netns::create().expect("needs root");
+        let command = "ip link set lo up && echo 40000 40009 > /proc/sys/net/ipv4/ip_local_port_range";
+        let done = pod.run(|| Command::new("sh").args(["-c", command]).status()).expect("entered").expect("sh runs");
+        assert!(done.success());
+        pod
+    }
+
+    fn connect(fd: OwnedFd, to: SocketAddr) -> io::Result<TcpStream> {
+        let socket = Socket::from(fd);
+        socket.set_nonblocking(false)?;
+        socket.connect(&to.into())?;
+        Ok(socket.into())
+    }
+
+    const FAMILIES: [(Family, IpAddr); 2] =
+        [(Family::V4, IpAddr::V4(Ipv4Addr::LOCALHOST)), (Family::V6, IpAddr::V6(Ipv6Addr::LOCALHOST))];
+
+    #[test]
+    fn a_callers_port_is_taken_and_stays_free_for_the_namespaces_own_connections() {
+        let mark = Mark::from_random(0x1234_5678).expect("not a reserved value");
+        for (family, ip) in FAMILIES {
+            let pod = ten_ports();
+            pod.run(|| {
+                let [app_at, other_at] = [7_000, 7_001].map(|port| SocketAddr::new(ip, port));
+                let [app, other] = [app_at, other_at].map(|at| TcpListener::bind(at).expect("bind"));
+                let mut held = Vec::new();
+                for port in 40_000..=40_009 {
+                    let minted = mint(family, Purpose::TowardsApp, mark).expect("mint");
+                    bind_caller(&minted, SocketAddr::new(ip, port)).expect("bind");
+                    held.push((connect(minted, app_at).expect("connect"), app.accept().expect("accept")));
+                    assert_eq!(held.last().map(|(_, (_, seen))| seen.port()), Some(port));
+                }
+                // Each of the ten has a connection, and none of them to the other listener.
+                for _ in 0..10 {
+                    held.push((TcpStream::connect(other_at).expect("its own"), other.accept().expect("accept")));
+                }
+            })
+            .expect("entered");
+        }
+    }
+
+    #[test]
+    fn a_callers_port_that_is_not_free_is_told_by_connect_and_any_other_can_be_had() {
+        let mark = Mark::from_random(0x1234_5678).expect("not a reserved value");
+        for (family, ip) in FAMILIES {
+            let pod = ten_ports();
+            pod.run(|| {
+                let to = SocketAddr::new(ip, 7_000);
+                let _app = TcpListener::bind(to).expect("bind");
+                let from = |port| {
+                    let minted = mint(family, Purpose::TowardsApp, mark).expect("mint");
+                    bind_caller(&minted, SocketAddr::new(ip, port)).expect("bind");
+                    minted
+                };
+                let _first = connect(from(40_003), to).expect("connect");
+                let taken = connect(from(40_003), to).expect_err("this very connection exists");
+                assert_eq!(taken.kind(), io::ErrorKind::AddrNotAvailable);
+                let again = from(40_003);
+                prefer_port(&again, None).expect("any again");
+                connect(again, to).expect("by another port");
+                // Not one of those that are handed out: bound, as it has always been.
+                let bound = connect(from(61_000), to).expect("connect");
+                assert_eq!(bound.local_addr().expect("address").port(), 61_000);
+            })
+            .expect("entered");
+        }
+    }
 }

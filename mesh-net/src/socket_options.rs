@@ -1,6 +1,7 @@
 //! What is asked of connected TCP sockets, and what the kernel says of them.
 
 use std::io;
+use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, AsRawFd};
 use std::time::Duration;
 
@@ -110,6 +111,68 @@ pub fn urgent_inline(fd: &impl AsFd) -> io::Result<()> {
     SockRef::from(fd).set_out_of_band_inline(true)
 }
 
+/// linux/tcp.h; the libc crate does not have it. The message that tells the count bears the same number.
+const TCP_INQ: libc::c_int = 36;
+
+/// Has [`receive`] told how much is left unread. TCP_INQ: Linux 4.18.
+pub fn count_unread(fd: &impl AsFd) -> io::Result<()> {
+    let on: libc::c_int = 1;
+    let size = libc::socklen_t::try_from(size_of_val(&on)).expect("4 fits");
+    // SAFETY: the descriptor is open (borrowed for the call); `on` is valid for reads of `size` bytes for the whole call.
+    let rc =
+        unsafe { libc::setsockopt(fd.as_fd().as_raw_fd(), libc::IPPROTO_TCP, TCP_INQ, (&raw const on).cast(), size) };
+    if rc == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
+}
+
+/// Whether there is more to read behind what was read.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Behind {
+    /// The kernel says that there is nothing: whatever comes is announced.
+    Nothing,
+    /// Bytes, or the end of data, or nobody knows ([`count_unread`] was not asked for).
+    Perhaps,
+}
+
+/// Reads into the free room of `buffer`; 0 is the end of data. A read that is short says nothing about what is behind: the kernel also stops
+/// before an urgent byte that stays in its place.
+pub fn receive(fd: &impl AsFd, buffer: &mut Vec<u8>) -> io::Result<(usize, Behind)> {
+    let room = buffer.spare_capacity_mut();
+    let mut part = libc::iovec { iov_base: room.as_mut_ptr().cast(), iov_len: room.len() };
+    // One message with an int is 24 bytes; as words, it is aligned for a `cmsghdr`.
+    let mut control = [0_u64; 4];
+    // SAFETY: all bytes zero are a `msghdr` (null pointers and numbers; there is padding on some systems, so it has no literal).
+    let mut message: libc::msghdr = unsafe { MaybeUninit::zeroed().assume_init() };
+    (message.msg_iov, message.msg_iovlen) = (&raw mut part, 1);
+    (message.msg_control, message.msg_controllen) = (control.as_mut_ptr().cast(), size_of_val(&control) as _);
+    let bytes = loop {
+        // SAFETY: the descriptor is open (borrowed for the call). `message` leads to one part, which is the vector's free room and not used
+        // otherwise until the last use of `part`, and to `control`; both are valid for writes of the sizes given.
+        let got = unsafe { libc::recvmsg(fd.as_fd().as_raw_fd(), &raw mut message, 0) };
+        match usize::try_from(got) {
+            Ok(bytes) => break bytes,
+            Err(_) => {
+                let error = io::Error::last_os_error();
+                if error.kind() != io::ErrorKind::Interrupted {
+                    return Err(error);
+                }
+            }
+        }
+    };
+    // SAFETY: the kernel has written that many bytes into the free room, from its start, and no more than there is room for.
+    unsafe { buffer.set_len(buffer.len() + bytes) };
+    // SAFETY: `message` is as the kernel left it: `msg_control` still leads to `control`, of which `msg_controllen` bytes are its own. The header
+    // is null or whole inside of them; its int is read only when the header says that it is one of ours, which has one.
+    let unread = unsafe {
+        let header = libc::CMSG_FIRSTHDR(&raw const message);
+        let of_ours = !header.is_null()
+            && (*header).cmsg_level == libc::SOL_TCP
+            && (*header).cmsg_type == TCP_INQ
+            && (*header).cmsg_len as usize >= libc::CMSG_LEN(size_of::<libc::c_int>() as u32) as usize;
+        of_ours.then(|| libc::CMSG_DATA(header).cast::<libc::c_int>().read_unaligned())
+    };
+    Ok((bytes, if unread == Some(0) { Behind::Nothing } else { Behind::Perhaps }))
+}
+
 /// How it stands with what was written and not acknowledged.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Outstanding {
@@ -177,6 +240,49 @@ mod tests {
             near.read_to_string(&mut seen).expect("read");
             assert_eq!(seen, "abXcd");
         }
+    }
+
+    #[test]
+    fn a_read_tells_whether_more_is_behind_it_also_before_an_urgent_byte() {
+        for address in ["127.0.0.1:0", "[::1]:0"] {
+            let (mut far, near) = pair(address);
+            count_unread(&near).expect("asked for");
+            far.write_all(b"ab").expect("write");
+            SockRef::from(&far).send_out_of_band(b"X").expect("urgent");
+            far.write_all(b"cd").expect("write");
+            let mut seen = Vec::with_capacity(100);
+            assert_eq!(receive(&near, &mut seen).expect("read"), (2, Behind::Perhaps));
+            assert_eq!(receive(&near, &mut seen).expect("read"), (3, Behind::Nothing));
+            far.write_all(&[7; 200]).expect("write");
+            assert_eq!(receive(&near, &mut seen).expect("read"), (95, Behind::Perhaps));
+            assert_eq!((&seen[..5], seen.len()), (b"abXcd".as_slice(), 100));
+            seen.clear();
+            near.set_nonblocking(true).expect("non-blocking");
+            while seen.len() < 105 {
+                let _ = receive(&near, &mut seen);
+                seen.reserve(100);
+            }
+            assert_eq!(receive(&near, &mut seen).map_err(|error| error.kind()), Err(io::ErrorKind::WouldBlock));
+            // An end of data is something to read.
+            far.write_all(b"e").expect("write");
+            drop(far);
+            let until = std::time::Instant::now() + Duration::from_secs(5);
+            let last = loop {
+                assert!(std::time::Instant::now() < until);
+                if let Ok(last) = receive(&near, &mut seen) {
+                    break last;
+                }
+            };
+            assert_eq!(last, (1, Behind::Perhaps));
+            assert_eq!(receive(&near, &mut seen).expect("read").0, 0);
+        }
+    }
+
+    #[test]
+    fn without_being_asked_a_read_does_not_say_that_nothing_is_behind() {
+        let (mut far, near) = pair("127.0.0.1:0");
+        far.write_all(b"ab").expect("write");
+        assert_eq!(receive(&near, &mut Vec::with_capacity(9)).expect("read"), (2, Behind::Perhaps));
     }
 
     #[test]

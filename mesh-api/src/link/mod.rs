@@ -24,7 +24,8 @@ pub use facts::{NodeFacts, PodFacts};
 pub const VERSION: u32 = 1;
 /// The oldest link version this build speaks (N-1, once there is one).
 pub const OLDEST_VERSION: u32 = 1;
-/// Largest packet either side sends or accepts. A pod's facts are under 2 KiB; the rest is room for growth.
+/// What every message is made to fit into, by whoever makes it: a pod's facts are under 2 KiB, the rest is room for growth. Nothing here
+/// looks at it; the sockets refuse what is longer than twice this, when it is sent and when it is received.
 pub const MAX_PACKET: usize = 64 * 1024;
 
 /// First message of both sides on every link.

@@ -342,6 +342,14 @@ impl Keeper {
                 };
                 self.worker.send(&message, carried);
             }
+            Action::Unserved { slot, reason } => {
+                let pod = self.state.name(slot);
+                tracing::warn!(
+                    pod, slot, %reason,
+                    "the worker refuses a pod that is redirected to it: nobody serves it until it is taken, and it is offered again; look at \
+                     the worker's log"
+                );
+            }
             Action::Certificates => {
                 if let Some(memfd) = self.hands.certificates() {
                     self.worker.send(&ToWorker::Certificates, Carried::Shared(memfd));

@@ -20,6 +20,10 @@ use super::bucket::Bucket;
 /// How long a message of the watcher may wait for the worker's answer. Below the CNI plugin's 15 s, so that the plugin hears why.
 pub const PATIENCE: Duration = Duration::from_secs(10);
 
+/// How long a pod that the worker has refused waits to be offered again: soon for its callers, who find nobody, and seldom for a log that
+/// names it each time. Guessed.
+const OFFER_AGAIN: Duration = Duration::from_secs(5);
+
 /// What happened.
 #[derive(Clone, Debug)]
 pub enum Event {
@@ -68,6 +72,8 @@ pub enum Action {
     ToWatcher(FromKeeper),
     /// Tell the worker, with these descriptors.
     ToWorker(ToWorker, Fds),
+    /// Say that a pod which is held has nobody who serves it.
+    Unserved { slot: u32, reason: Reason },
     /// Leave the certificates of an earlier worker with this one, if there are any.
     Certificates,
     /// Mint, and answer the worker.
@@ -91,7 +97,8 @@ enum Told {
     Nothing,
     Sent(u64),
     Serving,
-    Refused,
+    /// It would not have it. When it is offered again.
+    Refused(Duration),
 }
 
 /// A message of the watcher that waits for the worker.
@@ -197,7 +204,7 @@ impl State {
             Event::Inherited => self.inherited(&mut out),
             Event::WorkerDown => self.worker_down(&mut out),
             Event::Acked { id } => self.acked(id, &mut out),
-            Event::Nacked { id, reason } => self.nacked(id, reason, &mut out),
+            Event::Nacked { id, reason } => self.nacked(now, id, reason, &mut out),
             Event::Mint { request, slot, family, purpose, count } => {
                 out.push(self.mint(now, request, slot, family, purpose, count));
             }
@@ -213,7 +220,11 @@ impl State {
             Sent::Gone(Some((_, deadline))) => Some(*deadline),
             _ => None,
         });
-        owed.chain(gone).min()
+        let again = self.pods.values().filter_map(|pod| match pod.told {
+            Told::Refused(again) => Some(again),
+            _ => None,
+        });
+        owed.chain(gone).chain(again).min()
     }
 
     /// Slot, uid and netns of every pod that is held.
@@ -224,6 +235,11 @@ impl State {
     /// Whether this pod is held, in this netns.
     pub fn holds(&self, uid: &str, netns: NetnsId) -> bool {
         self.slots.get(uid).and_then(|slot| self.pods.get(slot)).is_some_and(|pod| pod.netns == netns)
+    }
+
+    /// Namespace and name of a pod that is held.
+    pub fn name(&self, slot: u32) -> Option<String> {
+        self.pods.get(&slot).map(|pod| format!("{}/{}", pod.facts.namespace, pod.facts.name))
     }
 
     /// How many pods are held.
@@ -277,6 +293,18 @@ impl State {
                 ));
             }
         }
+        let mut refused = Vec::new();
+        for (slot, pod) in &mut self.pods {
+            if let Told::Refused(again) = &mut pod.told
+                && *again <= now
+            {
+                *again = now + OFFER_AGAIN;
+                refused.push(*slot);
+            }
+        }
+        for slot in refused {
+            self.send_pod(slot, out);
+        }
     }
 
     /// Forgets a pod and has its descriptors closed, here and at the worker. `owed`: whom to tell when the worker is done.
@@ -295,7 +323,7 @@ impl State {
                 let id = self.send(Sent::Gone(owed));
                 out.push(Action::ToWorker(ToWorker::Gone { id, slot, drain }, Fds::None));
             }
-            Told::Nothing | Told::Refused => out.extend(owed.map(|(id, _)| done(id))),
+            Told::Nothing | Told::Refused(_) => out.extend(owed.map(|(id, _)| done(id))),
         }
     }
 

@@ -18,7 +18,9 @@ use super::record::Refusal;
 
 /// How long a set-up may take until its caller is looked at, and again.
 const LOOK: Duration = Duration::from_millis(250);
-/// What a caller sent before it went is still taken to a destination that is reached within this time, as its own kernel would have.
+/// What a caller sent before it went is still taken to a destination that is reached within this time. Without a mesh the destination's
+/// kernel would have had it by then, though not the application for certain: one that closes with bytes unread, or resets, may take away what
+/// was not delivered. But a caller that sends a line and closes (syslog, a metric) relies on it to arrive. Half a second is a guess.
 const LAST_BYTES: Duration = Duration::from_millis(500);
 
 /// See the module. Dropped, it is reset.

@@ -208,9 +208,9 @@ async fn towards_app(
     let Dialer { mint, connect_timeout, .. } = dialer;
     let fd = mint.take(slot, family(to), Purpose::TowardsApp).await?;
     let wanted = if source.port() < FIRST_CHOSEN { any_port } else { source };
-    let reached = match socket::bind_source(&fd, wanted) {
+    let reached = match socket::bind_caller(&fd, wanted) {
         Ok(()) => match connect(fd, on_lo, *connect_timeout).await {
-            // Another socket has this very 4-tuple.
+            // Another socket has this very 4-tuple, or was bound to the port.
             Err(ConnectError::Failed { source, .. }) if is_taken(&source) && wanted != any_port => {
                 let fd = mint.take(slot, family(to), Purpose::TowardsApp).await?;
                 socket::bind_source(&fd, any_port).map_err(|error| ConnectError::io(to, error))?;

@@ -94,7 +94,7 @@ impl Control {
                 Err(reason) => self.link.nack(id, reason).await,
             },
             Event::Update { id, slot, facts } => {
-                if self.proxy.pods.update(slot, &facts) {
+                if update(&self.proxy, slot, &facts) {
                     self.link.ack(id).await
                 } else {
                     self.link.nack(id, Reason::NotReady).await
@@ -182,6 +182,20 @@ impl Control {
         self.proxy.certificates.want(&identities);
         self.proxy.sinks.metrics.plain.pods.set(table.pods().count() as i64);
     }
+}
+
+/// New facts of a pod; `false` when it is not served.
+pub fn update(proxy: &Proxy, slot: u32, facts: &PodFacts) -> bool {
+    let Some(pod) = proxy.pods.table().slot(slot).cloned() else { return false };
+    let before = pod.facts().mark;
+    if !proxy.pods.update(slot, facts) {
+        return false;
+    }
+    if before != facts.mark {
+        tracing::info!(pod = %pod.name(), slot, "another mark: sockets that carry the one before are closed");
+        proxy.mint.renew(slot);
+    }
+    true
 }
 
 /// Judges open connections again whenever the mesh changes; runs as long as the mesh is published.

@@ -94,7 +94,7 @@ impl End {
     /// Passes on the end of data.
     pub fn poll_shutdown(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         match self {
-            End::Tcp(tcp) => Poll::Ready(tcp.shutdown()),
+            End::Tcp(tcp) => Poll::Ready(tcp.shutdown(cx)),
             End::Tunnel(stream) => Pin::new(stream).poll_shutdown(cx),
         }
     }
@@ -134,7 +134,9 @@ impl End {
 
 /// Closes a socket so that the peer sees RST.
 pub fn reset(stream: TcpStream) {
-    Tcp::new(stream).reset();
+    if let Err(error) = mesh_net::socket::reset_on_close(&stream) {
+        tracing::debug!(%error, "reset on close");
+    }
 }
 
 impl fmt::Debug for End {

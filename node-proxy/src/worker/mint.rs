@@ -88,6 +88,8 @@ struct Stock {
     missed: bool,
     // One request per key at a time; whoever comes meanwhile joins the next batch.
     asking: bool,
+    // What is being asked for may be of before the pod was changed.
+    outdated: bool,
 }
 
 /// The stocks of all pods. Cheap to clone.
@@ -159,6 +161,16 @@ impl Mint {
         });
     }
 
+    /// The pod is to be reached by other sockets than before: its stock is closed, and what is on its way as well when it comes. Whoever
+    /// waits gets one that is asked for again.
+    pub fn renew(&self, slot: u32) {
+        for (_, stock) in self.inner.lock().iter_mut().filter(|(key, _)| key.slot == slot) {
+            self.inner.metrics.plain.mint_stock.sub(stock.sockets.len() as i64);
+            stock.sockets.clear();
+            stock.outdated = stock.asking;
+        }
+    }
+
     /// Lets stocks shrink, for ever; dropped with the worker.
     pub async fn shrink(self) {
         let mut tick = tokio::time::interval(TICK);
@@ -208,6 +220,7 @@ impl Inner {
                 let room = self.metrics.plain.mint_stock.get() < STOCK_IN_ALL;
                 let spare = if room { usize::from(stock.level).saturating_sub(stock.sockets.len()) } else { 0 };
                 let count = (stock.waiting.len() + spare).min(usize::from(MAX_MINT)) as u8;
+                stock.outdated = false;
                 if count == 0 {
                     stock.asking = false;
                     return;
@@ -219,6 +232,7 @@ impl Inner {
             // The pod was forgotten meanwhile: what was made is closed by being dropped.
             let Some(stock) = stocks.get_mut(&key) else { return };
             match minted {
+                Ok(_) if stock.outdated => {}
                 Ok(sockets) if !sockets.is_empty() => {
                     self.metrics.plain.minted.inc_by(sockets.len() as u64);
                     if sockets.len() < usize::from(count) {
@@ -328,6 +342,33 @@ mod tests {
         assert!(all.iter().all(|taken| taken.as_ref().is_err_and(|error| error.reason() == Reason::NoSocket)));
         fake.refuse.store(0, Ordering::Relaxed);
         assert!(take(&mint).await.is_ok());
+    }
+
+    #[tokio::test]
+    async fn a_renewed_pod_has_no_socket_of_before_in_stock_nor_on_its_way() {
+        let (mint, fake, _tasks) = mint();
+        for _ in 0..10 {
+            take(&mint).await.expect("socket");
+        }
+        // The last refill may still be on its way.
+        while mint.inner.lock().values().any(|stock| stock.asking) {
+            tokio::task::yield_now().await;
+        }
+        assert!(mint.inner.metrics.plain.mint_stock.get() > 0);
+        mint.renew(2);
+        assert!(mint.inner.metrics.plain.mint_stock.get() > 0, "another pod's are its own");
+        mint.renew(1);
+        assert_eq!(mint.inner.metrics.plain.mint_stock.get(), 0);
+        let before = fake.requests.lock().expect("not poisoned").len();
+        let mut waiting = std::pin::pin!(take(&mint));
+        assert!(futures_util::poll!(waiting.as_mut()).is_pending());
+        // The request for it is made, and not answered yet.
+        while fake.requests.lock().expect("not poisoned").len() == before {
+            tokio::task::yield_now().await;
+        }
+        mint.renew(1);
+        waiting.await.expect("socket");
+        assert_eq!(fake.requests.lock().expect("not poisoned").len(), before + 2, "asked for once more");
     }
 
     #[tokio::test]

@@ -39,12 +39,14 @@ pub struct Facts {
     pub addresses: Vec<IpAddr>,
     /// Ports of kubelet probes and hooks.
     pub probe_ports: Vec<u16>,
+    /// What its sockets carry.
+    pub mark: u32,
 }
 
 impl Facts {
     fn of(facts: &PodFacts) -> Self {
         let addresses = facts.addresses.iter().map(IpAddr::to_canonical).collect();
-        Self { addresses, probe_ports: facts.probe_ports.clone() }
+        Self { addresses, probe_ports: facts.probe_ports.clone(), mark: facts.mark }
     }
 }
 

@@ -42,7 +42,7 @@ impl Silence {
         Self { keepalive, look: None, since: Instant::now(), holds_back: false }
     }
 
-    /// Something was written.
+    /// Something was written, or the end of data.
     pub fn wrote(&mut self, cx: &mut Context<'_>) {
         if self.look.is_none() {
             self.since = Instant::now();
@@ -50,6 +50,12 @@ impl Silence {
             // Only so that the task is woken then.
             let _ = look.as_mut().poll(cx);
         }
+    }
+
+    /// Whether the kernel is asked shortly.
+    #[cfg(test)]
+    pub fn looks(&self) -> bool {
+        self.look.is_some()
     }
 
     /// Whether nothing more should be taken over for this peer: its own side's deadlines are to notice.

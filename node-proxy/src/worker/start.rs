@@ -24,7 +24,7 @@ use super::control::{self, Control};
 use super::link::{self, Link};
 use super::metrics::Metrics;
 use super::mint::{Maker, Mint};
-use super::pods::Pods;
+use super::pods::{Pod, Pods};
 use super::record::Sinks;
 use super::route::Loads;
 use super::threads::{Proxy, Threads};
@@ -36,6 +36,9 @@ const RESERVED_FDS: u64 = 2_500;
 const FDS_PER_CONNECTION: u64 = 2;
 /// How long cut connections have to notice, and the access log to be written.
 const CUT: Duration = Duration::from_secs(1);
+
+/// How often a drain looks whether all places are free.
+const LOOK: Duration = Duration::from_millis(20);
 
 /// What the supervisor says of the workers before this one.
 #[derive(Clone, Copy, Debug, Default)]
@@ -173,7 +176,7 @@ async fn work(args: Args, settings: Settings, starts: Starts) -> anyhow::Result<
             control.leave();
             let left: Vec<_> = proxy.pods.table().pods().cloned().collect();
             left.iter().for_each(|pod| pod.leave());
-            let drained = futures_util::future::join_all(left.iter().map(|pod| pod.live().emptied()));
+            let drained = drained(&left, &proxy.budget, places);
             // The link stays: connections that are being set up still need sockets. Its end ends the drain, nothing more can come.
             let all_ended = tokio::select! {
                 drained = tokio::time::timeout(drain_after, drained) => drained.is_ok(),
@@ -205,6 +208,18 @@ async fn work(args: Args, settings: Settings, starts: Starts) -> anyhow::Result<
     drop((proxy, link));
     writer.finish(CUT);
     result
+}
+
+/// Resolves when no connection is left: neither one of a pod's, nor one that was accepted and is on its way to be, which has its place
+/// already. Pods are empty for a moment between two connections, so that each was so once says nothing. Safe to drop half-way.
+async fn drained(left: &[Arc<Pod>], budget: &Semaphore, places: usize) {
+    loop {
+        futures_util::future::join_all(left.iter().map(|pod| pod.live().emptied())).await;
+        if budget.available_permits() >= places && left.iter().all(|pod| pod.live().is_empty()) {
+            return;
+        }
+        tokio::time::sleep(LOOK).await;
+    }
 }
 
 /// How many connections there may be, from the limit on descriptors.
@@ -323,5 +338,45 @@ impl Maker for Link {
     ) -> BoxFuture<'static, Result<Vec<std::os::fd::OwnedFd>, Reason>> {
         let link = self.clone();
         Box::pin(async move { Link::mint(&link, slot, family, purpose, count).await })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::pin::Pin;
+
+    use mesh_model::ClientAddr;
+
+    use super::super::connection::{Connection, ConnectionId, Direction};
+    use super::super::live;
+    use super::super::pods::testing::{facts, pod};
+    use super::*;
+
+    async fn is_over(draining: Pin<&mut impl Future<Output = ()>>) -> bool {
+        tokio::time::timeout(Duration::from_secs(1), draining).await.is_ok()
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_drain_waits_for_what_is_accepted_and_for_all_pods_to_be_empty_at_the_same_time() {
+        let pods = [pod(1, &facts("shop", "web", "198.18.1.5")), pod(2, &facts("shop", "cart", "198.18.1.6"))];
+        let enter = |pod| {
+            let client = ClientAddr::new(([198, 18, 1, 9], 4000).into());
+            live::enter(pod, &Arc::new(Connection::new(ConnectionId::random(), Direction::Inbound, client, None)))
+        };
+        let budget = Arc::new(Semaphore::new(10));
+        let accepted = budget.clone().try_acquire_owned().expect("room");
+        let mut draining = Box::pin(drained(&pods, &budget, 10));
+        assert!(!is_over(draining.as_mut()).await, "one is accepted and not yet a pod's");
+        let first = enter(&pods[0]);
+        assert!(!is_over(draining.as_mut()).await);
+        // The first is empty, then the second, and never both.
+        let second = enter(&pods[1]);
+        drop(first);
+        assert!(!is_over(draining.as_mut()).await);
+        let first = enter(&pods[0]);
+        drop(second);
+        assert!(!is_over(draining.as_mut()).await);
+        drop((first, accepted));
+        assert!(is_over(draining.as_mut()).await);
     }
 }

@@ -1,15 +1,15 @@
 //! A TCP socket as an end of a connection.
 //!
-//! Reads and writes as tokio's own stream does (one system call each; a short one also says that there is no more), but shared, so
-//! that a reset is heard while nobody reads: tokio keeps "readable" set as long as bytes are unread, so only the error itself tells.
+//! Reads and writes as tokio's own stream does (one system call each, which also says whether there is more), but shared, so that a
+//! reset is heard while nobody reads: tokio keeps "readable" set as long as bytes are unread, so only the error itself tells. That a
+//! read was short does not say that there is no more: the kernel stops before an urgent byte. So it is asked ([`Behind`]).
 
 use std::io;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll, ready};
 
-use mesh_net::socket_options::{self, Keepalive};
-use rustix::buffer::spare_capacity;
+use mesh_net::socket_options::{self, Behind, Keepalive};
 use rustix::net::SendFlags;
 use tokio::io::Interest;
 use tokio::net::TcpStream;
@@ -41,6 +41,10 @@ pub struct Tcp {
 impl Tcp {
     /// Of a connected socket.
     pub fn new(stream: TcpStream) -> Self {
+        // Without it each read would be followed by one that finds nothing: slower, not wrong.
+        if let Err(error) = socket_options::count_unread(&stream) {
+            tracing::debug!(%error, "the kernel does not count unread bytes");
+        }
         Self { stream: Arc::new(stream), broken: None, silence: None }
     }
 
@@ -59,11 +63,11 @@ impl Tcp {
 
     /// Reads into the free room of `buffer`; 0 is the end of data.
     pub fn poll_read(&self, cx: &mut Context<'_>, buffer: &mut Vec<u8>) -> Poll<io::Result<usize>> {
-        let room = buffer.capacity() - buffer.len();
         loop {
             ready!(self.stream.poll_read_ready(cx))?;
-            let read = self.once(Interest::READABLE, room, || {
-                rustix::io::read(&self.stream, spare_capacity(buffer)).map_err(io::Error::from)
+            let read = self.once(Interest::READABLE, || {
+                let (bytes, behind) = socket_options::receive(&self.stream, buffer)?;
+                Ok((bytes, bytes > 0 && behind == Behind::Nothing))
             });
             match read {
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
@@ -76,8 +80,10 @@ impl Tcp {
     pub fn poll_write(&mut self, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
         loop {
             ready!(self.stream.poll_write_ready(cx))?;
-            let written = self.once(Interest::WRITABLE, bytes.len(), || {
-                rustix::net::send(&self.stream, bytes, SendFlags::NOSIGNAL).map_err(io::Error::from)
+            let written = self.once(Interest::WRITABLE, || {
+                let written = rustix::net::send(&self.stream, bytes, SendFlags::NOSIGNAL)?;
+                // Less than was asked for: the socket's buffer is full.
+                Ok((written, 0 < written && written < bytes.len()))
             });
             match written {
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
@@ -91,24 +97,29 @@ impl Tcp {
         }
     }
 
-    /// One system call. With epoll, less than was asked for means that the socket's buffer is empty (or full): readiness is cleared
-    /// without a second call that would only say so.
-    fn once(&self, interest: Interest, asked: usize, call: impl FnOnce() -> io::Result<usize>) -> io::Result<usize> {
-        let mut short = None;
+    /// One system call, which also says whether the socket is not ready for another: then readiness is cleared without a second call that
+    /// would only say so. Epoll tells of what comes after.
+    fn once(&self, interest: Interest, call: impl FnOnce() -> io::Result<(usize, bool)>) -> io::Result<usize> {
+        let mut last = None;
         let done = self.stream.try_io(interest, || {
-            let bytes = call()?;
-            if 0 < bytes && bytes < asked {
-                short = Some(bytes);
+            let (bytes, is_last) = call()?;
+            if is_last {
+                last = Some(bytes);
                 return Err(io::ErrorKind::WouldBlock.into());
             }
             Ok(bytes)
         });
-        short.map_or(done, Ok)
+        last.map_or(done, Ok)
     }
 
     /// Passes on the end of data.
-    pub fn shutdown(&self) -> io::Result<()> {
-        Ok(rustix::net::shutdown(&self.stream, rustix::net::Shutdown::Write)?)
+    pub fn shutdown(&mut self, cx: &mut Context<'_>) -> io::Result<()> {
+        rustix::net::shutdown(&self.stream, rustix::net::Shutdown::Write)?;
+        // The end is owed an acknowledgement like a byte.
+        if let Some(silence) = &mut self.silence {
+            silence.wrote(cx);
+        }
+        Ok(())
     }
 
     /// Ready when the peer has reset the connection or the kernel has given it up. What it sent before can still be read.
@@ -144,5 +155,28 @@ impl Tcp {
             // An error: there is no connection any more.
             Ok(false) | Err(_) => Delivered::Yes,
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use tokio::net::TcpListener;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn an_end_of_data_that_is_owed_an_acknowledgement_is_looked_after_like_a_byte() {
+        let listener = TcpListener::bind("127.0.0.1:0").await.expect("bind");
+        let connecting = TcpStream::connect(listener.local_addr().expect("address"));
+        let (near, far) = tokio::join!(connecting, listener.accept());
+        let _far = far.expect("accept");
+        let keepalive = Keepalive { idle: Duration::from_secs(5), interval: Duration::from_secs(3), count: 3 };
+        let mut tcp = Tcp::far(near.expect("connect"), keepalive);
+        let looks = |tcp: &Tcp| tcp.silence.as_ref().is_some_and(|silence| silence.looks());
+        assert!(!looks(&tcp));
+        std::future::poll_fn(|cx| Poll::Ready(tcp.shutdown(cx))).await.expect("shutdown");
+        assert!(looks(&tcp));
     }
 }

@@ -216,8 +216,8 @@ pub async fn eventually<T>(mut fact: impl FnMut() -> Option<T>) -> T {
 async fn captured(source: IpAddr) -> (TcpStream, TcpStream) {
     let listener = TcpListener::bind("127.0.0.1:0").await.expect("bind");
     let socket = TcpSocket::new_v4().expect("socket");
-    // In a pod's own namespace the port would be free for the proxy's socket.
-    socket.set_reuseaddr(true).expect("reuse");
+    // In a pod's own namespace the port would be free for the proxy's socket: here it is shared, which takes two that `connect` chose.
+    mesh_net::socket::bind_address_no_port(&socket).expect("no port yet");
     socket.bind((source, 0).into()).expect("bind the source");
     let client = socket.connect(listener.local_addr().expect("address"));
     let (client, near) = tokio::join!(client, listener.accept());
@@ -247,7 +247,7 @@ impl Maker for Loopback {
                 let socket = socket2::Socket::new(socket2::Domain::IPV4, socket2::Type::STREAM, None)?;
                 socket.set_nonblocking(true)?;
                 match (purpose, address) {
-                    (Purpose::TowardsApp, _) => socket.set_reuse_address(true)?,
+                    (Purpose::TowardsApp, _) => mesh_net::socket::bind_address_no_port(&socket)?,
                     (Purpose::TowardsPeer, Some(address)) => socket.bind(&SocketAddr::new(address, 0).into())?,
                     (Purpose::TowardsPeer | Purpose::Inspect, _) => {}
                 }

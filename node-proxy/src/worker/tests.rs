@@ -543,3 +543,25 @@ async fn the_futures_of_a_connection_stay_small() {
     let sizes = (size_of_val(&outbound), size_of_val(&inbound));
     assert!(sizes.0 <= 1024 && sizes.1 <= 1024, "{sizes:?}");
 }
+
+#[tokio::test]
+async fn a_pod_that_gets_another_mark_has_no_socket_of_the_one_before_in_stock() {
+    use mesh_api::link::worker::{Family, Purpose};
+    let world = World::new();
+    let node = world.node("node-1");
+    let pod = node.pod(1, "web", "127.77.24.1");
+    let proxy = &node.here.proxy;
+    let stock = || (proxy.sinks.metrics.plain.mint_stock.get() > 0).then_some(());
+    for _ in 0..10 {
+        proxy.mint.take(pod.slot(), Family::V4, Purpose::TowardsApp).await.expect("socket");
+    }
+    eventually(stock).await;
+    let mut facts = super::pods::testing::facts("shop", "web", "127.77.24.1");
+    facts.addresses.push("127.77.24.2".parse().expect("address"));
+    assert!(super::control::update(proxy, pod.slot(), &facts));
+    assert!(stock().is_some(), "nothing that sockets carry has changed");
+    facts.mark += 1;
+    assert!(super::control::update(proxy, pod.slot(), &facts));
+    assert!(stock().is_none());
+    assert!(!super::control::update(proxy, 2, &facts));
+}

@@ -102,7 +102,7 @@ impl Thread {
     pub fn serve(self: &Arc<Self>, arrived: Arrived) {
         let here = self.clone();
         let port = arrived.port();
-        let Some(accepted) = arrived.take() else { return };
+        let Some(accepted) = arrived.take(self) else { return };
         let (pod, connection) = (accepted.pod().clone(), accepted.connection().clone());
         let meter = pod.meter().clone();
         let started = match port {

@@ -118,7 +118,7 @@ impl State {
         pod.owed.push(Owed { id, deadline: now + PATIENCE, on: None });
         match pod.told {
             Told::Sent(_) | Told::Serving if changed => self.send_update(slot, id, out),
-            Told::Refused => self.send_pod(slot, out),
+            Told::Refused(_) => self.send_pod(slot, out),
             Told::Sent(_) | Told::Serving | Told::Nothing => {}
         }
     }

@@ -70,6 +70,29 @@ fn a_served_pod_is_held_through_the_loss_of_worker_and_watcher() {
 }
 
 #[test]
+fn a_served_pod_that_the_next_worker_refuses_is_named_and_offered_again_until_it_is_taken() {
+    let mut world = both_up();
+    let add = world.add("a", 1, 7);
+    world.answer_all();
+    assert_eq!(world.heard(add), Some(None));
+    world.worker_up(2);
+    let slot = *world.open.first().expect("held");
+    for round in 1..=3 {
+        world.answer(0, Some(Reason::Kernel));
+        assert_eq!(world.unserved, vec![slot; round]);
+        world.pass(OFFER_AGAIN / 2);
+        assert!(world.worker.as_ref().expect("worker").unanswered.is_empty(), "not at once");
+        world.pass(OFFER_AGAIN / 2);
+        assert!(world.worker.as_ref().expect("worker").pods.contains(&slot), "offered again");
+        world.pass(Duration::from_secs(3600));
+        assert_eq!(world.worker.as_ref().expect("worker").unanswered.len(), 1, "and not twice before it has answered");
+    }
+    world.answer_all();
+    assert_eq!(world.state.next_deadline(), None, "it is served");
+    assert_eq!(world.add("a", 1, 7), world.heard.last().expect("acked at once").0);
+}
+
+#[test]
 fn a_pod_that_cannot_be_opened_is_refused_with_the_reason_and_leaves_nothing() {
     let mut world = both_up();
     world.refuse_open = true;

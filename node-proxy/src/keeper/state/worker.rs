@@ -1,9 +1,11 @@
 //! The worker's coming, going and answering.
 
+use std::time::Duration;
+
 use mesh_api::link::worker::ToWorker;
 use mesh_model::Reason;
 
-use super::{Action, Fds, Pod, Sent, State, Told, Worker, done, refuse};
+use super::{Action, Fds, OFFER_AGAIN, Pod, Sent, State, Told, Worker, done, refuse};
 
 impl State {
     pub(super) fn worker_up(&mut self, threads: u8, out: &mut Vec<Action>) {
@@ -105,7 +107,7 @@ impl State {
         }
     }
 
-    pub(super) fn nacked(&mut self, id: u64, reason: Reason, out: &mut Vec<Action>) {
+    pub(super) fn nacked(&mut self, now: Duration, id: u64, reason: Reason, out: &mut Vec<Action>) {
         let (slot, whole) = match self.sent.remove(&id) {
             Some(Sent::Pod(slot)) => (slot, true),
             Some(Sent::Update(slot)) => (slot, false),
@@ -118,10 +120,11 @@ impl State {
         let message = format!("pod {}/{}: the worker refuses it; look at its log", pod.facts.namespace, pod.facts.name);
         out.extend(late.into_iter().map(|id| refuse(id, reason, message.clone())));
         if whole {
-            pod.told = Told::Refused;
-            // A pod that some worker has served has redirect rules: its listeners stay, for a worker that can.
-            if !pod.settled {
-                self.let_go(slot, false, None, out);
+            pod.told = Told::Refused(now + OFFER_AGAIN);
+            // A pod that some worker has served has redirect rules: its listeners stay, for a worker that can, which this one may be by then.
+            match pod.settled {
+                true => out.push(Action::Unserved { slot, reason }),
+                false => self.let_go(slot, false, None, out),
             }
         }
     }

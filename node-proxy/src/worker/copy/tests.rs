@@ -12,7 +12,11 @@ use crate::worker::connection::{ConnectionId, Direction};
 use crate::worker::end::TunnelStream;
 
 async fn pair() -> (TcpStream, TcpStream) {
-    let listener = TcpListener::bind("127.0.0.1:0").await.expect("bind");
+    pair_at("127.0.0.1:0").await
+}
+
+async fn pair_at(address: &str) -> (TcpStream, TcpStream) {
+    let listener = TcpListener::bind(address).await.expect("bind");
     let address = listener.local_addr().expect("address");
     let (far, near) = tokio::join!(TcpStream::connect(address), listener.accept());
     (far.expect("connect"), near.expect("accept").0)
@@ -84,6 +88,32 @@ async fn a_server_that_speaks_first_is_heard() {
     let mut greeting = [0; 11];
     client.read_exact(&mut greeting).await.expect("greeting");
     assert_eq!(&greeting, b"220 ready\r\n");
+}
+
+#[tokio::test]
+async fn what_is_behind_an_urgent_byte_is_passed_on_though_nothing_comes_after_it() {
+    for address in ["127.0.0.1:0", "[::1]:0"] {
+        for from_server in [false, true] {
+            let ((client, near), (server, far)) = (pair_at(address).await, pair_at(address).await);
+            // As on listeners and on sockets that connect.
+            for end in [&near, &far] {
+                mesh_net::socket_options::urgent_inline(end).expect("in its place");
+            }
+            let (mut from, mut to) = if from_server { (server, client) } else { (client, server) };
+            from.write_all(b"ab").await.expect("write");
+            socket2::SockRef::from(&from).send_out_of_band(b"X").expect("urgent");
+            from.write_all(b"cd").await.expect("write");
+            let connection = connection();
+            let copying = tokio::spawn(async move {
+                duplex(Connected::of(End::tcp(near), End::tcp(far)), &connection).await;
+            });
+            let mut seen = [0; 5];
+            let read = tokio::time::timeout(Duration::from_secs(1), to.read_exact(&mut seen)).await;
+            assert!(read.is_ok_and(|read| read.is_ok()), "{address}, from the server: {from_server}: {seen:?}");
+            assert_eq!(&seen, b"abXcd");
+            copying.abort();
+        }
+    }
 }
 
 #[tokio::test]

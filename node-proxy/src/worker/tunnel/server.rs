@@ -1,7 +1,7 @@
 //! The server's end of a tunnel: one TCP connection from accept to its end.
 //!
 //! Nothing here decides who may speak; a peer without a certificate of our trust domains does not get past TLS, everything else
-//! is the [`Handler`]'s. Bounded: time for the handshake, streams at once, header bytes, requests taken back unanswered.
+//! is the [`Handler`]'s. Bounded: time for the handshake, streams at once, header bytes, requests taken back at once.
 
 use std::fmt;
 use std::net::SocketAddr;
@@ -19,7 +19,7 @@ use mesh_model::policy::PolicyKey;
 use mesh_model::{Identity, Reason};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::net::TcpStream;
-use tokio::time::{MissedTickBehavior, timeout};
+use tokio::time::{Instant, MissedTickBehavior, timeout};
 use tokio_rustls::TlsAcceptor;
 
 use super::ahead::Ahead;
@@ -112,7 +112,7 @@ where
         }
     })?;
     let _open = events.map(|events| events.tunnel(Side::Server));
-    let from = Arc::new(From { identity, peer, unanswered: AtomicUsize::new(0) });
+    let from = Arc::new(From { identity, peer, rapid: AtomicUsize::new(0) });
     let streams = tasks::Group::new("tunnel-streams");
     let broke = drive(connection, not_after, &shared, &from, &*handler, &streams, &drain).await;
     shared.retire();
@@ -125,8 +125,8 @@ where
 struct From {
     identity: Identity,
     peer: SocketAddr,
-    /// Requests that the peer took back, less those that were answered.
-    unanswered: AtomicUsize,
+    /// Requests that the peer took back as soon as they came, less those that were answered.
+    rapid: AtomicUsize,
 }
 
 async fn handshake<S>(
@@ -166,6 +166,7 @@ where
         .data_frame_budget(SMALL_FRAME_BUDGET)
         .max_concurrent_reset_streams(RESETS_KNOWN)
         .reset_stream_duration(RESETS_KNOWN_FOR)
+        .max_pending_accept_reset_streams(RESETS_UNSEEN)
         .max_local_error_reset_streams(Some(RESET_FAULTS))
         .handshake(Watched::new(tls, shared.clone()))
         .await
@@ -244,15 +245,16 @@ where
                 continue;
             }
         };
+        if !refusing && from.rapid.load(Ordering::Relaxed) > RAPID_RESETS {
+            tracing::warn!(peer = %from.peer, identity = %from.identity, "tunnel peer takes back too many requests");
+            // Not cut: other callers of its pod have connections here.
+            (leaving, refusing) = (true, true);
+            connection.graceful_shutdown();
+        }
         if refusing {
             // GOAWAY counts from the peer's acknowledgement on, which it may keep back. Nothing was done with the request: an honest
             // one brings it again in a new tunnel.
             respond.send_reset(h2::Reason::REFUSED_STREAM);
-            continue;
-        }
-        if from.unanswered.load(Ordering::Relaxed) > RAPID_RESETS {
-            tracing::warn!(peer = %from.peer, identity = %from.identity, "tunnel peer takes back too many requests");
-            connection.abrupt_shutdown(h2::Reason::ENHANCE_YOUR_CALM);
             continue;
         }
         admit(request, respond, shared, from, handler, streams);
@@ -286,7 +288,7 @@ fn admit(
         authority: headers::authority(&parts.method, &parts.uri),
         traceparent: headers::traceparent(&parts.headers),
         forwarded: headers::forwarded(&parts.headers),
-        answer: Some(Answer { respond, body, open, from: from.clone() }),
+        answer: Some(Answer { respond, body, open, from: from.clone(), at: Instant::now() }),
     };
     streams.spawn("stream", handler.connect(incoming));
 }
@@ -311,6 +313,8 @@ struct Answer {
     body: RecvStream,
     open: Open,
     from: Arc<From>,
+    /// When it was looked at.
+    at: Instant,
 }
 
 impl fmt::Debug for Incoming {
@@ -326,14 +330,14 @@ impl fmt::Debug for Incoming {
 impl Incoming {
     /// Answers 200, with the baggage of the destination workload. Call it after the application was connected to.
     pub fn accept(mut self, baggage: Option<&str>) -> Result<Stream, Closed> {
-        let Answer { mut respond, body, open, from } = self.answer.take().ok_or(Closed(Reason::Internal))?;
+        let Answer { mut respond, body, open, from, at } = self.answer.take().ok_or(Closed(Reason::Internal))?;
         match respond.send_response(headers::accepted(baggage), false) {
             Ok(send) => {
                 from.answered();
                 Ok(Stream::new(send, body, open))
             }
             Err(_) => {
-                from.taken_back();
+                from.taken_back(at);
                 Err(Closed(Reason::Reset))
             }
         }
@@ -357,7 +361,7 @@ impl Incoming {
         if let Some(mut answer) = self.answer.take() {
             match answer.respond.send_response(headers::refused(reason, policy), true) {
                 Ok(_) => answer.from.answered(),
-                Err(_) => answer.from.taken_back(),
+                Err(_) => answer.from.taken_back(answer.at),
             }
         }
     }
@@ -371,10 +375,13 @@ impl Drop for Incoming {
 
 impl From {
     fn answered(&self) {
-        let _ = self.unanswered.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |count| count.checked_sub(1));
+        let _ = self.rapid.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |count| count.checked_sub(1));
     }
 
-    fn taken_back(&self) {
-        self.unanswered.fetch_add(1, Ordering::Relaxed);
+    /// As whoever serves it has noticed, which is at once for those that wait for [`Incoming::cancelled`].
+    fn taken_back(&self, at: Instant) {
+        if at.elapsed() < RAPID {
+            self.rapid.fetch_add(1, Ordering::Relaxed);
+        }
     }
 }

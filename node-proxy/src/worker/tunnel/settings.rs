@@ -57,8 +57,15 @@ pub(super) const IDLE_SERVER: Duration = Duration::from_secs(15 * 60);
 pub(super) const IDLE_CHECK: Duration = Duration::from_secs(30);
 /// How often a CONNECT is put on another tunnel because the first went away without having looked at it.
 pub(super) const ATTEMPTS: usize = 4;
-/// Requests that the peer may take back before they were answered, beyond as many as were answered (CVE-2023-44487).
+/// Requests that the peer may take back at once ([`RAPID`]), beyond as many as were answered (CVE-2023-44487). With one more it is asked to
+/// go elsewhere; what it has open lives on.
 pub(super) const RAPID_RESETS: usize = 256;
+/// Taken back within this time of its arrival, a request cost more to look at than to send: that is a flood. One that is taken back later
+/// had a caller who lost patience, and holds a place until then: 200 places make 2,000 such a second, less than a tunnel serves anyway.
+pub(super) const RAPID: Duration = Duration::from_millis(100);
+/// Requests that may have been taken back before they were looked at. With h2's default of 20, 21 callers who hang up in one moment end the
+/// tunnel with every connection on it. Each is a header block and no more; those within [`RAPID`] are counted when they are looked at.
+pub(super) const RESETS_UNSEEN: usize = 1_000;
 /// After the connection ended, handlers get this long to notice (they hear of it at once, whatever they wait for).
 pub(super) const HANDLERS_DEADLINE: Duration = Duration::from_secs(12);
 

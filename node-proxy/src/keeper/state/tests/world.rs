@@ -35,6 +35,7 @@ pub struct World {
     pub refuse_open: bool,
     pub heard: Vec<(u64, Option<String>)>,
     pub minted: Vec<(u32, u8)>,
+    pub unserved: Vec<u32>,
 }
 
 #[derive(Default)]
@@ -75,6 +76,7 @@ impl World {
             refuse_open: false,
             heard: Vec::new(),
             minted: Vec::new(),
+            unserved: Vec::new(),
         }
     }
 
@@ -125,6 +127,10 @@ impl World {
                 FromKeeper::Hello(_) | FromKeeper::Leaving | FromKeeper::Stats(_) | FromKeeper::Counter { .. },
             ) => {
                 panic!("the rim's own")
+            }
+            Action::Unserved { slot, .. } => {
+                assert!(self.open.contains(&slot) && !self.worker.as_ref().expect("a worker").pods.contains(&slot));
+                self.unserved.push(slot);
             }
             Action::Certificates => assert!(self.worker.as_ref().is_some_and(|worker| worker.introduced)),
             Action::Mint { request, slot, count, .. } => {

@@ -115,35 +115,112 @@ async fn a_client_of_another_authority_is_refused_by_the_server_and_told_why() {
     assert_eq!(noted.reason(), Reason::PeerUntrusted, "{noted}");
 }
 
-#[tokio::test]
-async fn a_peer_that_takes_requests_back_for_ever_is_cut_off() {
-    let authority = Authority::create().expect("authority");
-    let server = server(
-        "127.0.0.1:0",
-        credentials(&authority, "server"),
-        With(|mut request: Incoming| async move {
-            request.cancelled().await;
-            assert!(request.accept(None).is_err());
-        }),
-    )
-    .await;
-    let send = raw(&server, &authority).await;
-    let flood = timeout(WAIT, async {
-        for count in 0..100_000 {
-            let request = Request::builder().method(Method::CONNECT).uri("127.0.0.1:80").body(()).expect("request");
-            let Ok(mut ready) = send.clone().ready().await else { return count };
-            let Ok((answer, body)) = ready.send_request(request, false) else { return count };
+/// Echoes what is asked of port 7; anything else waits until it is taken back.
+async fn echo_or_wait(mut request: Incoming) {
+    if request.authority.as_ref().is_ok_and(|to| to.port() == 7) {
+        return echo(request).await;
+    }
+    request.cancelled().await;
+    assert!(request.accept(None).is_err());
+}
+
+type Asked = (h2::client::ResponseFuture, h2::SendStream<Bytes>);
+
+/// A request for this port, if the tunnel takes any.
+async fn ask(send: &h2::client::SendRequest<Bytes>, port: u16) -> Result<Asked, h2::Error> {
+    let to = format!("127.0.0.1:{port}");
+    let request = Request::builder().method(Method::CONNECT).uri(to).body(()).expect("request");
+    send.clone().ready().await?.send_request(request, false)
+}
+
+/// A stream whose far end echoes.
+struct Echoing(h2::SendStream<Bytes>, h2::RecvStream);
+
+impl Echoing {
+    async fn open(send: &h2::client::SendRequest<Bytes>) -> Self {
+        let (answer, body) = ask(send, 7).await.expect("sent");
+        let answer = timeout(WAIT, answer).await.expect("in time").expect("answer");
+        Self(body, answer.into_body())
+    }
+
+    async fn lives(&mut self) {
+        self.0.send_data(Bytes::from_static(b"x"), false).expect("write");
+        let heard = timeout(WAIT, self.1.data()).await.expect("in time").expect("no end").expect("read");
+        assert_eq!(&heard[..], b"x");
+        self.1.flow_control().release_capacity(heard.len()).expect("room");
+    }
+}
+
+/// Takes requests back as soon as they were looked at; how many until the tunnel takes no more.
+async fn flood(send: &h2::client::SendRequest<Bytes>, most: usize) -> usize {
+    let flooding = async {
+        for count in 0..most {
+            let Ok(asked) = ask(send, 80).await else { return count };
             // Let it be accepted, so that h2's own guard for requests that were not is not what ends it.
             for _ in 0..4 {
                 tokio::task::yield_now().await;
             }
-            drop((answer, body));
+            drop(asked);
         }
-        100_000
+        most
+    };
+    timeout(WAIT, flooding).await.expect("in time")
+}
+
+#[tokio::test]
+async fn a_peer_that_takes_requests_back_for_ever_is_asked_to_leave_and_what_it_has_open_lives_on() {
+    let authority = Authority::create().expect("authority");
+    let server = server("127.0.0.1:0", credentials(&authority, "server"), With(echo_or_wait)).await;
+    let send = raw(&server, &authority).await;
+    let mut held = Echoing::open(&send).await;
+    let taken_back = flood(&send, 100_000).await;
+    assert!(taken_back > RAPID_RESETS, "{taken_back} requests were taken back before the peer was asked to leave");
+    assert!(taken_back < 5_000, "{taken_back} requests were taken back before the peer was asked to leave");
+    held.lives().await;
+    assert!(ask(&send, 7).await.is_err(), "the tunnel takes new requests");
+    assert!(server.ended.lock().expect("test").is_empty());
+    drop((held, send));
+    eventually("the tunnel ended in order with its last connection", || {
+        let ended = server.ended.lock().expect("test");
+        ended.len() == 1 && ended[0].as_ref().is_ok_and(|served| served.broke.is_none())
     })
-    .await
-    .expect("in time");
-    assert!(flood < 5_000, "{flood} requests were taken back before the connection ended");
+    .await;
+}
+
+#[tokio::test]
+async fn requests_that_are_taken_back_after_a_while_are_no_flood() {
+    let authority = Authority::create().expect("authority");
+    let server = server("127.0.0.1:0", credentials(&authority, "server"), With(echo_or_wait)).await;
+    let send = raw(&server, &authority).await;
+    let mut held = Echoing::open(&send).await;
+    // More in all than may be taken back at once.
+    for _ in 0..RAPID_RESETS / 100 + 2 {
+        let mut asked = Vec::new();
+        for _ in 0..100 {
+            asked.push(ask(&send, 80).await.expect("the tunnel takes new requests"));
+        }
+        tokio::time::sleep(RAPID * 3).await;
+        drop(asked);
+        held.lives().await;
+    }
+    Echoing::open(&send).await.lives().await;
+    held.lives().await;
+}
+
+#[tokio::test]
+async fn callers_who_hang_up_in_one_moment_take_no_other_connection_of_the_tunnel_along() {
+    let authority = Authority::create().expect("authority");
+    let server = server("127.0.0.1:0", credentials(&authority, "server"), With(echo_or_wait)).await;
+    let send = raw(&server, &authority).await;
+    let mut held = Echoing::open(&send).await;
+    let mut asked = Vec::new();
+    for _ in 0..100 {
+        asked.push(ask(&send, 80).await.expect("the tunnel takes new requests"));
+    }
+    // Nothing has been sent yet: requests and their ends arrive in one piece.
+    drop(asked);
+    held.lives().await;
+    Echoing::open(&send).await.lives().await;
 }
 
 #[tokio::test]
@@ -153,9 +230,25 @@ async fn streams_beyond_what_was_advertised_wait_and_none_is_lost() {
     let send = raw(&server, &authority).await;
     let mut first = Vec::new();
     for _ in 0..STREAMS_ADVERTISED {
-        let request = Request::builder().method(Method::CONNECT).uri("127.0.0.1:80").body(()).expect("request");
-        let (answer, body) = send.clone().ready().await.expect("ready").send_request(request, false).expect("sent");
-        first.push((timeout(WAIT, answer).await.expect("in time").expect("answer"), body));
+        first.push(Echoing::open(&send).await);
     }
     assert_eq!(send.current_max_send_streams(), STREAMS_ADVERTISED as usize);
+    let mut beyond = Vec::new();
+    for _ in 0..50 {
+        beyond.push(ask(&send, 7).await.expect("it waits"));
+    }
+    for stream in &mut first {
+        stream.lives().await;
+    }
+    for (answer, _) in &mut beyond {
+        assert!(futures_util::poll!(answer).is_pending(), "more than what was advertised");
+    }
+    first.truncate(first.len() - 50);
+    for (answer, body) in beyond {
+        let answer = timeout(WAIT, answer).await.expect("in time").expect("answer");
+        Echoing(body, answer.into_body()).lives().await;
+    }
+    for stream in &mut first {
+        stream.lives().await;
+    }
 }
