@@ -100,9 +100,14 @@ async fn what_is_behind_an_urgent_byte_is_passed_on_though_nothing_comes_after_i
                 mesh_net::socket_options::urgent_inline(end).expect("in its place");
             }
             let (mut from, mut to) = if from_server { (server, client) } else { (client, server) };
+            let reads = if from_server { &far } else { &near };
+            // A new stream is taken to be readable until it was tried.
+            assert_eq!(reads.try_read(&mut [0]).expect_err("nothing yet").kind(), io::ErrorKind::WouldBlock);
             from.write_all(b"ab").await.expect("write");
             socket2::SockRef::from(&from).send_out_of_band(b"X").expect("urgent");
             from.write_all(b"cd").await.expect("write");
+            // All that epoll will ever tell of it is told.
+            reads.readable().await.expect("bytes");
             let connection = connection();
             let copying = tokio::spawn(async move {
                 duplex(Connected::of(End::tcp(near), End::tcp(far)), &connection).await;
