@@ -90,8 +90,8 @@ pub(super) const MUTATIONS: &[Mutation] = &[
     ),
     other(
         "what the kernel answers by itself takes over the public mark",
-        r#"rule("from-proxy", [from_lo(), marked(own.value()), count(), mark(FWMARK), vec![Expr::Accept]])"#,
-        r#"rule("from-proxy", [from_lo(), marked(own.value()), count(), accept()])"#,
+        r#"rule("from-proxy", [from_lo(), marked(ON_LO), count(), mark(FWMARK), vec![Expr::Accept]])"#,
+        r#"rule("from-proxy", [from_lo(), marked(ON_LO), count(), accept()])"#,
         CLOSED,
     ),
     rule(
