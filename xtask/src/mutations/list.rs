@@ -225,8 +225,8 @@ pub(super) const MUTATIONS: &[Mutation] = &[
     Mutation {
         guard: "the number of the routing table is nobody's",
         file: "mesh-net/src/capture/routes.rs",
-        from: "None => ROUTE_TABLES.into_iter().find(|table| !used(*table)).ok_or(Error::NoRouteTable)?,",
-        to: "None => *ROUTE_TABLES.start(),",
+        from: "let free = || ROUTE_TABLES.into_iter().find(|table| !others(*table));",
+        to: "let free = || Some(*ROUTE_TABLES.start()).filter(|table| others(*table) || true);",
         test: capture("owners::routing_tables_and_rules_of_others_are_left_alone"),
     },
     Mutation {
