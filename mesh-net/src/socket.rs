@@ -6,11 +6,13 @@
 use std::io;
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::ops::RangeInclusive;
-use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::os::fd::{AsFd, OwnedFd};
 use std::time::Duration;
 
 use mesh_model::{Mark, OrigDst};
 use socket2::{Domain, Protocol, SockAddr, SockRef, Socket, TcpKeepalive, Type};
+
+use crate::socket_options::set_option;
 
 /// What a minted socket is for; decides its options (as `mesh_api::link::worker::Purpose` documents).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -181,7 +183,7 @@ pub fn bind_caller(fd: &impl AsFd, source: SocketAddr) -> io::Result<()> {
 pub fn prefer_port(fd: &impl AsFd, port: Option<u16>) -> io::Result<()> {
     // The lowest port in the low half, the highest in the high one; zero is no range.
     let range = port.map_or(0, u32::from);
-    set_ip_option(fd, IP_LOCAL_PORT_RANGE, range << 16 | range)
+    set_option(fd, libc::IPPROTO_IP, IP_LOCAL_PORT_RANGE, (range << 16 | range).cast_signed())
 }
 
 /// linux/in.h; the libc crate does not have it.
@@ -205,11 +207,6 @@ pub fn original_dst(fd: &impl AsFd) -> Option<OrigDst> {
 /// Closing it will send RST instead of FIN and keep no TIME_WAIT.
 pub fn reset_on_close(fd: &impl AsFd) -> io::Result<()> {
     SockRef::from(fd).set_linger(Some(Duration::ZERO))
-}
-
-/// Takes [`reset_on_close`] back.
-pub fn fin_on_close(fd: &impl AsFd) -> io::Result<()> {
-    SockRef::from(fd).set_linger(None)
 }
 
 /// Small writes go out at once.
@@ -236,16 +233,7 @@ fn stream(domain: Domain) -> io::Result<Socket> {
 
 /// ip(7): the port is chosen at `connect`, when the whole 4-tuple is known. Works for IPv6 sockets at level IP too. Minted sockets have it.
 pub fn bind_address_no_port(fd: &impl AsFd) -> io::Result<()> {
-    set_ip_option(fd, libc::IP_BIND_ADDRESS_NO_PORT, 1)
-}
-
-/// One whose value is an int.
-fn set_ip_option(fd: &impl AsFd, option: libc::c_int, value: u32) -> io::Result<()> {
-    let size = libc::socklen_t::try_from(size_of_val(&value)).expect("4 fits");
-    // SAFETY: the descriptor is open (borrowed for the call); `value` is valid for reads of `size` bytes for the whole call.
-    let rc =
-        unsafe { libc::setsockopt(fd.as_fd().as_raw_fd(), libc::IPPROTO_IP, option, (&raw const value).cast(), size) };
-    if rc == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
+    set_option(fd, libc::IPPROTO_IP, libc::IP_BIND_ADDRESS_NO_PORT, 1)
 }
 
 #[cfg(test)]

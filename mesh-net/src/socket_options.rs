@@ -116,11 +116,19 @@ const TCP_INQ: libc::c_int = 36;
 
 /// Has [`receive`] told how much is left unread. TCP_INQ: Linux 4.18.
 pub fn count_unread(fd: &impl AsFd) -> io::Result<()> {
-    let on: libc::c_int = 1;
-    let size = libc::socklen_t::try_from(size_of_val(&on)).expect("4 fits");
-    // SAFETY: the descriptor is open (borrowed for the call); `on` is valid for reads of `size` bytes for the whole call.
-    let rc =
-        unsafe { libc::setsockopt(fd.as_fd().as_raw_fd(), libc::IPPROTO_TCP, TCP_INQ, (&raw const on).cast(), size) };
+    set_option(fd, libc::IPPROTO_TCP, TCP_INQ, 1)
+}
+
+/// Sets an option whose value is an int, which no crate that is used here knows.
+pub(crate) fn set_option(
+    fd: &impl AsFd,
+    level: libc::c_int,
+    option: libc::c_int,
+    value: libc::c_int,
+) -> io::Result<()> {
+    const SIZE: libc::socklen_t = size_of::<libc::c_int>() as libc::socklen_t;
+    // SAFETY: the descriptor is open (borrowed for the call); `value` is valid for reads of `SIZE` bytes for the whole call.
+    let rc = unsafe { libc::setsockopt(fd.as_fd().as_raw_fd(), level, option, (&raw const value).cast(), SIZE) };
     if rc == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
 }
 

@@ -9,6 +9,7 @@ use rustix::io::Errno;
 use super::Error;
 use super::rules::{Family, Set, TABLE};
 use super::table::{self, FIXED, INET};
+use crate::diag::Connection;
 use crate::netlink::{Attributes, CREATE, Socket, Writer};
 
 pub(super) const NEW_SET: u16 = table::SUBSYSTEM | 9;
@@ -33,6 +34,10 @@ pub struct Flow {
 }
 
 impl Flow {
+    pub(super) const fn of(connection: &Connection) -> Self {
+        Self { local: connection.local, remote: connection.remote }
+    }
+
     pub(super) fn family(&self) -> Family {
         if self.local.is_ipv4() { Family::V4 } else { Family::V6 }
     }

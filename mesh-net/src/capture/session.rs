@@ -214,10 +214,12 @@ impl Session {
     /// way at once.
     fn upgrade(&mut self, spec: &Spec) -> Result<Applied, Error> {
         table::learn(&mut self.netfilter, self.mode, &rules::learning(spec.mark), &rules::sets(self.limit))?;
-        let all = self.flows_of(|_| true)?;
-        let open = self.open_flows(spec.mark)?;
+        // One listing for both: an end that is in one and not yet in the other would pass for a flow of its own.
+        let listed = self.going_out(|_| true)?;
+        let all: HashSet<Flow> = listed.iter().map(Flow::of).collect();
         let proxied = |flow: &Flow| all.contains(&Flow { local: flow.remote, remote: flow.local });
-        let open: Vec<Flow> = open.into_iter().filter(|flow| !proxied(flow)).collect();
+        let own = listed.iter().filter(|one| is_of_others(one, spec.mark));
+        let open: Vec<Flow> = own.map(Flow::of).filter(|flow| !proxied(flow)).collect();
         self.put(&open, Family::before)?;
         self.write(spec)
     }
@@ -238,15 +240,15 @@ impl Session {
 
     /// Flows of the pod's own sockets to other hosts that have not ended.
     fn open_flows(&mut self, mark: Mark) -> Result<HashSet<Flow>, Error> {
-        self.flows_of(|connection| connection.mark & Mark::MASK != mark.value())
+        Ok(self.going_out(|one| is_of_others(one, mark))?.iter().map(Flow::of).collect())
     }
 
-    /// Those of these sockets. What has ended or stays in the pod is not kept: any process makes as many of them as it likes.
-    fn flows_of(&mut self, wanted: impl Fn(&Connection) -> bool) -> Result<HashSet<Flow>, Error> {
+    /// Those of these connections that have not ended. What has ended or stays in the pod is not kept: any process makes as many of them as
+    /// it likes.
+    fn going_out(&mut self, wanted: impl Fn(&Connection) -> bool) -> Result<Vec<Connection>, Error> {
         let goes_out = |ip: IpAddr| !ip.is_loopback() && !ip.is_unspecified();
         let counts = |one: &Connection| !one.has_ended && goes_out(one.remote.ip()) && wanted(one);
-        let found = self.sockets.connections(counts).map_err(Error::Sockets)?;
-        Ok(found.into_iter().map(|Connection { local, remote, .. }| Flow { local, remote }).collect())
+        self.sockets.connections(counts).map_err(Error::Sockets)
     }
 
     fn put(&mut self, open: &[Flow], set: fn(Family) -> &'static str) -> Result<(), Error> {
@@ -286,7 +288,7 @@ impl Session {
             return Ok(0);
         }
         let wanted: HashSet<Flow> = listed.iter().flat_map(|(_, flows)| flows).copied().collect();
-        let open = self.flows_of(|one| wanted.contains(&Flow { local: one.local, remote: one.remote }))?;
+        let open: HashSet<Flow> = self.going_out(|one| wanted.contains(&Flow::of(one)))?.iter().map(Flow::of).collect();
         let (mut left, mut ended) = (0, HashSet::new());
         for (set, flows) in listed {
             let (there, gone): (Vec<Flow>, Vec<Flow>) = flows.into_iter().partition(|flow| open.contains(flow));
@@ -405,6 +407,11 @@ impl Session {
 
 fn counts(seen: &table::Seen) -> BTreeMap<String, (u64, u64)> {
     seen.counts().into_iter().map(|(name, count)| (name, (count.packets, count.bytes))).collect()
+}
+
+/// Whether a connection is not the proxy's.
+const fn is_of_others(connection: &Connection, mark: Mark) -> bool {
+    connection.mark & Mark::MASK != mark.value()
 }
 
 /// The kernel refuses flags that it does not know.

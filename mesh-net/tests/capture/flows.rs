@@ -256,6 +256,8 @@ fn no_connection_slips_through_while_stages_change() {
     assert_untouched(&far, "outbound");
     let counters = session.counters().unwrap();
     eprintln!("{attempts} attempts during 1,000 changes of stage; counters: {counters:?}");
+    // They did meet rules of both stages.
+    assert!(attempts > 0 && counters["captured-out"].0 > 0 && counters["refused"].0 > 0, "{counters:?}");
 }
 
 #[test]

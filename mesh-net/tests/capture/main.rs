@@ -5,7 +5,9 @@
 mod bed;
 mod conntrack;
 mod drift;
+mod enrolment;
 mod escape;
+mod excluded;
 mod flows;
 #[cfg(feature = "tokio")]
 mod monitor;

@@ -1,28 +1,27 @@
 //! Every TCP packet has an owner: what nobody owns is refused by a reset, and what is beside the mesh goes on.
 
 use std::io::{ErrorKind, Read, Write};
-use std::net::{IpAddr, SocketAddr, SocketAddrV6, TcpStream};
+use std::net::{IpAddr, SocketAddr, SocketAddrV6};
 use std::os::fd::OwnedFd;
 use std::time::{Duration, Instant};
 
-use mesh_model::Exclusions;
-use mesh_net::capture::{Error, Mode, Stage};
+use mesh_net::capture::{Mode, Stage};
 use mesh_net::socket::{self, Family, Purpose};
 use mesh_net::{Netns, diag::Diag};
 use socket2::{Domain, Protocol, SockAddr, Socket, Type};
 
 use crate::bed::{
     Bed, FAMILIES, accept, accept_within, assert_talks, assert_untouched, client, connect, dial, dial_from, listen,
-    listen_as_app, mark, pod, raw_socket, spec, try_sh, world,
+    listen_as_app, mark, pod, raw_socket, world,
 };
 
 const APP: u16 = 8080;
 const FIN_ACK: u8 = 0x11;
 const RST: u8 = 0x04;
-const ACK: u8 = 0x10;
+pub const ACK: u8 = 0x10;
 
 /// Sends one TCP segment by hand and says which flags come back to its port soon.
-fn segment(netns: &Netns, from: SocketAddr, to: SocketAddr, flags: u8, data: &[u8]) -> Option<u8> {
+pub fn segment(netns: &Netns, from: SocketAddr, to: SocketAddr, flags: u8, data: &[u8]) -> Option<u8> {
     let domain = if to.is_ipv6() { Domain::IPV6 } else { Domain::IPV4 };
     let open = || netns.run(|| Socket::new(domain, Type::RAW, Some(Protocol::TCP))).unwrap().unwrap();
     let (socket, heard) = (open(), open());
@@ -62,7 +61,7 @@ fn segment(netns: &Netns, from: SocketAddr, to: SocketAddr, flags: u8, data: &[u
     None
 }
 
-fn is_reset(flags: Option<u8>) -> bool {
+pub fn is_reset(flags: Option<u8>) -> bool {
     flags.is_some_and(|flags| flags & RST != 0)
 }
 
@@ -277,173 +276,6 @@ fn half_closed_connections_are_remembered_and_what_conntrack_forgets_ends_by_res
             assert_eq!(&heard, b"late");
         }
     }
-}
-
-#[test]
-fn a_pod_that_is_too_busy_is_left_as_it_was() {
-    let bed = Bed::new();
-    let (app, far) = (listen_as_app(&bed.pod, APP), listen(&bed.world, APP));
-    let mut flows: Vec<(TcpStream, TcpStream)> = Vec::new();
-    for family in FAMILIES {
-        for _ in 0..3 {
-            flows.push((dial(&bed.world, SocketAddr::new(pod(family), APP)).unwrap(), accept(&app).0));
-            flows.push((dial(&bed.pod, SocketAddr::new(world(family), APP)).unwrap(), accept(&far).0));
-        }
-    }
-    let mut session = bed.session(Mode::Owned);
-    session.limit(5);
-    let refused = session.apply(&spec(Stage::Redirect)).unwrap_err();
-    assert!(matches!(refused, Error::TooManyFlows { found: 6, limit: 5 }), "{refused}");
-    assert_eq!(session.read().unwrap(), None);
-    assert!(!try_sh(&bed.pod, "nft list table inet culvert").0);
-    session.limit(6);
-    session.apply(&spec(Stage::Redirect)).unwrap();
-    flows.iter_mut().for_each(|(left, right)| assert_talks(left, right));
-}
-
-#[test]
-fn flows_leave_the_sets_with_their_sockets_and_a_lost_set_is_not_learned_again() {
-    let bed = Bed::new();
-    let app = listen_as_app(&bed.pod, APP);
-    let _proxy = [15001, 15006].map(|port| listen(&bed.pod, port));
-    for family in FAMILIES {
-        let flow = || (dial(&bed.world, SocketAddr::new(pod(family), APP)).unwrap(), accept(&app).0);
-        let (mut lives, ends) = (flow(), flow());
-        let mut session = bed.applied(Mode::Plain, Stage::Redirect);
-        assert_eq!((session.sweep().unwrap(), session.sweep().unwrap()), (2, 2));
-        socket::reset_on_close(&ends.0).unwrap();
-        drop(ends);
-        session.sweep().unwrap();
-        assert_eq!(session.sweep().unwrap(), 1);
-        assert_talks(&mut lives.0, &mut lives.1);
-        drop(session);
-        // Nobody is there to repair; whoever comes knows by the ip rule that there was a table.
-        bed.pod_sh("nft delete table inet culvert");
-        let mut session = bed.session(Mode::Plain);
-        session.apply(&spec(Stage::Redirect)).unwrap();
-        assert_eq!(session.sweep().unwrap(), 0);
-        let (left, right) = &mut lives;
-        left.write_all(b"ping").unwrap();
-        assert!(left.read(&mut [0; 4]).is_err(), "it ends by a reset");
-        assert!(right.read(&mut [0; 4]).is_err(), "nothing comes to the application");
-        session.remove().unwrap();
-    }
-}
-
-#[test]
-fn an_excluded_port_passes_both_ways_and_lends_nothing_to_whoever_binds_it() {
-    let bed = Bed::new();
-    let mut exclusions = Exclusions::default();
-    // Nobody listens on the second.
-    exclusions.inbound_ports.extend([9090, 9091]);
-    exclusions.outbound_ports.insert(5432);
-    let mut session = bed.session(Mode::Owned);
-    session.exclude(exclusions);
-    session.apply(&spec(Stage::Redirect)).unwrap();
-    let outbound = listen(&bed.pod, 15001);
-    let (excluded, far, other) = (listen_as_app(&bed.pod, 9090), listen(&bed.world, 5432), listen(&bed.world, APP));
-    for family in FAMILIES {
-        let mut inward = dial(&bed.world, SocketAddr::new(pod(family), 9090)).unwrap();
-        assert_talks(&mut inward, &mut accept(&excluded).0);
-        let mut outward = dial(&bed.pod, SocketAddr::new(world(family), 5432)).unwrap();
-        assert_talks(&mut outward, &mut accept(&far).0);
-        // From an excluded port to elsewhere: captured, and so are its later packets.
-        let own = dial_from(&bed.pod, SocketAddr::new(pod(family), 9091), SocketAddr::new(world(family), APP));
-        assert_talks(&mut own.unwrap(), &mut accept(&outbound).0);
-        // From a port that is excluded on the way out, towards the application.
-        let from = SocketAddr::new(world(family), 5432);
-        assert!(is_reset(segment(&bed.world, from, SocketAddr::new(pod(family), APP), ACK, b"EVIL")));
-    }
-    assert_untouched(&other, "what binds an excluded port");
-}
-
-#[test]
-fn what_comes_to_an_excluded_port_by_the_proxy_stays_the_proxys_whoever_knows_its_numbers() {
-    const SYN: u8 = 0x02;
-    let bed = Bed::new();
-    let mut exclusions = Exclusions::default();
-    exclusions.inbound_ports.insert(9090);
-    let mut session = bed.session(Mode::Owned);
-    session.exclude(exclusions);
-    for stage in [Stage::Redirect, Stage::Part] {
-        session.apply(&spec(stage)).unwrap();
-        let excluded = listen_as_app(&bed.pod, 9090);
-        for family in FAMILIES {
-            let caller = SocketAddr::new(world(family), 46_000 + u16::from(stage == Stage::Part));
-            let mut proxied = crate::spoof::towards_app(&bed, family, caller, 9090).unwrap();
-            let (mut served, from) = accept(&excluded);
-            assert_eq!(from, caller);
-            segment(&bed.world, caller, SocketAddr::new(pod(family), 9090), SYN, b"");
-            assert_talks(&mut served, &mut proxied);
-            // One that nobody proxies passes as before.
-            let mut plain = dial(&bed.world, SocketAddr::new(pod(family), 9090)).unwrap();
-            assert_talks(&mut plain, &mut accept(&excluded).0);
-        }
-        // Nothing of it is remembered for longer than it lives.
-        drop(excluded);
-        session.sweep().unwrap();
-    }
-}
-
-#[test]
-fn a_pod_that_could_not_be_captured_at_first_keeps_its_connections_when_it_can_be() {
-    let bed = Bed::new();
-    let app = listen_as_app(&bed.pod, APP);
-    let mut open: Vec<_> =
-        FAMILIES.map(|family| (dial(&bed.world, SocketAddr::new(pod(family), APP)).unwrap(), accept(&app).0)).into();
-    let mut session = bed.session(Mode::Plain);
-    // Somebody else has every number for a routing table.
-    let tables = |verb: &str| {
-        bed.pod_sh(&format!(
-            "for n in $(seq 15001100 15001115); do ip route {verb} unreachable 192.0.2.1 table $n; done"
-        ));
-    };
-    tables("add");
-    let refused = session.apply(&spec(Stage::Redirect));
-    assert!(matches!(refused, Err(Error::NoRouteTable)), "{refused:?}");
-    let left = bed.pod_sh("nft list tables; ip rule; ip -6 rule");
-    assert!(!left.contains("culvert") && !left.contains("150011"), "{left}");
-    tables("del");
-    session.apply(&spec(Stage::Redirect)).unwrap();
-    open.iter_mut().for_each(|(left, right)| assert_talks(left, right));
-}
-
-#[allow(unsafe_code)]
-/// tcp(7), TCP_DEFER_ACCEPT: connections come when their client has said something.
-fn defer_accept(listener: &std::net::TcpListener, seconds: libc::c_int) {
-    let size = libc::socklen_t::try_from(size_of_val(&seconds)).unwrap();
-    let (fd, value) = (std::os::fd::AsRawFd::as_raw_fd(listener), (&raw const seconds).cast());
-    // SAFETY: the listener is open for the whole call, and `value` is valid for reads of `size` bytes.
-    let done = unsafe { libc::setsockopt(fd, libc::IPPROTO_TCP, libc::TCP_DEFER_ACCEPT, value, size) };
-    assert_eq!(done, 0, "{}", std::io::Error::last_os_error());
-}
-
-/// As Apache and nginx (`deferred`) do: the kernel says once more that it has heard the client, in the middle of the swap or after it.
-#[test]
-fn a_handshake_that_waits_for_the_clients_first_word_lives_through_the_swap() {
-    let bed = Bed::new();
-    let app = listen_as_app(&bed.pod, APP);
-    defer_accept(&app, 1);
-    let _proxy = [15001, 15006].map(|port| listen(&bed.pod, port));
-    let mut open: Vec<_> = FAMILIES.map(|family| dial(&bed.world, SocketAddr::new(pod(family), APP)).unwrap()).into();
-    let _session = bed.applied(Mode::Owned, Stage::Redirect);
-    // After a second the kernel says once more that it has heard the client, who says so too: then the connection is there.
-    for _ in FAMILIES {
-        let (mut right, from) = accept_within(&app, Duration::from_secs(4)).expect("the handshake comes to its end");
-        let left = open.iter_mut().find(|left| left.local_addr().unwrap() == from).expect("one of ours");
-        assert_talks(left, &mut right);
-    }
-}
-
-#[test]
-fn a_removal_that_does_not_come_to_its_end_leaves_no_ip_rule_without_a_table() {
-    let bed = Bed::new();
-    let _owner = bed.applied(Mode::Owned, Stage::Redirect);
-    let rules = || bed.pod_sh("ip rule; ip -6 rule");
-    assert!(rules().contains("15001100"));
-    // It may not delete what another owns. (Rules without a table say that its flows were lost: the next enrolment would cut them.)
-    bed.session(Mode::Plain).remove().unwrap_err();
-    assert!(!rules().contains("15001100"), "{}", rules());
 }
 
 #[test]

@@ -31,7 +31,14 @@ fn nft_listing(netns: &Netns) -> String {
 fn every_stage_reads_back_as_its_golden_files() {
     let bed = Bed::new();
     let mut session = bed.session(Mode::Plain);
-    for (stage, name) in [(Stage::Deny, "deny"), (Stage::Redirect, "redirect"), (Stage::Drain, "drain")] {
+    let stages = [
+        (Stage::Deny, "deny"),
+        (Stage::Learn, "learn"),
+        (Stage::Redirect, "redirect"),
+        (Stage::Part, "part"),
+        (Stage::Drain, "drain"),
+    ];
+    for (stage, name) in stages {
         assert_eq!(session.apply(&spec(stage)).unwrap(), Applied::Written);
         let found = session.read().unwrap().unwrap();
         assert_eq!((found.spec, found.drift), (Some(spec(stage)), vec![]));

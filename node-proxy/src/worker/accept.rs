@@ -103,19 +103,16 @@ impl Arrived {
         refuse(here, &self.pod, self.port, &self.socket, self.peer, Refusal::of(reason, cause));
     }
 
-    /// Puts it on this thread. `None` when the kernel will not have it: the caller sees a reset then, access log and metrics tell of it.
+    /// Puts it on this thread. `None` when the kernel will not have it: the caller sees an end then, access log and metrics tell of it. (A
+    /// reset would take two system calls of each connection that is served, and this happens where the kernel is out of memory.)
     pub fn take(self, here: &Thread) -> Option<Accepted> {
         let Arrived { socket, peer, pod, port, place, at } = self;
         let destination = destination(port, &socket);
         let connection =
             Connection::new(ConnectionId::random(), port.direction(), ClientAddr::new(peer), destination).since(at);
         let connection = Arc::new(connection);
-        // One that cannot be registered is closed where nothing more can be asked of it, and its end would look like an answer's. Both fail
-        // only for what is gone already.
-        let _ = socket::reset_on_close(&socket);
         match TcpStream::from_std(std::net::TcpStream::from(socket)) {
             Ok(stream) => {
-                let _ = socket::fin_on_close(&stream);
                 connection.reached(Phase::Served);
                 Some(Accepted { caller: Caller::new(stream), pod, connection, place })
             }

@@ -211,7 +211,8 @@ async fn work(args: Args, settings: Settings, starts: Starts) -> anyhow::Result<
 }
 
 /// Resolves when no connection is left: neither one of a pod's, nor one that was accepted and is on its way to be, which has its place
-/// already. Pods are empty for a moment between two connections, so that each was so once says nothing. Safe to drop half-way.
+/// already. Pods are empty for a moment between two connections, so that each was so once says nothing. Safe to drop half-way, which the
+/// drain's deadline does. (To wait for the places themselves would keep them from connections that come meanwhile.)
 async fn drained(left: &[Arc<Pod>], budget: &Semaphore, places: usize) {
     loop {
         futures_util::future::join_all(left.iter().map(|pod| pod.live().emptied())).await;

@@ -203,7 +203,7 @@ pub enum Action {
         /// The answer.
         result: Result<bool, Failure>,
     },
-    /// Start a timer; an earlier one of the same kind is replaced.
+    /// Start a timer. Earlier ones go on: by its epoch each says whether it still means anything.
     Arm {
         /// Echoed.
         epoch: u32,

@@ -31,9 +31,9 @@ const NOBODY: &str = "owners::what_nobody_owns_is_refused_by_reset_the_same_for_
 const FORGED: &str = "owners::a_forged_end_with_data_is_refused_and_the_connection_lives";
 const CLOSED: &str = "owners::where_nobody_listens_the_proxy_is_told_at_once_whatever_marks_the_pod_has_reflected";
 const SPOOF: &str = "owners::a_marked_socket_bears_no_foreign_address_out_of_the_pod_and_does_not_reach_the_proxy";
-const EXCLUDED: &str = "owners::an_excluded_port_passes_both_ways_and_lends_nothing_to_whoever_binds_it";
-const FLOWS: &str = "owners::flows_leave_the_sets_with_their_sockets_and_a_lost_set_is_not_learned_again";
-const BUSY: &str = "owners::a_pod_that_is_too_busy_is_left_as_it_was";
+const EXCLUDED: &str = "excluded::an_excluded_port_passes_both_ways_and_lends_nothing_to_whoever_binds_it";
+const FLOWS: &str = "enrolment::flows_leave_the_sets_with_their_sockets_and_a_lost_set_is_not_learned_again";
+const BUSY: &str = "enrolment::a_pod_that_is_too_busy_is_left_as_it_was";
 const BOUND: &str = "owners::sockets_bound_to_an_interface_are_captured_too";
 const SEEN: &str = "escape::a_process_that_sees_packets_reads_no_mark_that_exempts";
 const OWN_NAT_BEFORE: &str =
@@ -138,19 +138,19 @@ pub(super) const MUTATIONS: &[Mutation] = &[
         "a flow from before is over when somebody opens another, and not when its own answer is sent again",
         r#"each("begun-out", |family| [syn(), known(family, Way::Out), take(family.before())])"#,
         r#"each("begun-out", |family| [opening(), known(family, Way::Out), take(family.before())])"#,
-        "owners::a_handshake_that_waits_for_the_clients_first_word_lives_through_the_swap",
+        "enrolment::a_handshake_that_waits_for_the_clients_first_word_lives_through_the_swap",
     ),
     other(
         "what comes to an excluded port by the proxy stays the proxy's",
         "            rules.extend(excluded::still_captured_by_proxy(exclusions));\n",
         "",
-        "owners::what_comes_to_an_excluded_port_by_the_proxy_stays_the_proxys_whoever_knows_its_numbers",
+        "excluded::what_comes_to_an_excluded_port_by_the_proxy_stays_the_proxys_whoever_knows_its_numbers",
     ),
     Mutation {
         guard: "a set that a stranger added is taken away",
         file: "mesh-net/src/capture/table.rs",
         from: "old.is_named() && sets.iter()",
-        to: "false && sets.iter()",
+        to: "old.is_named() && sets.is_empty() && sets.iter()",
         test: capture("drift::a_plain_table_is_read_back_as_changed_and_repaired"),
     },
     Mutation {
@@ -226,7 +226,7 @@ pub(super) const MUTATIONS: &[Mutation] = &[
         guard: "the number of the routing table is nobody's",
         file: "mesh-net/src/capture/routes.rs",
         from: "let free = || ROUTE_TABLES.into_iter().find(|table| !others(*table));",
-        to: "let free = || Some(*ROUTE_TABLES.start()).filter(|table| others(*table) || true);",
+        to: "let free = || ROUTE_TABLES.into_iter().max_by_key(|table| others(*table));",
         test: capture("owners::routing_tables_and_rules_of_others_are_left_alone"),
     },
     Mutation {

@@ -204,7 +204,8 @@ pub(super) fn part(stage: Stage, own: Mark) -> Vec<Rule> {
         rules.extend(each("leave-before", |family| [known(family, Way::Out), in_set(family.before()), accept()]));
         rules.extend(each("leave-excluded", |family| [known(family, Way::Out), in_set(family.excluded()), accept()]));
         rules.extend([
-            // Of a flow that passes, by rules of the pod's own.
+            // Of a flow that passes, by rules of the pod's own. (Also what the pod sends to itself and has translated away from there: its
+            // answers find no owner.)
             rule("leave-translated", [translated(), accept()]),
             rule("leave-nobody", [drop()]),
         ]);

@@ -199,6 +199,7 @@ async fn requests_that_are_taken_back_after_a_while_are_no_flood() {
         for _ in 0..100 {
             asked.push(ask(&send, 80).await.expect("the tunnel takes new requests"));
         }
+        // Nothing is waited for: their callers are patient for so long.
         tokio::time::sleep(RAPID * 3).await;
         drop(asked);
         held.lives().await;
