@@ -95,17 +95,21 @@ impl Store {
 
     /// An object was made or changed.
     pub fn changed(&mut self, kind: Kind, value: Value) -> Change {
-        let version = version_of(&value).unwrap_or_default().to_owned();
+        self.heard(kind, version_of(&value).unwrap_or_default());
+        if self.is_older(kind, &value) {
+            return Change::Old;
+        }
         self.ahead.remove(&(kind, raw_name(kind, &header(kind, &value))));
-        let change = if self.is_older(kind, &value) { Change::Old } else { self.put(kind, value).into() };
-        self.heard(kind, &version);
-        change
+        self.put(kind, value).into()
     }
 
-    /// An object was deleted.
+    /// An object was deleted. One that was asked for since, and is newer, is another of its name.
     pub fn gone(&mut self, kind: Kind, value: &Value) -> Change {
         let header = header(kind, value);
         self.heard(kind, version_of(value).unwrap_or_default());
+        if self.is_older(kind, value) {
+            return Change::Old;
+        }
         let change = match header.object(kind) {
             Ok(object) => {
                 let name = (kind, object.full_name());
@@ -146,15 +150,12 @@ impl Store {
         put.into()
     }
 
-    /// Whether something newer of the very same object is known.
+    /// Whether something newer is known under its name, be it another object: a pod that was made anew is asked for while the watch still
+    /// tells of the one before.
     fn is_older(&self, kind: Kind, value: &Value) -> bool {
         let Ok(object) = header(kind, value).object(kind) else { return false };
         let Some(known) = kind::metadata(&self.objects, &object) else { return false };
-        let uid = value.pointer("/metadata/uid").and_then(Value::as_str);
-        known.uid.as_deref() == uid
-            && number(version_of(value))
-                .zip(number(known.resource_version.as_deref()))
-                .is_some_and(|(new, old)| new < old)
+        number(version_of(value)).zip(number(known.resource_version.as_deref())).is_some_and(|(new, old)| new < old)
     }
 
     fn put(&mut self, kind: Kind, value: Value) -> Result<ObjectRef, Rejected> {
@@ -296,6 +297,27 @@ mod tests {
             store.listed(Kind::Pod, at);
             assert_eq!(names(&store), left);
         }
+    }
+
+    #[test]
+    fn what_the_watch_still_tells_of_the_last_owner_of_a_name_changes_nothing_for_the_next() {
+        let of = |uid: &str, version| {
+            let mut pod = pod("a", version);
+            pod["metadata"]["uid"] = json!(uid);
+            pod
+        };
+        let mut store = Store::default();
+        store.listed(Kind::Pod, "10");
+        assert_eq!(store.learn(Kind::Pod, of("next", 13)), Change::Made);
+        assert_eq!(store.changed(Kind::Pod, of("last", 11)), Change::Old);
+        assert_eq!(store.gone(Kind::Pod, &of("last", 12)), Change::Old);
+        // Nor does a list from then.
+        store.list(Kind::Pod);
+        store.listed(Kind::Pod, "12");
+        assert_eq!(version(&store, "a"), Some("13"));
+        assert_eq!(store.changed(Kind::Pod, of("next", 13)), Change::Made);
+        assert_eq!(store.gone(Kind::Pod, &of("next", 14)), Change::Made);
+        assert_eq!(names(&store), [""; 0]);
     }
 
     #[test]

@@ -277,8 +277,8 @@ pub(super) const MUTATIONS: &[Mutation] = &[
     Mutation {
         guard: "the application's end of a connection of the release before is captured, and no flow from before",
         file: "mesh-net/src/capture/session.rs",
-        from: "open.into_iter().filter(|flow| !proxied(flow)).collect();",
-        to: "open.into_iter().collect();",
+        from: "own.map(Flow::of).filter(|flow| !proxied(flow)).collect();",
+        to: "own.map(Flow::of).collect();",
         test: capture("upgrade::rules_of_the_release_before_give_way_and_no_connection_is_cut"),
     },
     Mutation {
