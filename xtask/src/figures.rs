@@ -1,5 +1,5 @@
 //! What tests printed, as tables of pages in `docs/`: the last run of `cargo xtask test --long`, and of `cargo xtask scale`; and how long
-//! each of them took.
+//! each of them took, of `cargo xtask test --write-docs`.
 
 use std::fmt::Write as _;
 use std::io::{Read as _, Write as _};
@@ -17,13 +17,25 @@ pub struct Page {
     file: &'static str,
     /// Where the table begins; what stands above it is a person's.
     mark: &'static str,
+    /// The table's.
+    columns: [&'static str; 4],
 }
 
 /// Of the long tests.
-pub const RELIABILITY: Page =
-    Page { file: "docs/reliability.md", mark: "<!-- below: written by cargo xtask test --long -->\n" };
+pub const RELIABILITY: Page = Page {
+    file: "docs/reliability.md",
+    mark: "<!-- below: written by cargo xtask test --long -->\n",
+    columns: ["test", "figure", "seen", ""],
+};
 /// Of ten thousand pods.
-pub const SCALE: Page = Page { file: "docs/scale.md", mark: "<!-- below: written by cargo xtask scale -->\n" };
+pub const SCALE: Page =
+    Page { file: "docs/scale.md", mark: "<!-- below: written by cargo xtask scale -->\n", ..RELIABILITY };
+/// Of what the tests take.
+pub const TEST_TIMES: Page = Page {
+    file: "docs/test-times.md",
+    mark: "<!-- below: written by cargo xtask test --write-docs -->\n",
+    columns: ["part", "test", "took", ""],
+};
 
 /// A figure of a test.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -120,12 +132,30 @@ impl Reader {
     }
 }
 
+impl Printed {
+    /// How long each took, the slowest first.
+    fn slowest(&self) -> Vec<&(String, Duration)> {
+        let mut sorted: Vec<_> = self.times.iter().collect();
+        sorted.sort_by_key(|(_, took)| std::cmp::Reverse(*took));
+        sorted
+    }
+
+    /// The same as rows of [`TEST_TIMES`].
+    pub fn of_part<'a>(&'a self, part: &'a str) -> impl Iterator<Item = Row> + 'a {
+        self.slowest().into_iter().map(move |(test, took)| took_row(part, &format!("`{test}`"), *took))
+    }
+}
+
+/// A row of [`TEST_TIMES`].
+pub fn took_row(part: &str, what: &str, took: Duration) -> Row {
+    Row::new(part, what, &format!("{:.1} s", took.as_secs_f64()), "")
+}
+
 /// Tells the person which tests took longest.
-pub fn tell_slowest(part: &str, times: &[(String, Duration)]) {
+pub fn tell_slowest(part: &str, printed: &Printed) {
     /// Lines that a person looks at.
     const TOLD: usize = 12;
-    let mut sorted: Vec<_> = times.iter().collect();
-    sorted.sort_by_key(|(_, took)| std::cmp::Reverse(*took));
+    let (times, sorted) = (&printed.times, printed.slowest());
     let all: Duration = times.iter().map(|(_, took)| *took).sum();
     phase::say(&format!("{part}: {} in {:.0} s; the slowest:", times.len(), all.as_secs_f64()));
     for (test, took) in sorted.into_iter().take(TOLD) {
@@ -135,20 +165,21 @@ pub fn tell_slowest(part: &str, times: &[(String, Duration)]) {
 
 /// Writes the table into the page.
 pub fn write(page: Page, rows: &[Row]) -> anyhow::Result<()> {
-    let Page { file, mark } = page;
+    let Page { file, mark, columns } = page;
     let file = cargo::workspace().join(file);
     let page = std::fs::read_to_string(&file).with_context(|| format!("read {}", file.display()))?;
     let (head, _) = page.split_once(mark).with_context(|| format!("{} lacks {mark:?}", file.display()))?;
     let date = Command::new("date").args(["-u", "+%F"]).output().context("start date")?;
     let date = String::from_utf8_lossy(&date.stdout).trim().to_owned();
-    std::fs::write(&file, format!("{head}{mark}{}", table(&date, rows)))
+    std::fs::write(&file, format!("{head}{mark}{}", table(&date, columns, rows)))
         .with_context(|| format!("write {}", file.display()))?;
     phase::say(&format!("written: {}", file.display()));
     Ok(())
 }
 
-fn table(date: &str, rows: &[Row]) -> String {
-    let mut text = format!("All of these passed on {date}.\n\n| test | figure | seen | |\n|---|---|---|---|\n");
+fn table(date: &str, [first, second, third, fourth]: [&str; 4], rows: &[Row]) -> String {
+    let mut text =
+        format!("All of these passed on {date}.\n\n| {first} | {second} | {third} | {fourth} |\n|---|---|---|---|\n");
     let mut last = "";
     for Row { test, figure, value, note } in rows {
         // Each test is named once.
@@ -197,7 +228,9 @@ mod tests {
         assert_eq!(reader.printed.rows, wanted);
         let times: Vec<_> = reader.printed.times.iter().map(|(test, took)| (test.as_str(), took.as_secs())).collect();
         assert_eq!(times, [("a::first", 4), ("b::second", 1)]);
-        let table = table("2026-01-02", &reader.printed.rows);
+        let slowest: Vec<Row> = reader.printed.of_part("some").collect();
+        assert_eq!(slowest, [row("some", "`a::first`", "4.0 s", ""), row("some", "`b::second`", "1.0 s", "")]);
+        let table = table("2026-01-02", RELIABILITY.columns, &reader.printed.rows);
         assert!(table.contains("2026-01-02") && table.contains("| `a::first` | up | 5.0 s | two nodes |"), "{table}");
         assert!(table.contains("|  | failed | 0 requests | of 100 (all) |"), "{table}");
     }

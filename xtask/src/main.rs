@@ -58,6 +58,9 @@ enum Verb {
         /// Also tests that take minutes each, and outages of their full length; writes docs/reliability.md.
         #[arg(long)]
         long: bool,
+        /// Makes docs/test-times.md anew: what each part and test took. Of a whole run only.
+        #[arg(long, conflicts_with_all = ["part", "filter"])]
+        write_docs: bool,
     },
     /// What the mesh costs, beside direct TCP and Envoy sidecars, in one run (needs root).
     ///
@@ -118,7 +121,9 @@ enum Verb {
 fn main() -> ExitCode {
     let result = match Args::parse().verb {
         Verb::Lab { args } => lab::run(&args),
-        Verb::Test { part, filter, long } => test::run(part, filter.as_deref(), long),
+        Verb::Test { part, filter, long, write_docs } => {
+            test::run(&test::Wanted { part, filter: filter.as_deref(), long, write_docs })
+        }
         Verb::Bench { args } => bench::run(args),
         Verb::Scale => scale::run(),
         Verb::Soak { minutes } => soak::run(minutes),

@@ -131,6 +131,13 @@ pub(super) enum Meta {
     OutputInterface = 5,
     Family = 15,
     Transport = 16,
+    /// What kind of device the packet came by, a name in 16 bytes (`rtnl_link_ops.kind`; Linux 4.20).
+    InputKind = 26,
+}
+
+impl Meta {
+    const ALL: [Self; 6] =
+        [Self::Mark, Self::InputInterface, Self::OutputInterface, Self::Family, Self::Transport, Self::InputKind];
 }
 
 /// `enum nft_ct_keys`: the numbers of a connection as its first packet had them.
@@ -328,11 +335,7 @@ impl Expr {
     fn known(name: &str, data: &Attributes<'_>) -> Option<Self> {
         match name {
             "meta" => match (data.be32(1), data.be32(2)?, data.be32(3)) {
-                (Some(REGISTER), 3, None) => Some(Self::Meta(Meta::Mark)),
-                (Some(REGISTER), 4, None) => Some(Self::Meta(Meta::InputInterface)),
-                (Some(REGISTER), 5, None) => Some(Self::Meta(Meta::OutputInterface)),
-                (Some(REGISTER), 15, None) => Some(Self::Meta(Meta::Family)),
-                (Some(REGISTER), 16, None) => Some(Self::Meta(Meta::Transport)),
+                (Some(REGISTER), key, None) => Meta::ALL.into_iter().find(|meta| *meta as u32 == key).map(Self::Meta),
                 (None, 3, Some(REGISTER)) => Some(Self::SetMark),
                 _ => None,
             },
@@ -498,14 +501,7 @@ mod tests {
         let bytes = || proptest::collection::vec(any::<u8>(), 1..=16);
         let name = || "[a-z]{1,8}".prop_map(String::from);
         prop_oneof![
-            prop_oneof![
-                Just(Meta::Mark),
-                Just(Meta::InputInterface),
-                Just(Meta::OutputInterface),
-                Just(Meta::Family),
-                Just(Meta::Transport)
-            ]
-            .prop_map(Expr::Meta),
+            proptest::sample::select(&Meta::ALL[..]).prop_map(Expr::Meta),
             prop_oneof![Just(OfSocket::Transparent), Just(OfSocket::Mark)].prop_map(Expr::Socket),
             prop_oneof![Just(Expr::Accept), Just(Expr::Drop), Just(Expr::Return), name().prop_map(Expr::Jump)],
             prop_oneof![

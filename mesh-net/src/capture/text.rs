@@ -64,6 +64,7 @@ enum Held {
     Nothing,
     Mark(String),
     Interface(&'static str),
+    Kind,
     Protocol,
     Family,
     /// And how many bits of it are looked at.
@@ -91,6 +92,7 @@ fn word(expr: &Expr, held: &mut Held, mark: Option<Mark>) -> Option<String> {
         Expr::Meta(Meta::Mark) => Held::Mark("meta mark".to_owned()),
         Expr::Meta(Meta::InputInterface) => Held::Interface("iif"),
         Expr::Meta(Meta::OutputInterface) => Held::Interface("oif"),
+        Expr::Meta(Meta::InputKind) => Held::Kind,
         Expr::Meta(Meta::Transport) => Held::Protocol,
         Expr::Meta(Meta::Family) => Held::Family,
         Expr::CtStatus => Held::Status,
@@ -162,6 +164,7 @@ fn comparison(held: &Held, equal: bool, value: &[u8], mark: Option<Mark>) -> Str
     let infix = if equal { " " } else { " != " };
     match held {
         Held::Mark(what) => format!("{what} {operator} {}", shown_mark(value, mark)),
+        Held::Kind => format!("meta iifkind{infix}{:?}", String::from_utf8_lossy(value).trim_end_matches('\0')),
         Held::Interface(side) if number(value) == Some(1) => format!("{side}{infix}\"lo\""),
         Held::Interface(side) => format!("{side}{infix}{}", shown(value)),
         Held::Protocol => format!("meta l4proto{infix}{}", protocol(value)),
@@ -193,6 +196,7 @@ fn source(held: &Held, mark: Option<Mark>) -> String {
         },
         Held::Nothing
         | Held::Interface(_)
+        | Held::Kind
         | Held::Protocol
         | Held::Family
         | Held::Address(..)

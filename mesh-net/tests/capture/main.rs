@@ -3,6 +3,7 @@
 #![allow(clippy::unwrap_used)] // A test may say "this must work here" briefly.
 
 mod bed;
+mod bridged;
 mod conntrack;
 mod drift;
 mod enrolment;

@@ -53,11 +53,12 @@ the application sees its open connection reset. Who wants to know sooner needs a
 
 **Rules of the pod's own** (iptables, nft). Chains that name the application's ports on the way in, or translate them, do not see what the
 proxy delivers. NetworkPolicy and AuthorizationPolicy need nothing of this, and what a pod forwards for others (a bridge, a VPN, masqueraded
-virtual machines) is not captured and keeps its rules.
+virtual machines) is not captured and keeps its rules. What such a container or machine says to the pod itself is captured: it is a caller in
+clear, whom STRICT refuses.
 
 | a rule that | needs |
 |---|---|
-| lets in by port (INPUT, policy DROP) | the mesh's ports as well: 15008, 15104 to 15119; `lo` |
+| lets in by port (INPUT, policy DROP) | the mesh's ports as well: 15008, 15104 to 15119; 15006 for callers behind a bridge of the pod's own; `lo` |
 | lets in what answers (`ct state established`) | `untracked` beside it |
 | translates a port on the way in (PREROUTING) | no rule, where a Service's `targetPort` can do it; else the port excluded by both its numbers, for callers in clear, and callers in the mesh that call the second one |
 | translates a destination on the way out (OUTPUT) | the port that is called excluded, or the application to call the second one itself |

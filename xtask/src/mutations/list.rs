@@ -275,6 +275,20 @@ pub(super) const MUTATIONS: &[Mutation] = &[
         test: capture("upgrade::rules_of_the_release_before_give_way_and_no_connection_is_cut"),
     },
     Mutation {
+        guard: "what comes by a bridge of the pod's own is not steered",
+        file: "mesh-net/src/capture/rules/chains.rs",
+        from: "rule(\"capture-bridged\", [by_bridge(), syn(), timeouts(), land_at_listener()])",
+        to: "rule(\"capture-bridged\", [by_bridge(), syn(), timeouts(), land()])",
+        test: capture("bridged::what_comes_by_a_bridge_ends_at_the_proxy_and_so_do_the_answers"),
+    },
+    Mutation {
+        guard: "by a bridge, only what was translated reaches the listener",
+        file: "mesh-net/src/capture/rules/chains.rs",
+        from: "[by_bridge(), translated(), tcp(), to_port(INBOUND), accept()]",
+        to: "[by_bridge(), tcp(), to_port(INBOUND), accept()]",
+        test: capture("bridged::by_a_bridge_nobody_reaches_the_listener_itself_and_what_nobody_owns_is_refused"),
+    },
+    Mutation {
         guard: "the application's end of a connection of the release before is captured, and no flow from before",
         file: "mesh-net/src/capture/session.rs",
         from: "own.map(Flow::of).filter(|flow| !proxied(flow)).collect();",

@@ -5,10 +5,10 @@ use mesh_model::{Exclusions, Mark};
 
 use super::excluded;
 use super::parts::{
-    TCP, UDP, Way, accept, change, count, drop, flow, from_landing, from_port, from_self, in_set, jump, land, mark,
-    marked, not_on, not_syn, not_to_port, of_any_note, of_any_socket, of_family, of_socket, of_transparent_socket, on,
-    opening, refuse, reset, steer, syn, tcp, to_landing, to_others, to_port, to_self, translated, translated_answer,
-    transport, with_flow_label,
+    TCP, UDP, Way, accept, by_bridge, change, count, drop, flow, from_landing, from_port, from_self, in_set, jump,
+    land, land_at_listener, mark, marked, not_on, not_syn, not_to_port, of_any_note, of_any_socket, of_family,
+    of_socket, of_transparent_socket, on, opening, refuse, reset, steer, syn, tcp, to_landing, to_others, to_port,
+    to_self, translated, translated_answer, transport, with_flow_label,
 };
 use super::{FWMARK, Family, LOOPBACK, ON_LO, RESETS, Rule, TIMEOUTS, TOWARDS_US, rule};
 use crate::capture::Stage;
@@ -49,7 +49,11 @@ pub(super) fn translate(stage: Stage, exclusions: &Exclusions) -> Vec<Rule> {
     rules.extend(excluded::untranslated(exclusions));
     // Else whoever knows the numbers of a flow from before ends it by a SYN: its packets would be translated from then on.
     rules.extend(each("reused-in", |family| [syn(), known(family, Way::In), in_set(family.before()), accept()]));
-    rules.push(rule("capture-in", [syn(), vec![Expr::Timeouts(TIMEOUTS.to_owned())], land()]));
+    let timeouts = || vec![Expr::Timeouts(TIMEOUTS.to_owned())];
+    // A container in the pod, or a machine. With br_netfilter, which Kubernetes asks for, such packets meet these chains while they are in
+    // the bridge, and behind it nobody knows any more what `tproxy` chose for them (`ip_rcv_core` orphans them); translations stay.
+    rules.push(rule("capture-bridged", [by_bridge(), syn(), timeouts(), land_at_listener()]));
+    rules.push(rule("capture-in", [syn(), timeouts(), land()]));
     rules
 }
 
@@ -92,16 +96,16 @@ pub(super) fn arrive(stage: Stage, own: Mark, exclusions: &Exclusions) -> Vec<Ru
             rule("deny-in", [refuse()]),
         ]),
         Stage::Learn => {
-            rules.push(rule("input-captured", [to_landing(), steer(INBOUND)]));
+            rules.extend(landed());
             rules.extend(each("learn-in", |family| [syn(), known(family, Way::In), put(family.before())]));
             rules.push(rule("input-proxy", [marked(own.value()), pass_on()]));
         }
-        Stage::Drain => rules.extend([
-            rule("input-captured", [to_landing(), steer(INBOUND)]),
-            rule("input-proxy", [marked(own.value()), pass_on()]),
-        ]),
+        Stage::Drain => {
+            rules.extend(landed());
+            rules.push(rule("input-proxy", [marked(own.value()), pass_on()]));
+        }
         Stage::Redirect | Stage::Part => {
-            rules.push(rule("input-captured", [to_landing(), steer(INBOUND)]));
+            rules.extend(landed());
             rules.extend(excluded::inbound(exclusions));
             rules.extend(each("before-in", |family| {
                 [not_syn(), known(family, Way::In), in_set(family.before()), accept()]
@@ -133,6 +137,14 @@ pub(super) fn arrive(stage: Stage, own: Mark, exclusions: &Exclusions) -> Vec<Ru
     rules
 }
 
+/// What [`translate`] has translated.
+fn landed() -> [Rule; 2] {
+    [
+        rule("input-captured", [to_landing(), steer(INBOUND)]),
+        rule("input-bridged", [by_bridge(), translated(), tcp(), to_port(INBOUND), accept()]),
+    ]
+}
+
 /// Output, before conntrack and with another choice of a route behind it: what leaves a socket.
 pub(super) fn leave(stage: Stage, own: Mark, exclusions: &Exclusions) -> Vec<Rule> {
     let to_lo = || on(Meta::OutputInterface, LOOPBACK);
@@ -145,6 +157,7 @@ pub(super) fn leave(stage: Stage, own: Mark, exclusions: &Exclusions) -> Vec<Rul
         rule("proxy-to-itself", [marked(own.value()), to_lo(), syn(), jump(TOWARDS_US)]),
         // Its answers have to be translated back.
         rule("proxy-landed", [marked(own.value()), from_landing(), accept()]),
+        rule("proxy-bridged", [marked(own.value()), tcp(), from_port(INBOUND), accept()]),
         // So have those of connections that rules of the release before translated to the listener, which had its mark already.
         rule("proxy-former", [marked(own.value()), tcp(), from_port(OUTBOUND), accept()]),
         rule("proxy-out", [marked(own.value()), count(), untracked()]),

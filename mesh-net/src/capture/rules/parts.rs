@@ -1,7 +1,7 @@
 //! What rules are made of: one match or one verdict each.
 
 use mesh_model::Mark;
-use mesh_model::ports::LANDING;
+use mesh_model::ports::{INBOUND, LANDING};
 
 use super::{Family, REFUSE};
 use crate::capture::expr::{Change, Expr, Meta, OfSocket, Original};
@@ -36,6 +36,11 @@ pub(super) fn on(side: Meta, interface: u32) -> Vec<Expr> {
 
 pub(super) fn not_on(side: Meta, interface: u32) -> Vec<Expr> {
     vec![Expr::Meta(side), unequal(&interface.to_ne_bytes())]
+}
+
+/// By a bridge, as `rtnl_link_ops.kind` names it.
+pub(super) fn by_bridge() -> Vec<Expr> {
+    vec![Expr::Meta(Meta::InputKind), equal(b"bridge\0\0\0\0\0\0\0\0\0\0")]
 }
 
 pub(super) fn marked(mark: u32) -> Vec<Expr> {
@@ -226,7 +231,16 @@ pub(super) fn refuse() -> Vec<Expr> {
 }
 
 pub(super) fn land() -> Vec<Expr> {
-    let [first, last] = [LANDING.start(), LANDING.end()].map(|port| port.to_be_bytes().to_vec());
+    translate_to(*LANDING.start(), *LANDING.end())
+}
+
+/// Where the listener itself is: nobody has to steer it.
+pub(super) fn land_at_listener() -> Vec<Expr> {
+    translate_to(INBOUND, INBOUND)
+}
+
+fn translate_to(first: u16, last: u16) -> Vec<Expr> {
+    let [first, last] = [first, last].map(|port| port.to_be_bytes().to_vec());
     vec![Expr::counter(), Expr::Load(first), Expr::LoadEnd(last), Expr::RedirectRange]
 }
 

@@ -1,0 +1,113 @@
+//! What comes by a bridge inside the pod: containers of a container, a machine beside it. Kubernetes has br_netfilter loaded, with which such
+//! packets meet the pod's rules while they are in the bridge.
+
+use std::net::{IpAddr, SocketAddr};
+use std::os::fd::AsRawFd;
+
+use mesh_net::Netns;
+use mesh_net::capture::{Mode, Stage};
+use mesh_net::socket::{self, Family, Purpose};
+
+use crate::bed::{
+    Bed, FAMILIES, accept, assert_talks, assert_untouched, connect, dial, listen, listen_as_app, mark, pod, sh,
+};
+use crate::owners::{ACK, is_reset, segment};
+
+const APP: u16 = 8080;
+const INBOUND: u16 = 15006;
+const SYN: u8 = 0x02;
+
+/// The bridge's own address.
+fn gate(family: usize) -> IpAddr {
+    ["10.66.0.1", "fd66::1"][family].parse().unwrap()
+}
+
+fn nested(family: usize) -> IpAddr {
+    ["10.66.0.2", "fd66::2"][family].parse().unwrap()
+}
+
+/// A namespace behind a bridge of the pod, whose frames iptables and nftables see or not (`bridge-nf-call-*`).
+fn behind_a_bridge(bed: &Bed, filtered: bool) -> Netns {
+    let inner = Netns::create().unwrap();
+    let path = format!("/proc/{}/fd/{}", std::process::id(), rustix::fd::AsFd::as_fd(&inner).as_raw_fd());
+    let filtered = u8::from(filtered);
+    bed.pod_sh(&format!(
+        "ip link add br0 type bridge && echo 0 > /proc/sys/net/ipv6/conf/br0/accept_dad && ip link set br0 up && \
+         ip addr add 10.66.0.1/24 dev br0 && ip addr add fd66::1/64 dev br0 nodad && \
+         ip link add in0 type veth peer name eth0 netns {path} && ip link set in0 master br0 up && \
+         for of in iptables ip6tables; do echo {filtered} > /proc/sys/net/bridge/bridge-nf-call-$of || exit 1; done"
+    ));
+    sh(
+        &inner,
+        "echo 0 > /proc/sys/net/ipv6/conf/eth0/accept_dad; ip link set lo up && ip link set eth0 up && \
+         ip addr add 10.66.0.2/24 dev eth0 && ip addr add fd66::2/64 dev eth0 nodad && \
+         ip route add default via 10.66.0.1 && ip route add default via fd66::1",
+    );
+    inner
+}
+
+#[test]
+fn what_comes_by_a_bridge_ends_at_the_proxy_and_so_do_the_answers() {
+    for filtered in [true, false] {
+        let bed = Bed::new();
+        let inner = behind_a_bridge(&bed, filtered);
+        let mut session = bed.applied(Mode::Owned, Stage::Redirect);
+        let (app, proxy) = (listen_as_app(&bed.pod, APP), listen(&bed.pod, INBOUND));
+        for (family, own) in FAMILIES.into_iter().flat_map(|family| [(family, gate(family)), (family, pod(family))]) {
+            let to = SocketAddr::new(own, APP);
+            let mut caller = dial(&inner, to).unwrap_or_else(|error| panic!("{to}, filtered {filtered}: {error}"));
+            let (mut taken, from) = accept(&proxy);
+            assert_eq!((from, from.ip()), (caller.local_addr().unwrap(), nested(family)));
+            assert_eq!(socket::original_dst(&taken).map(|to| to.addr()), Some(to));
+            assert_untouched(&app, "what comes by a bridge");
+            assert_talks(&mut caller, &mut taken);
+            // On to the application, in the caller's name.
+            let kind = [Family::V4, Family::V6][family];
+            let minted = bed.pod.run(|| socket::mint(kind, Purpose::TowardsApp, mark())).unwrap().unwrap();
+            socket::bind_source(&minted, from).unwrap();
+            let mut onward = connect(minted.into(), to).unwrap();
+            let (mut served, seen) = accept(&app);
+            assert_eq!(seen, from);
+            assert_talks(&mut onward, &mut served);
+            assert_talks(&mut caller, &mut taken);
+        }
+        let counters = session.counters().unwrap();
+        assert!(counters["capture-bridged"].0 >= 4 && counters["input-bridged"].0 > 0, "{counters:?}");
+    }
+}
+
+#[test]
+fn by_a_bridge_nobody_reaches_the_listener_itself_and_what_nobody_owns_is_refused() {
+    for filtered in [true, false] {
+        let bed = Bed::new();
+        let inner = behind_a_bridge(&bed, filtered);
+        let _session = bed.applied(Mode::Owned, Stage::Redirect);
+        let (app, proxy) = (listen_as_app(&bed.pod, APP), listen(&bed.pod, INBOUND));
+        let from = SocketAddr::new(nested(0), 40_001);
+        for (port, flags, data) in [(INBOUND, SYN, &b""[..]), (INBOUND, ACK, b"EVIL"), (APP, ACK, b"EVIL")] {
+            let answer = segment(&inner, from, SocketAddr::new(gate(0), port), flags, data);
+            assert!(is_reset(answer), "port {port}, flags {flags:#x}, filtered {filtered}: {answer:?}");
+        }
+        assert_untouched(&proxy, "a SYN to the listener");
+        assert_untouched(&app, "a bare ACK");
+    }
+}
+
+#[test]
+fn the_pod_reaches_what_is_behind_its_bridge_by_the_proxy() {
+    for filtered in [true, false] {
+        let bed = Bed::new();
+        let inner = behind_a_bridge(&bed, filtered);
+        let _session = bed.applied(Mode::Owned, Stage::Redirect);
+        let (far, proxy) = (listen(&inner, APP), listen(&bed.pod, 15001));
+        for family in FAMILIES {
+            let to = SocketAddr::new(nested(family), APP);
+            let mut caller = dial(&bed.pod, to).unwrap();
+            assert_talks(&mut caller, &mut accept(&proxy).0);
+            let kind = [Family::V4, Family::V6][family];
+            let minted = bed.pod.run(|| socket::mint(kind, Purpose::TowardsPeer, mark())).unwrap().unwrap();
+            let mut onward = connect(minted.into(), to).unwrap();
+            assert_talks(&mut onward, &mut accept(&far).0);
+        }
+    }
+}
