@@ -1,6 +1,7 @@
-//! Packets that pass a captured pod uncaptured, as its own rules count them: UDP and everything that is neither UDP nor TCP.
+//! Packets that pass a captured pod uncaptured, as its own rules count them: UDP, everything that is neither UDP nor TCP, and TCP that the
+//! pod forwards for others (containers inside it, a VPN).
 //!
-//! One set of four series a pod that the node has, taken away with the pod. The rules start at zero when they are written anew; the
+//! One set of six series a pod that the node has, taken away with the pod. The rules start at zero when they are written anew; the
 //! series do not.
 
 use std::collections::BTreeMap;
@@ -10,11 +11,13 @@ use mesh_model::{PodName, PodUid};
 use prometheus::{IntCounter, IntCounterVec, Opts, Registry};
 
 /// Rule, direction, protocol.
-const RULES: [(&str, &str, &str); 4] = [
+const RULES: [(&str, &str, &str); 6] = [
     ("input-udp", "in", "udp"),
     ("input-other", "in", "other"),
     ("output-udp", "out", "udp"),
     ("output-other", "out", "other"),
+    ("input-forwarded", "in", "tcp"),
+    ("leave-forwarded", "out", "tcp"),
 ];
 
 /// What the rules of one pod counted when they were last read, and its series.
@@ -36,7 +39,7 @@ impl Passed {
     pub fn new(registry: &Registry) -> prometheus::Result<Self> {
         let opts = Opts::new(
             "culvert_watcher_passed_packets_total",
-            "Packets that are not TCP and pass a captured pod uncaptured, by pod, direction and protocol.",
+            "Packets that pass a captured pod uncaptured, by pod, direction and protocol; of TCP those that it forwards for others.",
         );
         let packets = IntCounterVec::new(opts, &["namespace", "pod", "direction", "protocol"])?;
         registry.register(Box::new(packets.clone()))?;
@@ -103,12 +106,12 @@ mod tests {
         passed.read(&uid, &name, &counts(10));
         passed.read(&uid, &name, &counts(12));
         passed.read(&uid, &name, &counts(3));
-        assert_eq!(sum(&registry), (4, 15.0));
+        assert_eq!(sum(&registry), (6, 15.0));
         // Another pod of the same name comes before the first is let go.
         let (other, name) = pod(2);
         passed.read(&other, &name, &counts(1));
         passed.gone(&uid);
-        assert_eq!(sum(&registry), (4, 16.0));
+        assert_eq!(sum(&registry), (6, 16.0));
         passed.gone(&other);
         assert_eq!(sum(&registry), (0, 0.0));
     }
