@@ -198,7 +198,7 @@ pub(super) const MUTATIONS: &[Mutation] = &[
     Mutation {
         guard: "half-closed connections are remembered",
         file: "mesh-net/src/capture/rules/chains.rs",
-        from: "rule(\"capture-in\", [syn(), vec![Expr::Timeouts(TIMEOUTS.to_owned())], land()])",
+        from: "rule(\"capture-in\", [syn(), timeouts(), land()])",
         to: "rule(\"capture-in\", [syn(), land()])",
         test: capture("owners::half_closed_connections_are_remembered_and_what_conntrack_forgets_ends_by_reset"),
     },
