@@ -11,7 +11,7 @@ pub fn run() -> anyhow::Result<ExitCode> {
     let parts = kubernetes::parts()?;
     // Memory and time of what people run, not of what tests build.
     let binaries = cargo::build_release(&[])?;
-    let mut command = cargo::cargo(["test", "--package", "tests", "--locked", "--test", "scale"]);
+    let mut command = cargo::cargo(["test", "--workspace", "--locked", "--test", "scale"]);
     command.args(["--", "--test-threads=1", "--nocapture"]);
     // What the cluster itself is made of: the test binary lies beside those of another profile, if there are any.
     command.env("CULVERT_BIN_DIR", &binaries);

@@ -16,7 +16,7 @@ pub fn run(minutes: f64) -> anyhow::Result<ExitCode> {
 /// The same with binaries that are built.
 pub fn of(binaries: &Path, minutes: f64) -> anyhow::Result<()> {
     phase::run(&format!("soak, {minutes} minutes"), || {
-        let mut command = cargo::cargo(["test", "--package", "tests", "--locked", "--test", "soak"]);
+        let mut command = cargo::cargo(["test", "--workspace", "--locked", "--test", "soak"]);
         // Ctrl-C reaches the test as well, which takes its lab down.
         command.args(["a_mesh_under", "--", "--nocapture"]).env("CULVERT_BINARIES", binaries);
         cargo::run(command.env("CULVERT_SOAK_MINUTES", minutes.to_string()))
