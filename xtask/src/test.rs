@@ -50,8 +50,8 @@ impl Wanted<'_> {
         self.part.is_none() && self.filter.is_none()
     }
 
-    /// A test binary of the crate `tests`; of the whole workspace, or crates would have other features and be built anew. Each test makes its
-    /// own lab or cluster; two cores carry two at a time, figures in one would disturb the other.
+    /// A test binary of the crate `tests`; of the whole workspace, or crates would have other features and be built anew. Each test makes
+    /// its own lab or cluster; two cores carry two at a time, figures in one would disturb the other.
     fn of_tests(&self, name: &str, binaries: &Path) -> Command {
         let mut command = cargo::cargo(["test", "--workspace", "--locked", "--test", name]);
         command.args(self.filter).args(["--", "--test-threads=1", "--nocapture"]).env("CULVERT_BINARIES", binaries);

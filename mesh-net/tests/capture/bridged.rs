@@ -1,5 +1,5 @@
-//! What comes by a bridge inside the pod: containers of a container, a machine beside it. Kubernetes has br_netfilter loaded, with which such
-//! packets meet the pod's rules while they are in the bridge.
+//! What comes by a bridge inside the pod: containers of a container, a machine beside it. Kubernetes has br_netfilter loaded, with which
+//! such packets meet the pod's rules while they are in the bridge.
 
 use std::net::{IpAddr, SocketAddr};
 use std::os::fd::AsRawFd;
