@@ -11,11 +11,10 @@ use mesh_net::socket::{self, Family, Purpose};
 use crate::bed::{
     Bed, FAMILIES, accept, assert_talks, assert_untouched, connect, dial, listen, listen_as_app, mark, pod, sh,
 };
-use crate::owners::{ACK, is_reset, segment};
+use crate::segments::{ACK, SYN, is_reset, segment};
 
 const APP: u16 = 8080;
 const INBOUND: u16 = 15006;
-const SYN: u8 = 0x02;
 
 /// The bridge's own address.
 fn gate(family: usize) -> IpAddr {

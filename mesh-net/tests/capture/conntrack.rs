@@ -51,6 +51,26 @@ impl Standing {
 }
 
 #[test]
+fn connections_of_the_proxys_own_and_captured_ones_on_the_way_out_have_no_entry() {
+    let bed = Bed::new();
+    let _session = bed.applied(Mode::Owned, Stage::Redirect);
+    let standing = Standing::open(&bed);
+    let tunnel = listen(&bed.pod, 15008);
+    for family in FAMILIES {
+        standing
+            .untracked(&bed, &tunnel, family, 45_000)
+            .iter_mut()
+            .for_each(|(left, right)| assert_talks(left, right));
+        let family = ["ipv4", "ipv6"][family];
+        let listed = bed.pod_sh(&format!("conntrack -L -f {family} -p tcp --dport {APP} 2>/dev/null"));
+        assert_eq!(listed, "");
+    }
+    let to = SocketAddr::new(pod(0), APP);
+    let _tracked = (dial(&bed.world, to).unwrap(), accept(&standing.inbound).0);
+    assert!(bed.pod_sh(&format!("conntrack -L -p tcp --dport {APP} 2>/dev/null")).contains("ESTABLISHED"));
+}
+
+#[test]
 fn what_a_flush_takes_away_ends_by_a_reset_at_both_ends_and_the_rest_goes_on() {
     let bed = Bed::new();
     let _session = bed.applied(Mode::Owned, Stage::Redirect);

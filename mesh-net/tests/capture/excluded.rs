@@ -8,10 +8,9 @@ use mesh_net::capture::{Mode, Stage};
 use crate::bed::{
     Bed, FAMILIES, accept, assert_talks, assert_untouched, dial, dial_from, listen, listen_as_app, pod, spec, world,
 };
-use crate::owners::{ACK, is_reset, segment};
+use crate::segments::{ACK, SYN, is_reset, segment};
 
 const APP: u16 = 8080;
-const SYN: u8 = 0x02;
 
 #[test]
 fn an_excluded_port_passes_both_ways_and_lends_nothing_to_whoever_binds_it() {

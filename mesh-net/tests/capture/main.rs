@@ -16,5 +16,6 @@ mod neighbours;
 mod own_nat;
 mod owners;
 mod rules;
+mod segments;
 mod spoof;
 mod upgrade;

@@ -1,70 +1,22 @@
 //! Every TCP packet has an owner: what nobody owns is refused by a reset, and what is beside the mesh goes on.
 
 use std::io::{ErrorKind, Read, Write};
-use std::net::{IpAddr, SocketAddr, SocketAddrV6};
+use std::net::{SocketAddr, SocketAddrV6, TcpListener};
 use std::os::fd::OwnedFd;
 use std::time::{Duration, Instant};
 
 use mesh_net::capture::{Mode, Stage};
-use mesh_net::socket::{self, Family, Purpose};
+use mesh_net::socket::{self, Family, Purpose, Reach};
 use mesh_net::{Netns, diag::Diag};
-use socket2::{Domain, Protocol, SockAddr, Socket, Type};
+use socket2::{SockAddr, Socket};
 
 use crate::bed::{
     Bed, FAMILIES, accept, accept_within, assert_talks, assert_untouched, client, connect, dial, dial_from, listen,
     listen_as_app, mark, pod, raw_socket, world,
 };
+use crate::segments::{ACK, FIN_ACK, Heard, RST, is_reset, segment, send};
 
 const APP: u16 = 8080;
-const FIN_ACK: u8 = 0x11;
-const RST: u8 = 0x04;
-pub const ACK: u8 = 0x10;
-
-/// Sends one TCP segment by hand and says which flags come back to its port soon.
-pub fn segment(netns: &Netns, from: SocketAddr, to: SocketAddr, flags: u8, data: &[u8]) -> Option<u8> {
-    let domain = if to.is_ipv6() { Domain::IPV6 } else { Domain::IPV4 };
-    let open = || netns.run(|| Socket::new(domain, Type::RAW, Some(Protocol::TCP))).unwrap().unwrap();
-    let (socket, heard) = (open(), open());
-    for socket in [&socket, &heard] {
-        socket.bind(&SockAddr::from(SocketAddr::new(from.ip(), 0))).unwrap();
-    }
-    let mut header = Vec::from(from.port().to_be_bytes());
-    header.extend(to.port().to_be_bytes());
-    header.extend([0, 0, 1, 0, 0, 0, 1, 0]); // sequence and acknowledged numbers
-    header.extend([5 << 4, flags, 0x20, 0, 0, 0, 0, 0]); // length, flags, window, checksum, urgent
-    header.extend(data);
-    let octets = |ip: IpAddr| match ip {
-        IpAddr::V4(ip) => ip.octets().to_vec(),
-        IpAddr::V6(ip) => ip.octets().to_vec(),
-    };
-    let length = u16::try_from(header.len()).unwrap().to_be_bytes();
-    let summed = [octets(from.ip()), octets(to.ip()), vec![0, 6], length.to_vec(), header.clone()].concat();
-    let words = summed.chunks(2).map(|pair| u32::from(u16::from_be_bytes([pair[0], *pair.get(1).unwrap_or(&0)])));
-    let mut sum: u32 = words.sum();
-    while sum > 0xffff {
-        sum = (sum & 0xffff) + (sum >> 16);
-    }
-    header[16..18].copy_from_slice(&(!u16::try_from(sum).unwrap()).to_be_bytes());
-    socket.send_to(&header, &SockAddr::from(SocketAddr::new(to.ip(), 0))).unwrap();
-    let until = Instant::now() + Duration::from_millis(500);
-    while let Some(left) = until.checked_duration_since(Instant::now()).filter(|left| !left.is_zero()) {
-        heard.set_read_timeout(Some(left)).unwrap();
-        let mut packet = [0; 200];
-        let Ok(length) = (&heard).read(&mut packet) else { break };
-        // The header of IPv4 is read along, that of IPv6 is not.
-        let tcp = if to.is_ipv4() { packet.get(20..length) } else { packet.get(..length) }.unwrap_or_default();
-        let port = |at: usize| tcp.get(at..at + 2).map(|bytes| u16::from_be_bytes([bytes[0], bytes[1]]));
-        if (port(0), port(2)) == (Some(to.port()), Some(from.port())) {
-            return tcp.get(13).copied();
-        }
-    }
-    None
-}
-
-pub fn is_reset(flags: Option<u8>) -> bool {
-    flags.is_some_and(|flags| flags & RST != 0)
-}
-
 #[test]
 fn what_nobody_owns_is_refused_by_reset_the_same_for_used_and_unused_ports() {
     let bed = Bed::new();
@@ -85,19 +37,48 @@ fn what_nobody_owns_is_refused_by_reset_the_same_for_used_and_unused_ports() {
 fn a_forged_end_with_data_is_refused_and_the_connection_lives() {
     let bed = Bed::new();
     let _session = bed.applied(Mode::Owned, Stage::Redirect);
-    let (inbound, app) = (listen(&bed.pod, 15006), listen_as_app(&bed.pod, APP));
-    for family in FAMILIES {
-        let source = SocketAddr::new(world(family), 42_000);
-        let to = SocketAddr::new(pod(family), APP);
-        let mut dialled = dial_from(&bed.world, source, to).unwrap();
-        let (mut captured, _) = accept(&inbound);
-        let mut proxied = crate::spoof::towards_app(&bed, family, source, APP).unwrap();
-        let (mut served, _) = accept(&app);
-        for flags in [FIN_ACK, RST, ACK] {
-            segment(&bed.world, source, to, flags, b"INJECT");
+    let (outbound, inbound) = (listen(&bed.pod, 15001), listen(&bed.pod, 15006));
+    let inject = |from, to, numbers| {
+        for flags in [ACK, FIN_ACK, RST] {
+            send(&bed.world, from, to, flags, numbers, b"INJECT");
         }
-        assert_talks(&mut dialled, &mut captured);
-        assert_talks(&mut proxied, &mut served);
+    };
+    // An application's sockets may be transparent as well as the proxy's. With a client conntrack knows these numbers and may translate
+    // what is forged; without one nothing but the rules for owners is left.
+    for (app, transparent, has_client) in
+        [(APP, false, true), (APP + 1, false, false), (APP + 2, true, true), (APP + 3, true, false)]
+    {
+        let reach = if transparent { Reach::Steered } else { Reach::OwnPort };
+        let server = TcpListener::from(bed.pod.run(|| socket::listen(app, reach, 64)).unwrap().unwrap());
+        for family in FAMILIES {
+            let far = SocketAddr::new(world(family), 42_000);
+            let near = SocketAddr::new(pod(family), app);
+            let client = has_client.then(|| (dial_from(&bed.world, far, near).unwrap(), accept(&inbound).0));
+            let mut proxied = crate::spoof::towards_app(&bed, family, far, app).unwrap();
+            let (mut served, _) = accept(&server);
+            let heard = Heard::in_netns(&bed.pod, family);
+            assert_talks(&mut proxied, &mut served);
+            let next = heard.next(far, near);
+            inject(far, near, next);
+            if let Some((mut dialled, mut captured)) = client {
+                assert_talks(&mut dialled, &mut captured);
+            }
+            assert_talks(&mut proxied, &mut served);
+
+            let far = SocketAddr::new(world(family), app);
+            let client = raw_socket(&bed.pod, family);
+            if transparent {
+                [Socket::set_ip_transparent_v4, Socket::set_ip_transparent_v6][family](&client, true).unwrap();
+            }
+            let mut client = connect(client, far).unwrap();
+            let (mut taken, _) = accept(&outbound);
+            let heard = Heard::in_netns(&bed.pod, family);
+            assert_talks(&mut taken, &mut client);
+            let near = client.local_addr().unwrap();
+            let next = heard.next(far, near);
+            inject(far, near, next);
+            assert_talks(&mut taken, &mut client);
+        }
     }
 }
 
@@ -211,7 +192,7 @@ fn the_proxy_calls_a_pod_from_its_own_address_and_reaches_a_listener_of_an_inter
     on_device.bind_device(Some(b"eth0")).unwrap();
     on_device.bind(&SockAddr::from(SocketAddr::new(std::net::Ipv6Addr::UNSPECIFIED.into(), 8090))).unwrap();
     on_device.listen(8).unwrap();
-    let on_device = std::net::TcpListener::from(OwnedFd::from(on_device));
+    let on_device = TcpListener::from(OwnedFd::from(on_device));
     for family in FAMILIES {
         for (source, port, listener) in [(pod(family), APP, &app), (client(family), 8090, &on_device)] {
             let kind = [Family::V4, Family::V6][family];

@@ -34,6 +34,7 @@ const SPOOF: &str = "owners::a_marked_socket_bears_no_foreign_address_out_of_the
 const EXCLUDED: &str = "excluded::an_excluded_port_passes_both_ways_and_lends_nothing_to_whoever_binds_it";
 const FLOWS: &str = "enrolment::flows_leave_the_sets_with_their_sockets_and_a_lost_set_is_not_learned_again";
 const BUSY: &str = "enrolment::a_pod_that_is_too_busy_is_left_as_it_was";
+const BRIDGED: &str = "bridged::by_a_bridge_nobody_reaches_the_listener_itself_and_what_nobody_owns_is_refused";
 const BOUND: &str = "owners::sockets_bound_to_an_interface_are_captured_too";
 const SEEN: &str = "escape::a_process_that_sees_packets_reads_no_mark_that_exempts";
 const OWN_NAT_BEFORE: &str =
@@ -62,7 +63,7 @@ pub(super) const MUTATIONS: &[Mutation] = &[
         "a packet to somebody's socket that is not the proxy's is refused (SYN cookies, injection)",
         r#"                rule("foreign-in", [of_any_socket(), refuse()]),
 "#,
-        NOBODY,
+        FORGED,
     ),
     rule(
         "what nobody owns is refused",
@@ -74,13 +75,13 @@ pub(super) const MUTATIONS: &[Mutation] = &[
         "the proxy's inner ports refuse whoever comes to them",
         "rule(name, [tcp(), to_port(port), refuse()])",
         "rule(name, [tcp(), to_port(port), accept()])",
-        NOBODY,
+        BRIDGED,
     ),
     other(
         "what has an owner is asked of its socket, and not of the port",
         r#"rule("ending-in", [of_transparent_socket(), accept()])"#,
         r#"rule("ending-in", [tcp(), accept()])"#,
-        FORGED,
+        NOBODY,
     ),
     rule(
         "what comes back from a closed port is told at once over IPv6",
@@ -90,8 +91,8 @@ pub(super) const MUTATIONS: &[Mutation] = &[
     ),
     other(
         "what the kernel answers by itself takes over the public mark",
-        r#"rule("from-proxy", [from_lo(), marked(ON_LO), count(), mark(FWMARK), vec![Expr::Accept]])"#,
-        r#"rule("from-proxy", [from_lo(), marked(ON_LO), count(), accept()])"#,
+        "[on(Meta::OutputInterface, LOOPBACK), marked(own.value()), count(), mark(ON_LO), vec![Expr::Accept]]",
+        "[on(Meta::OutputInterface, LOOPBACK), marked(own.value()), accept()]",
         CLOSED,
     ),
     rule(
@@ -177,8 +178,20 @@ pub(super) const MUTATIONS: &[Mutation] = &[
     Mutation {
         guard: "more flows than the bound: refused",
         file: "mesh-net/src/capture/session.rs",
-        from: "let too_many = |found: usize| found > self.limit as usize;",
-        to: "let too_many = |_: usize| false;",
+        // The kernel says so too: its set is as large as the bound.
+        from: r#"            let too_many = |found: usize| found > self.limit as usize;
+            if too_many(flows.len()) {
+                return Err(Error::TooManyFlows { found: flows.len(), limit: self.limit });
+            }
+            flows::put(&mut self.netfilter, set(family), &flows).map_err(|error| match error {
+                // The set is full: with what rules have put there meanwhile.
+                Error::Kernel { source, .. } if Errno::from_io_error(&source) == Some(Errno::NFILE) => {
+                    Error::TooManyFlows { found: flows.len(), limit: self.limit }
+                }
+                other => other,
+            })?;
+"#,
+        to: "let _ = flows::put(&mut self.netfilter, set(family), &flows);\n",
         test: capture(BUSY),
     },
     Mutation {
@@ -286,7 +299,7 @@ pub(super) const MUTATIONS: &[Mutation] = &[
         file: "mesh-net/src/capture/rules/chains.rs",
         from: "[by_bridge(), translated(), tcp(), to_port(INBOUND), accept()]",
         to: "[by_bridge(), tcp(), to_port(INBOUND), accept()]",
-        test: capture("bridged::by_a_bridge_nobody_reaches_the_listener_itself_and_what_nobody_owns_is_refused"),
+        test: capture(BRIDGED),
     },
     Mutation {
         guard: "the application's end of a connection of the release before is captured, and no flow from before",
@@ -300,7 +313,7 @@ pub(super) const MUTATIONS: &[Mutation] = &[
         file: "mesh-net/src/capture/rules/chains.rs",
         from: "rule(\"proxy-out\", [marked(own.value()), count(), untracked()])",
         to: "rule(\"proxy-out\", [marked(own.value()), accept()])",
-        test: capture("conntrack::with_a_full_table_nothing_passes_and_what_needs_no_entry_works"),
+        test: capture("conntrack::connections_of_the_proxys_own_and_captured_ones_on_the_way_out_have_no_entry"),
     },
     Mutation {
         guard: "a socket whose far end has not answered proves no probe",
