@@ -93,10 +93,9 @@ impl Heard {
             // The header of IPv4 is read along, that of IPv6 is not.
             let tcp = if to.is_ipv4() { packet.get(20..length) } else { packet.get(..length) }.unwrap_or_default();
             let port = |at: usize| tcp.get(at..at + 2).map(|bytes| u16::from_be_bytes([bytes[0], bytes[1]]));
-            if (port(0), port(2)) == (Some(from.port()), Some(to.port())) {
-                if let Some(found) = wanted(tcp) {
-                    return Some(found);
-                }
+            let is_of_this_way = (port(0), port(2)) == (Some(from.port()), Some(to.port()));
+            if let Some(found) = is_of_this_way.then(|| wanted(tcp)).flatten() {
+                return Some(found);
             }
         }
         None
