@@ -10,8 +10,10 @@ pub const TARGET: &str = "x86_64-unknown-linux-gnu";
 
 /// The checkout.
 pub fn workspace() -> PathBuf {
+    // cargo says at run time where it is: of a target directory that two checkouts share this program may be the other one's.
+    let package = std::env::var_os("CARGO_MANIFEST_DIR").unwrap_or_else(|| env!("CARGO_MANIFEST_DIR").into());
     // xtask is a direct child of the workspace.
-    Path::new(env!("CARGO_MANIFEST_DIR")).parent().map(Path::to_path_buf).unwrap_or_default()
+    Path::new(&package).parent().map(Path::to_path_buf).unwrap_or_default()
 }
 
 /// cargo in the checkout, with these arguments.
