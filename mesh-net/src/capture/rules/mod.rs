@@ -13,7 +13,8 @@
 //! **In** (`prerouting_nat`, `prerouting_filter`): a connection that begins is translated to one of [`mesh_model::ports::LANDING`] and
 //! from there steered to the one listener. With a single port, two connections from one source port to two ports of the pod would
 //! be answered with the same four numbers; without any translation the proxy's and the application's socket would have the same
-//! (decision 0012). What conntrack has forgotten finds no translation, and is refused.
+//! (decision 0012). What comes by a bridge inside the pod is translated to the listener itself: with br_netfilter nothing that is
+//! steered stays so. What conntrack has forgotten finds no translation, and is refused.
 //!
 //! **What exempts.** Only the enrolment's mark, which is a secret and stands on sockets that the keeper made; and a destination that is
 //! an address of the pod itself. The latter is asked of the local table (`fib daddr type`), not told by the outgoing interface: a
