@@ -345,7 +345,7 @@ mod tests {
         let mut seen = as_prescribed();
         assert_eq!(learn(&seen), Some(spec()));
         let lied = Expr::Cmp { equal: true, value: 1234_u32.to_ne_bytes().to_vec() };
-        let proxy = chain(&mut seen, "output_route").rules.iter_mut().find(|rule| rule.name == "proxy-out");
+        let proxy = chain(&mut seen, "output_route").rules.iter_mut().find(|rule| rule.name == "of-proxy-out");
         proxy.expect("prescribed").exprs[2] = lied;
         assert_eq!(learn(&seen), Some(spec()));
         seen.chains.retain(|chain| chain.name != rules::ABOUT);

@@ -10,7 +10,10 @@ use super::parts::{
     of_socket, of_transparent_socket, on, opening, refuse, reset, steer, syn, tcp, to_landing, to_others, to_port,
     to_self, translated, translated_answer, transport, with_flow_label,
 };
-use super::{FWMARK, Family, LOOPBACK, ON_LO, RESETS, Rule, TIMEOUTS, TOWARDS_US, rule};
+use super::{
+    BEGUN_IN, BEGUN_OUT, FROM_LO, FWMARK, Family, INNER, LOOPBACK, ON_LO, PROXY_IN, PROXY_OUT, RESETS, Rule, TIMEOUTS,
+    TO_SELF, TOWARDS_US, rule,
+};
 use crate::capture::Stage;
 use crate::capture::expr::{Change, Expr, Meta};
 
@@ -19,7 +22,7 @@ use crate::capture::expr::{Change, Expr, Meta};
 const RESETS_PER_SECOND: u64 = 1_000;
 
 /// Whether new connections are the proxy's.
-fn captures(stage: Stage) -> bool {
+pub(super) fn captures(stage: Stage) -> bool {
     matches!(stage, Stage::Redirect | Stage::Part)
 }
 
@@ -58,37 +61,18 @@ pub(super) fn translate(stage: Stage, exclusions: &Exclusions) -> Vec<Rule> {
 }
 
 /// Prerouting, behind the translation and before the choice of a route: whose packet is this?
+///
+/// Rules cost a packet some 30 ns each, so that whoever meets many of them is sent aside first: what is on `lo`, what is the proxy's.
 pub(super) fn arrive(stage: Stage, own: Mark, exclusions: &Exclusions) -> Vec<Rule> {
-    let from_lo = || on(Meta::InputInterface, LOOPBACK);
-    let mut rules = Vec::new();
-    if matches!(stage, Stage::Learn | Stage::Drain) {
-        // A stream of a tunnel from before that reaches the application only now: its answers are captured as those of the others.
-        rules.extend(each("captured-anew", |family| {
-            [from_lo(), marked(ON_LO), syn(), known(family, Way::In), put(family.captured())]
-        }));
-    }
-    if captures(stage) {
-        // The same numbers were a flow from before, of which nobody else may be left: its answers are no longer that flow's.
-        rules.extend(each("begun-in", |family| {
-            [from_lo(), marked(ON_LO), syn(), known(family, Way::In), take(family.before())]
-        }));
-        rules.extend(excluded::of_proxy(exclusions));
-    }
-    rules.extend([
-        // The proxy's, towards an application of this pod. From here on it has the mark of what is captured: what the kernel answers
-        // by itself (a reset where nobody listens) may take over a packet's mark, and has to find its way back.
-        rule("from-proxy", [from_lo(), marked(ON_LO), count(), mark(FWMARK), vec![Expr::Accept]]),
-        // The kernel looks a link-local destination up by the interface that its socket is bound to, which `tproxy` does not: it would give
-        // the second packet to the listener, which resets.
-        rule("captured-on-link", [from_lo(), marked(FWMARK), not_syn(), excluded::on_link(), accept()]),
-        // To whoever has it already, else to the listener: every packet, so that one whose socket is gone is answered by a reset.
-        rule("captured-out", [from_lo(), marked(FWMARK), tcp(), steer(OUTBOUND)]),
-        rule("stranded-out", [from_lo(), marked(FWMARK), tcp(), refuse()]),
-        rule("input-loopback", [from_lo(), accept()]),
+    let mut rules = vec![
+        rule("on-lo", [on(Meta::InputInterface, LOOPBACK), jump(FROM_LO)]),
         rule("input-udp", [transport(true, UDP), accept()]),
         rule("input-other", [transport(false, TCP), accept()]),
-        rule("input-forwarded", [to_others(), accept()]),
-    ]);
+    ];
+    if captures(stage) {
+        rules.push(rule("of-proxy-in", [marked(own.value()), jump(PROXY_IN)]));
+    }
+    rules.push(rule("input-forwarded", [to_others(), accept()]));
     match stage {
         Stage::Deny => rules.extend([
             // Answers to the proxy's own connections; nobody reaches its listeners yet.
@@ -113,11 +97,7 @@ pub(super) fn arrive(stage: Stage, own: Mark, exclusions: &Exclusions) -> Vec<Ru
             rules.extend(each("excluded-in", |family| {
                 [not_syn(), known(family, Way::In), in_set(family.excluded()), accept()]
             }));
-            rules.extend([OUTBOUND, INBOUND].map(|port| {
-                let name = format!("inner-{port}");
-                rule(name, [tcp(), to_port(port), refuse()])
-            }));
-            rules.push(rule("input-proxy", [marked(own.value()), pass_on()]));
+            rules.push(rule("inner", [jump(INNER)]));
             rules.extend(each("translated-before-in", |family| {
                 [not_syn(), translated_answer(family), in_set(family.before()), accept()]
             }));
@@ -137,6 +117,56 @@ pub(super) fn arrive(stage: Stage, own: Mark, exclusions: &Exclusions) -> Vec<Ru
     rules
 }
 
+/// What arrives by `lo`: captured, or from the proxy to an application of this pod. Nothing returns from here.
+pub(super) fn from_lo(stage: Stage) -> Vec<Rule> {
+    let mut rules = Vec::new();
+    if matches!(stage, Stage::Learn | Stage::Drain) {
+        // A stream of a tunnel from before that reaches the application only now: its answers are captured as those of the others.
+        rules.extend(each("captured-anew", |family| {
+            [marked(ON_LO), syn(), known(family, Way::In), put(family.captured())]
+        }));
+    }
+    if captures(stage) {
+        rules.push(rule("begins-in", [marked(ON_LO), syn(), jump(BEGUN_IN)]));
+    }
+    rules.extend([
+        // The proxy's, towards an application of this pod. From here on it has the mark of what is captured: what the kernel answers
+        // by itself (a reset where nobody listens) may take over a packet's mark, and has to find its way back.
+        rule("from-proxy", [marked(ON_LO), count(), mark(FWMARK), vec![Expr::Accept]]),
+        // The kernel looks a link-local destination up by the interface that its socket is bound to, which `tproxy` does not: it would give
+        // the second packet to the listener, which resets.
+        rule("captured-on-link", [excluded::on_link(), marked(FWMARK), not_syn(), accept()]),
+        // To whoever has it already, else to the listener: every packet, so that one whose socket is gone is answered by a reset.
+        rule("captured-out", [marked(FWMARK), tcp(), steer(OUTBOUND)]),
+        rule("stranded-out", [marked(FWMARK), tcp(), refuse()]),
+        rule("input-loopback", [accept()]),
+    ]);
+    rules
+}
+
+/// What the proxy begins with an application of this pod.
+pub(super) fn begun_in(exclusions: &Exclusions) -> Vec<Rule> {
+    // The same numbers were a flow from before, of which nobody else may be left: its answers are no longer that flow's.
+    let mut rules: Vec<Rule> = each("begun-in", |family| [known(family, Way::In), take(family.before())]).into();
+    rules.extend(excluded::of_proxy(exclusions));
+    rules
+}
+
+/// What arrives at the proxy's own sockets.
+pub(super) fn proxy_in() -> Vec<Rule> {
+    vec![rule("inner-of-proxy", [jump(INNER)]), rule("input-proxy", [pass_on()])]
+}
+
+/// The listeners that only what is captured may reach.
+pub(super) fn inner() -> Vec<Rule> {
+    [OUTBOUND, INBOUND]
+        .map(|port| {
+            let name = format!("inner-{port}");
+            rule(name, [tcp(), to_port(port), refuse()])
+        })
+        .into()
+}
+
 /// What [`translate`] has translated.
 fn landed() -> [Rule; 2] {
     [
@@ -147,26 +177,12 @@ fn landed() -> [Rule; 2] {
 
 /// Output, before conntrack and with another choice of a route behind it: what leaves a socket.
 pub(super) fn leave(stage: Stage, own: Mark, exclusions: &Exclusions) -> Vec<Rule> {
-    let to_lo = || on(Meta::OutputInterface, LOOPBACK);
-    let untracked = || vec![Expr::Untrack, Expr::Accept];
     let mut rules = vec![
-        rule("output-loopback", [to_lo(), transport(false, TCP), accept()]),
+        rule("output-loopback", [on(Meta::OutputInterface, LOOPBACK), transport(false, TCP), accept()]),
         rule("output-udp", [transport(true, UDP), accept()]),
         rule("output-other", [transport(false, TCP), accept()]),
-        // An address of the pod that nobody told of would lead the proxy to itself, for ever.
-        rule("proxy-to-itself", [marked(own.value()), to_lo(), syn(), jump(TOWARDS_US)]),
-        // Its answers have to be translated back.
-        rule("proxy-landed", [marked(own.value()), from_landing(), accept()]),
-        rule("proxy-bridged", [marked(own.value()), tcp(), from_port(INBOUND), accept()]),
-        // So have those of connections that rules of the release before translated to the listener, which had its mark already.
-        rule("proxy-former", [marked(own.value()), tcp(), from_port(OUTBOUND), accept()]),
-        rule("proxy-out", [marked(own.value()), count(), untracked()]),
-        // Who sets our public mark on the way to the pod itself is not captured by that either.
-        rule("local-marked", [marked(FWMARK), to_self(), from_self(), count(), mark(0), vec![Expr::Accept]]),
-        rule("local-out", [to_self(), from_self(), accept()]),
-        // A reset of ours in the name of the far end. A process that may bear foreign addresses shall not pass for a client.
-        rule("local-reset", [to_self(), reset(), count(), mark(0), vec![Expr::Accept]]),
-        rule("local-spoofed", [to_self(), refuse()]),
+        rule("of-proxy-out", [marked(own.value()), jump(PROXY_OUT)]),
+        rule("to-self", [to_self(), jump(TO_SELF)]),
     ];
     match stage {
         Stage::Deny => {
@@ -179,12 +195,9 @@ pub(super) fn leave(stage: Stage, own: Mark, exclusions: &Exclusions) -> Vec<Rul
         }
         Stage::Drain => rules.extend(each("still-captured", still_captured)),
         Stage::Redirect | Stage::Part => {
-            // Whoever opens a connection with these numbers has no older one with them. (An excluded one is opened from outside too.)
             rules.extend(excluded::still_captured_by_proxy(exclusions));
-            rules.extend(each("begun-out", |family| [syn(), known(family, Way::Out), take(family.before())]));
-            rules.extend(each("anew-out", |family| [syn(), known(family, Way::Out), take(family.excluded())]));
+            rules.push(rule("begins-out", [syn(), jump(BEGUN_OUT)]));
             rules.extend(each("before-out", |family| [known(family, Way::Out), in_set(family.before()), accept()]));
-            rules.extend(excluded::outbound(exclusions));
             rules.extend(each("excluded-out", |family| [known(family, Way::Out), in_set(family.excluded()), accept()]));
             rules.push(rule("resets-out", [reset(), jump(RESETS)]));
             if stage == Stage::Part {
@@ -194,6 +207,45 @@ pub(super) fn leave(stage: Stage, own: Mark, exclusions: &Exclusions) -> Vec<Rul
         }
     }
     rules
+}
+
+/// What leaves the proxy's own sockets. Nothing returns from here.
+pub(super) fn proxy_out() -> Vec<Rule> {
+    let to_lo = on(Meta::OutputInterface, LOOPBACK);
+    vec![
+        // An address of the pod that nobody told of would lead the proxy to itself, for ever.
+        rule("proxy-to-itself", [to_lo, syn(), jump(TOWARDS_US)]),
+        // Its answers have to be translated back.
+        rule("proxy-landed", [from_landing(), accept()]),
+        rule("proxy-bridged", [tcp(), from_port(INBOUND), accept()]),
+        // So have those of connections that rules of the release before translated to the listener, which had its mark already.
+        rule("proxy-former", [tcp(), from_port(OUTBOUND), accept()]),
+        rule("proxy-out", [count(), untracked()]),
+    ]
+}
+
+/// What others send to an address of the pod itself. Nothing returns from here.
+pub(super) fn to_self_out() -> Vec<Rule> {
+    vec![
+        // Who sets our public mark on the way to the pod itself is not captured by that either.
+        rule("local-marked", [marked(FWMARK), from_self(), count(), mark(0), vec![Expr::Accept]]),
+        rule("local-out", [from_self(), accept()]),
+        // A reset of ours in the name of the far end. A process that may bear foreign addresses shall not pass for a client.
+        rule("local-reset", [reset(), count(), mark(0), vec![Expr::Accept]]),
+        rule("local-spoofed", [refuse()]),
+    ]
+}
+
+/// What an application opens: with these numbers it has no older connection. (An excluded one is opened from outside too.)
+pub(super) fn begun_out(exclusions: &Exclusions) -> Vec<Rule> {
+    let mut rules: Vec<Rule> = each("begun-out", |family| [known(family, Way::Out), take(family.before())]).into();
+    rules.extend(each("anew-out", |family| [known(family, Way::Out), take(family.excluded())]));
+    rules.extend(excluded::outbound(exclusions));
+    rules
+}
+
+fn untracked() -> Vec<Expr> {
+    vec![Expr::Untrack, Expr::Accept]
 }
 
 /// Postrouting, before the translation of sources: what is about to leave the pod, once more.
@@ -276,8 +328,7 @@ pub(super) fn each<const N: usize>(name: &str, parts: impl Fn(Family) -> [Vec<Ex
 
 /// Steers what is captured by its flow.
 pub(super) fn still_captured(family: Family) -> [Vec<Expr>; 5] {
-    let untracked = vec![Expr::Untrack, Expr::Accept];
-    [known(family, Way::Out), in_set(family.captured()), count(), mark(FWMARK), untracked]
+    [known(family, Way::Out), in_set(family.captured()), count(), mark(FWMARK), untracked()]
 }
 
 /// Lets a packet of the proxy's go without the mark that it is known by: a process that may open raw sockets reads the marks of packets

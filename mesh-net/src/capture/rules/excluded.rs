@@ -4,9 +4,9 @@
 use mesh_model::Exclusions;
 
 use super::chains::{each, known, put, still_captured};
-use super::parts::{Way, accept, change, equal, flow, marked, of_family, on, syn, to_port};
-use super::{Family, LOOPBACK, ON_LO, Rule, rule};
-use crate::capture::expr::{Change, Expr, Meta};
+use super::parts::{Way, accept, change, equal, flow, of_family, syn, to_port};
+use super::{Family, Rule, rule};
+use crate::capture::expr::{Change, Expr};
 
 /// How the names of these rules begin.
 const TRANSLATE_IN: &str = "exclude-in";
@@ -39,15 +39,14 @@ pub(super) fn inbound(exclusions: &Exclusions) -> Vec<Rule> {
     ports.map(passing).collect()
 }
 
-/// A port that is excluded is reached through a tunnel as well. Such a connection stays the proxy's: else a SYN with its numbers, from
+/// Where the proxy begins a connection with an application. A port that is excluded is reached through a tunnel as well. Such a connection stays the proxy's: else a SYN with its numbers, from
 /// whoever knows or guesses them, made a flow of it that passes, and its answers left in clear.
 pub(super) fn of_proxy(exclusions: &Exclusions) -> Vec<Rule> {
     let ports = exclusions.inbound_ports.iter();
     let ports = ports.flat_map(|port| Family::BOTH.map(|family| (port, family)));
     let kept = |(port, family): (&u16, Family)| {
-        let from_proxy = [on(Meta::InputInterface, LOOPBACK), marked(ON_LO), syn(), to_port(*port)].concat();
         let name = format!("{KEEP_IN}-{port}-{}", family.name());
-        rule(name, [from_proxy, known(family, Way::In), put(family.captured())])
+        rule(name, [to_port(*port), known(family, Way::In), put(family.captured())])
     };
     ports.map(kept).collect()
 }
@@ -57,17 +56,17 @@ pub(super) fn still_captured_by_proxy(exclusions: &Exclusions) -> Vec<Rule> {
     if exclusions.inbound_ports.is_empty() { Vec::new() } else { each(KEEP_OUT, still_captured).into() }
 }
 
-/// Where packets leave.
+/// Where connections leave that begin.
 pub(super) fn outbound(exclusions: &Exclusions) -> Vec<Rule> {
     let ports = exclusions.outbound_ports.iter();
     let ports = ports.flat_map(|port| Family::BOTH.map(|family| (port, family))).map(|(port, family)| {
         let name = format!("{PASS_OUT}-{port}-{}", family.name());
-        rule(name, [syn(), to_port(*port), passes(family, Way::Out)])
+        rule(name, [to_port(*port), passes(family, Way::Out)])
     });
     let ranges = exclusions.outbound_ranges.iter().map(|range| {
         let family = if range.is_ipv4() { Family::V4 } else { Family::V6 };
         let to = to_range(family, range.ip(), range.mask(), range.prefix());
-        rule(format!("{PASS_OUT}-{range}"), [syn(), to, passes(family, Way::Out)])
+        rule(format!("{PASS_OUT}-{range}"), [to, passes(family, Way::Out)])
     });
     ports.chain(ranges).collect()
 }

@@ -60,6 +60,13 @@ pub(super) const OUTPUT: &str = "output_route";
 const REFUSE: &str = "refuse";
 const RESETS: &str = "resets";
 const TOWARDS_US: &str = "towards_us";
+const FROM_LO: &str = "from_lo";
+const BEGUN_IN: &str = "begun_in";
+const PROXY_IN: &str = "proxy_in";
+const INNER: &str = "inner";
+const PROXY_OUT: &str = "proxy_out";
+const TO_SELF: &str = "to_self";
+const BEGUN_OUT: &str = "begun_out";
 /// The object that gives captured connections their timeouts in conntrack.
 pub(super) const TIMEOUTS: &str = "captured";
 
@@ -196,11 +203,20 @@ const fn stage_name(stage: Stage) -> &'static str {
 pub(super) fn prescribe(spec: &Spec, exclusions: &Exclusions) -> Vec<Chain> {
     let hook = |kind: &str, number, priority| Some(Hook { kind: kind.to_owned(), number, priority });
     let Spec { stage, mark, .. } = *spec;
+    let aside = |name, rules| Chain { name, hook: None, rules };
+    let captured = |name, rules| aside(name, if chains::captures(stage) { rules } else { Vec::new() });
     vec![
-        Chain { name: ABOUT, hook: None, rules: vec![rule(about(spec), [vec![Expr::counter()]])] },
-        Chain { name: REFUSE, hook: None, rules: chains::refusals() },
-        Chain { name: RESETS, hook: None, rules: chains::resets(mark) },
-        Chain { name: TOWARDS_US, hook: None, rules: chains::towards_us() },
+        aside(ABOUT, vec![rule(about(spec), [vec![Expr::counter()]])]),
+        aside(REFUSE, chains::refusals()),
+        aside(RESETS, chains::resets(mark)),
+        aside(TOWARDS_US, chains::towards_us()),
+        captured(INNER, chains::inner()),
+        captured(BEGUN_IN, chains::begun_in(exclusions)),
+        aside(FROM_LO, chains::from_lo(stage)),
+        captured(PROXY_IN, chains::proxy_in()),
+        aside(PROXY_OUT, chains::proxy_out()),
+        aside(TO_SELF, chains::to_self_out()),
+        captured(BEGUN_OUT, chains::begun_out(exclusions)),
         Chain { name: "prerouting_raw", hook: hook("filter", 0, -300), rules: chains::untrack(mark) },
         Chain { name: "prerouting_nat", hook: hook("nat", 0, -100), rules: chains::translate(stage, exclusions) },
         Chain {
@@ -266,6 +282,17 @@ mod tests {
         exclusions
     }
 
+    /// The rules that a packet meets which enters here: those of a chain that it is sent to have the conditions of the jump as well.
+    fn walked(chains: &[Chain], chain: &Chain) -> Vec<Rule> {
+        let meets = |rule: &Rule| -> Vec<Rule> {
+            let Some(Expr::Jump(to)) = rule.exprs.last() else { return vec![rule.clone()] };
+            let sent = chains.iter().find(|chain| chain.name == to).expect("a chain that is there");
+            let with = |inner: Rule| Rule { exprs: [rule.exprs.clone(), inner.exprs].concat(), ..inner };
+            [rule.clone()].into_iter().chain(walked(chains, sent).into_iter().map(with)).collect()
+        };
+        chain.rules.iter().flat_map(meets).collect()
+    }
+
     #[test]
     fn every_rule_counts_and_has_a_name_of_its_own() {
         for stage in STAGES {
@@ -281,8 +308,9 @@ mod tests {
     #[test]
     fn nothing_passes_while_capture_is_on_but_what_has_an_owner() {
         for stage in [Stage::Redirect, Stage::Part] {
-            for chain in prescribe(&spec(stage), &excluded()) {
-                for rule in chain.rules.iter().filter(|rule| rule.exprs.last() == Some(&Expr::Accept)) {
+            let chains = prescribe(&spec(stage), &excluded());
+            for chain in chains.iter().filter(|chain| chain.hook.is_some()) {
+                for rule in walked(&chains, chain).iter().filter(|rule| rule.exprs.last() == Some(&Expr::Accept)) {
                     let owned = |expr: &Expr| match expr {
                         // The proxy's own, by the mark or by a socket that is transparent; steered to the proxy; to the pod itself, or
                         // for others; a flow that is known; another protocol; by `lo`, or from another interface.
@@ -301,7 +329,6 @@ mod tests {
                     assert!(translated_not || rule.exprs.iter().any(owned), "{} in {}", rule.name, chain.name);
                 }
             }
-            let chains = prescribe(&spec(stage), &excluded());
             let last = |name: &str| chains.iter().find(|chain| chain.name == name).and_then(|chain| chain.rules.last());
             assert_eq!(last("prerouting_filter").map(|rule| rule.exprs.clone()), Some(parts::refuse()));
             assert_eq!(last("postrouting_filter").map(|rule| rule.exprs.clone()), Some(parts::drop()));
@@ -313,10 +340,12 @@ mod tests {
     #[test]
     fn the_public_mark_exempts_nothing() {
         for stage in Stage::ALL {
-            for rule in prescribe(&spec(stage), &excluded()).into_iter().flat_map(|chain| chain.rules) {
+            let chains = prescribe(&spec(stage), &excluded());
+            for rule in chains.iter().filter(|chain| chain.hook.is_some()).flat_map(|chain| walked(&chains, chain)) {
                 let public = marks_in(&rule.exprs).any(|mark| mark == FWMARK);
                 // It is steered, refused, dropped, or taken off.
-                let bound = ["captured-on-link", "captured-out", "stranded-out", "local-marked", "leave-captured"];
+                let steered = ["captured-on-link", "captured-out", "stranded-out"];
+                let bound = [&steered[..], &["local-marked", "leave-captured", "refused", "silenced"]].concat();
                 assert!(!public || bound.contains(&rule.name.as_str()), "{}", rule.name);
             }
         }
