@@ -315,7 +315,7 @@ mod tests {
                     .rules
                     .insert(0, SeenRule { handle: 0, name: String::new(), exprs: vec![Expr::Accept] })
             },
-            &["rule (accept) was added to chain output_route before \"output-loopback\""],
+            &["rule (accept) was added to chain output_route before \"not-tcp\""],
         );
         check(
             |seen| {

@@ -60,7 +60,7 @@ fn a_replaced_rule_goes_on_counting() {
 pub const TAMPERING: &[(&str, &str)] = &[
     ("nft delete table inet culvert", "table inet culvert is missing"),
     ("nft flush ruleset", "table inet culvert is missing"),
-    ("nft flush chain inet culvert output_route", "rule \"output-loopback\" of chain output_route is missing"),
+    ("nft flush chain inet culvert output_route", "rule \"not-tcp\" of chain output_route is missing"),
     (
         "nft delete rule inet culvert output_route handle \
          $(nft -a list chain inet culvert output_route | sed -n 's/.*capture-out.*handle //p')",
@@ -73,7 +73,7 @@ pub const TAMPERING: &[(&str, &str)] = &[
     (
         "nft insert rule inet culvert output_route ip daddr 10.0.0.0/8 tcp dport 22 return",
         "rule (meta nfproto ipv4 @nh,128,8 0x0a meta l4proto tcp th dport 22 return) was added to chain \
-         output_route before \"output-loopback\"",
+         output_route before \"not-tcp\"",
     ),
     (
         "nft replace rule inet culvert output_route handle \

@@ -5,14 +5,14 @@ use mesh_model::{Exclusions, Mark};
 
 use super::excluded;
 use super::parts::{
-    TCP, UDP, Way, accept, by_bridge, change, count, drop, flow, from_landing, from_port, from_self, in_set, jump,
-    land, land_at_listener, mark, marked, not_on, not_syn, not_to_port, of_any_note, of_any_socket, of_family,
-    of_socket, of_transparent_socket, on, opening, refuse, reset, steer, syn, tcp, to_landing, to_others, to_port,
-    to_self, translated, translated_answer, transport, with_flow_label,
+    TCP, UDP, Way, accept, aside, by_bridge, change, count, drop, flow, from_about_ours, from_landing, from_port,
+    from_self, in_set, jump, land, land_at_listener, mark, marked, not_on, not_syn, not_to_port, of_any_note,
+    of_any_socket, of_family, of_socket, of_transparent_socket, on, opening, refuse, reset, steer, syn, tcp,
+    to_landing, to_others, to_port, to_self, translated, translated_answer, transport, with_flow_label,
 };
 use super::{
-    BEGUN_IN, BEGUN_OUT, FROM_LO, FWMARK, Family, INNER, LOOPBACK, ON_LO, PROXY_IN, PROXY_OUT, RESETS, Rule, TIMEOUTS,
-    TO_SELF, TOWARDS_US, rule,
+    ANSWERS, BEGUN_IN, BEGUN_OUT, FROM_LO, FWMARK, Family, INNER, LOOPBACK, NOT_TCP, ON_LO, PROXY_IN, PROXY_OUT,
+    RESETS, Rule, TIMEOUTS, TO_SELF, TOWARDS_US, rule,
 };
 use crate::capture::Stage;
 use crate::capture::expr::{Change, Expr, Meta};
@@ -30,7 +30,7 @@ pub(super) fn captures(stage: Stage) -> bool {
 /// translated on its way in is another matter: its packets belong to no socket of ours before they are translated.
 pub(super) fn untrack(own: Mark) -> Vec<Rule> {
     vec![
-        rule("loopback", [on(Meta::InputInterface, LOOPBACK), accept()]),
+        rule("loopback", [on(Meta::InputInterface, LOOPBACK), vec![Expr::Accept]]),
         rule("of-proxy", [tcp(), of_socket(own), count(), mark(own.value()), vec![Expr::Untrack, Expr::Accept]]),
     ]
 }
@@ -65,12 +65,12 @@ pub(super) fn translate(stage: Stage, exclusions: &Exclusions) -> Vec<Rule> {
 /// Rules cost a packet some 30 ns each, so that whoever meets many of them is sent aside first: what is on `lo`, what is the proxy's.
 pub(super) fn arrive(stage: Stage, own: Mark, exclusions: &Exclusions) -> Vec<Rule> {
     let mut rules = vec![
-        rule("on-lo", [on(Meta::InputInterface, LOOPBACK), jump(FROM_LO)]),
+        rule("on-lo", [on(Meta::InputInterface, LOOPBACK), aside(FROM_LO)]),
         rule("input-udp", [transport(true, UDP), accept()]),
         rule("input-other", [transport(false, TCP), accept()]),
     ];
     if captures(stage) {
-        rules.push(rule("of-proxy-in", [marked(own.value()), jump(PROXY_IN)]));
+        rules.push(rule("of-proxy-in", [marked(own.value()), aside(PROXY_IN)]));
     }
     rules.push(rule("input-forwarded", [to_others(), accept()]));
     match stage {
@@ -97,7 +97,7 @@ pub(super) fn arrive(stage: Stage, own: Mark, exclusions: &Exclusions) -> Vec<Ru
             rules.extend(each("excluded-in", |family| {
                 [not_syn(), known(family, Way::In), in_set(family.excluded()), accept()]
             }));
-            rules.push(rule("inner", [jump(INNER)]));
+            rules.push(rule("inner", [aside(INNER)]));
             rules.extend(each("translated-before-in", |family| {
                 [not_syn(), translated_answer(family), in_set(family.before()), accept()]
             }));
@@ -127,7 +127,7 @@ pub(super) fn from_lo(stage: Stage) -> Vec<Rule> {
         }));
     }
     if captures(stage) {
-        rules.push(rule("begins-in", [marked(ON_LO), syn(), jump(BEGUN_IN)]));
+        rules.push(rule("begins-in", [marked(ON_LO), syn(), aside(BEGUN_IN)]));
     }
     rules.extend([
         // The proxy's, towards an application of this pod. From here on it has the mark of what is captured: what the kernel answers
@@ -154,7 +154,7 @@ pub(super) fn begun_in(exclusions: &Exclusions) -> Vec<Rule> {
 
 /// What arrives at the proxy's own sockets.
 pub(super) fn proxy_in() -> Vec<Rule> {
-    vec![rule("inner-of-proxy", [jump(INNER)]), rule("input-proxy", [pass_on()])]
+    vec![rule("inner-of-proxy", [aside(INNER)]), rule("input-proxy", [pass_on()])]
 }
 
 /// The listeners that only what is captured may reach.
@@ -178,11 +178,10 @@ fn landed() -> [Rule; 2] {
 /// Output, before conntrack and with another choice of a route behind it: what leaves a socket.
 pub(super) fn leave(stage: Stage, own: Mark, exclusions: &Exclusions) -> Vec<Rule> {
     let mut rules = vec![
-        rule("output-loopback", [on(Meta::OutputInterface, LOOPBACK), transport(false, TCP), accept()]),
-        rule("output-udp", [transport(true, UDP), accept()]),
-        rule("output-other", [transport(false, TCP), accept()]),
-        rule("of-proxy-out", [marked(own.value()), jump(PROXY_OUT)]),
-        rule("to-self", [to_self(), jump(TO_SELF)]),
+        rule("not-tcp", [transport(false, TCP), aside(NOT_TCP)]),
+        rule("of-proxy-out", [marked(own.value()), aside(PROXY_OUT)]),
+        // The interface is no proof: whoever sets our public mark is led to `lo` wherever he calls. It only saves most packets the question.
+        rule("to-self", [on(Meta::OutputInterface, LOOPBACK), to_self(), aside(TO_SELF)]),
     ];
     match stage {
         Stage::Deny => {
@@ -196,7 +195,7 @@ pub(super) fn leave(stage: Stage, own: Mark, exclusions: &Exclusions) -> Vec<Rul
         Stage::Drain => rules.extend(each("still-captured", still_captured)),
         Stage::Redirect | Stage::Part => {
             rules.extend(excluded::still_captured_by_proxy(exclusions));
-            rules.push(rule("begins-out", [syn(), jump(BEGUN_OUT)]));
+            rules.push(rule("begins-out", [syn(), aside(BEGUN_OUT)]));
             rules.extend(each("before-out", |family| [known(family, Way::Out), in_set(family.before()), accept()]));
             rules.extend(each("excluded-out", |family| [known(family, Way::Out), in_set(family.excluded()), accept()]));
             rules.push(rule("resets-out", [reset(), jump(RESETS)]));
@@ -209,18 +208,33 @@ pub(super) fn leave(stage: Stage, own: Mark, exclusions: &Exclusions) -> Vec<Rul
     rules
 }
 
+/// What leaves and is not ours to judge. Nothing returns from here.
+pub(super) fn not_tcp() -> Vec<Rule> {
+    vec![
+        rule("output-loopback", [on(Meta::OutputInterface, LOOPBACK), accept()]),
+        rule("output-udp", [transport(true, UDP), accept()]),
+        rule("output-other", [accept()]),
+    ]
+}
+
 /// What leaves the proxy's own sockets. Nothing returns from here.
 pub(super) fn proxy_out() -> Vec<Rule> {
     let to_lo = on(Meta::OutputInterface, LOOPBACK);
     vec![
         // An address of the pod that nobody told of would lead the proxy to itself, for ever.
         rule("proxy-to-itself", [to_lo, syn(), jump(TOWARDS_US)]),
-        // Its answers have to be translated back.
+        rule("proxy-answers", [from_about_ours(), aside(ANSWERS)]),
+        rule("proxy-out", [count(), untracked()]),
+    ]
+}
+
+/// Where the proxy's answers have to be translated back.
+pub(super) fn answers() -> Vec<Rule> {
+    vec![
         rule("proxy-landed", [from_landing(), accept()]),
         rule("proxy-bridged", [tcp(), from_port(INBOUND), accept()]),
-        // So have those of connections that rules of the release before translated to the listener, which had its mark already.
+        // Of connections that rules of the release before translated to the listener, which had its mark already.
         rule("proxy-former", [tcp(), from_port(OUTBOUND), accept()]),
-        rule("proxy-out", [count(), untracked()]),
     ]
 }
 
@@ -251,6 +265,8 @@ fn untracked() -> Vec<Expr> {
 /// Postrouting, before the translation of sources: what is about to leave the pod, once more.
 pub(super) fn part(stage: Stage, own: Mark) -> Vec<Rule> {
     let mut rules = vec![
+        // Most of what comes here. It is steered, or refused, when it arrives there.
+        rule("captured-to-lo", [on(Meta::OutputInterface, LOOPBACK), marked(FWMARK), vec![Expr::Accept]]),
         rule("leave-other", [transport(false, TCP), accept()]),
         // What comes to `lo` is known by a mark that is no secret: whoever may look at packets there reads it, and it opens nothing.
         rule(

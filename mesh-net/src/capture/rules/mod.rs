@@ -64,7 +64,9 @@ const FROM_LO: &str = "from_lo";
 const BEGUN_IN: &str = "begun_in";
 const PROXY_IN: &str = "proxy_in";
 const INNER: &str = "inner";
+const NOT_TCP: &str = "not_tcp";
 const PROXY_OUT: &str = "proxy_out";
+const ANSWERS: &str = "answers";
 const TO_SELF: &str = "to_self";
 const BEGUN_OUT: &str = "begun_out";
 /// The object that gives captured connections their timeouts in conntrack.
@@ -214,7 +216,9 @@ pub(super) fn prescribe(spec: &Spec, exclusions: &Exclusions) -> Vec<Chain> {
         captured(BEGUN_IN, chains::begun_in(exclusions)),
         aside(FROM_LO, chains::from_lo(stage)),
         captured(PROXY_IN, chains::proxy_in()),
+        aside(NOT_TCP, chains::not_tcp()),
         aside(PROXY_OUT, chains::proxy_out()),
+        aside(ANSWERS, chains::answers()),
         aside(TO_SELF, chains::to_self_out()),
         captured(BEGUN_OUT, chains::begun_out(exclusions)),
         Chain { name: "prerouting_raw", hook: hook("filter", 0, -300), rules: chains::untrack(mark) },
@@ -294,13 +298,20 @@ mod tests {
     }
 
     #[test]
-    fn every_rule_counts_and_has_a_name_of_its_own() {
+    fn every_rule_that_decides_counts_and_each_has_a_name_of_its_own() {
         for stage in STAGES {
             let rules: Vec<_> =
                 prescribe(&spec(stage), &excluded()).into_iter().flat_map(|chain| chain.rules).collect();
             let names: BTreeSet<_> = rules.iter().map(|rule| &rule.name).collect();
             assert_eq!(names.len(), rules.len());
-            assert!(rules.iter().all(|rule| count(&rule.exprs).is_some()));
+            // What is on `lo` is judged, and counted, when it arrives.
+            let decides = |rule: &&Rule| match rule.exprs.last() {
+                Some(Expr::Jump(to)) => to == REFUSE,
+                _ => !["loopback", "captured-to-lo"].contains(&rule.name.as_str()),
+            };
+            for rule in rules.iter().filter(decides) {
+                assert!(count(&rule.exprs).is_some(), "{}", rule.name);
+            }
         }
     }
 
@@ -344,7 +355,7 @@ mod tests {
             for rule in chains.iter().filter(|chain| chain.hook.is_some()).flat_map(|chain| walked(&chains, chain)) {
                 let public = marks_in(&rule.exprs).any(|mark| mark == FWMARK);
                 // It is steered, refused, dropped, or taken off.
-                let steered = ["captured-on-link", "captured-out", "stranded-out"];
+                let steered = ["captured-to-lo", "captured-on-link", "captured-out", "stranded-out"];
                 let bound = [&steered[..], &["local-marked", "leave-captured", "refused", "silenced"]].concat();
                 assert!(!public || bound.contains(&rule.name.as_str()), "{}", rule.name);
             }

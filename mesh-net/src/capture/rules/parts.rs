@@ -1,7 +1,7 @@
 //! What rules are made of: one match or one verdict each.
 
 use mesh_model::Mark;
-use mesh_model::ports::{INBOUND, LANDING};
+use mesh_model::ports::{INBOUND, LANDING, OUTBOUND};
 
 use super::{Family, REFUSE};
 use crate::capture::expr::{Change, Expr, Meta, OfSocket, Original};
@@ -106,6 +106,30 @@ pub(super) fn to_landing() -> Vec<Expr> {
 pub(super) fn from_landing() -> Vec<Expr> {
     [tcp(), landing(Expr::Transport { offset: 0, len: 2, at: 0 })].concat()
 }
+
+/// From a port near those of ours whose connections may have been translated: one question instead of one for each of them.
+pub(super) fn from_about_ours() -> Vec<Expr> {
+    let near = Expr::Bitwise { mask: ABOUT_OURS.mask.to_be_bytes().to_vec(), xor: vec![0, 0] };
+    let port = vec![Expr::Transport { offset: 0, len: 2, at: 0 }, near, equal(&ABOUT_OURS.ports.to_be_bytes())];
+    [tcp(), port].concat()
+}
+
+struct Block {
+    ports: u16,
+    mask: u16,
+}
+
+/// 14848 to 15359.
+const ABOUT_OURS: Block = Block { ports: 0x3a00, mask: 0xfe00 };
+// A port outside would be forgotten without a word.
+const _: () = {
+    let ours = [OUTBOUND, INBOUND, *LANDING.start(), *LANDING.end()];
+    let mut at = 0;
+    while at < ours.len() {
+        assert!(ours[at] & ABOUT_OURS.mask == ABOUT_OURS.ports);
+        at += 1;
+    }
+};
 
 fn landing(port: Expr) -> Vec<Expr> {
     let mask = !(LANDING.end() - LANDING.start());
@@ -220,6 +244,11 @@ pub(super) fn accept() -> Vec<Expr> {
 
 pub(super) fn drop() -> Vec<Expr> {
     vec![Expr::counter(), Expr::Drop]
+}
+
+/// To where rules of that kind of packet stand together. Those count.
+pub(super) fn aside(chain: &str) -> Vec<Expr> {
+    vec![Expr::Jump(chain.to_owned())]
 }
 
 pub(super) fn jump(chain: &str) -> Vec<Expr> {
