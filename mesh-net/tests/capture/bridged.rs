@@ -1,6 +1,7 @@
 //! What comes by a bridge inside the pod: containers of a container, a machine beside it. Kubernetes has br_netfilter loaded, with which
 //! such packets meet the pod's rules while they are in the bridge.
 
+use std::io::Read as _;
 use std::net::{IpAddr, SocketAddr};
 use std::os::fd::AsRawFd;
 
@@ -9,7 +10,8 @@ use mesh_net::capture::{Mode, Stage};
 use mesh_net::socket::{self, Family, Purpose};
 
 use crate::bed::{
-    Bed, FAMILIES, accept, assert_talks, assert_untouched, connect, dial, listen, listen_as_app, mark, pod, sh,
+    Bed, FAMILIES, accept, assert_talks, assert_untouched, connect, dial, dial_from, let_go, listen, listen_as_app,
+    mark, pod, sh,
 };
 use crate::segments::{ACK, SYN, is_reset, segment};
 
@@ -89,6 +91,32 @@ fn by_a_bridge_nobody_reaches_the_listener_itself_and_what_nobody_owns_is_refuse
         }
         assert_untouched(&proxy, "a SYN to the listener");
         assert_untouched(&app, "a bare ACK");
+    }
+}
+
+/// The kernel has forgotten whose TIME_WAIT is, so a SYN with its numbers is nobody's.
+#[test]
+fn by_a_bridge_nobody_reaches_the_listener_by_what_is_left_of_a_connection() {
+    for filtered in [true, false] {
+        let bed = Bed::new();
+        let inner = behind_a_bridge(&bed, filtered);
+        let _session = bed.applied(Mode::Owned, Stage::Redirect);
+        let (_app, proxy) = (listen_as_app(&bed.pod, APP), listen(&bed.pod, INBOUND));
+        for family in FAMILIES {
+            let from = SocketAddr::new(nested(family), 40_002);
+            let mut caller = dial_from(&inner, from, SocketAddr::new(gate(family), APP)).unwrap();
+            drop(accept(&proxy));
+            assert_eq!(caller.read(&mut [0]).unwrap(), 0);
+            drop(caller);
+            let_go(|| {
+                let left = bed.pod_sh("ss -Htan state time-wait 'sport = :15006'");
+                if left.contains(&from.ip().to_string()) { Ok(()) } else { Err("no TIME_WAIT") }
+            });
+            let again = dial_from(&inner, from, SocketAddr::new(gate(family), INBOUND));
+            let refused = again.as_ref().is_err_and(|error| error.kind() == std::io::ErrorKind::ConnectionRefused);
+            assert!(refused, "family {family}, filtered {filtered}: {again:?}");
+            assert_untouched(&proxy, "a SYN with the numbers of TIME_WAIT");
+        }
     }
 }
 

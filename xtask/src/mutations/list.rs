@@ -49,7 +49,7 @@ pub(super) const MUTATIONS: &[Mutation] = &[
     ),
     rule(
         "what is forwarded for others is not refused on its way in",
-        r#"        rule("input-forwarded", [to_others(), accept()]),
+        r#"    rules.push(rule("input-forwarded", [to_others(), accept()]));
 "#,
         "owners::forwarded_traffic_passes",
     ),
@@ -103,7 +103,7 @@ pub(super) const MUTATIONS: &[Mutation] = &[
     ),
     rule(
         "the proxy does not call itself",
-        r#"        rule("proxy-to-itself", [marked(own.value()), to_lo(), syn(), jump(TOWARDS_US)]),
+        r#"        rule("proxy-to-itself", [to_lo, syn(), jump(TOWARDS_US)]),
 "#,
         SPOOF,
     ),
@@ -116,6 +116,12 @@ pub(super) const MUTATIONS: &[Mutation] = &[
         EXCLUDED,
     ),
     other(
+        "the interface is no proof that a packet stays in the pod",
+        r#"[on(Meta::OutputInterface, LOOPBACK), to_self(), aside(TO_SELF)]"#,
+        r#"[on(Meta::OutputInterface, LOOPBACK), aside(TO_SELF)]"#,
+        "escape::no_mark_but_the_enrolments_own_escapes",
+    ),
+    other(
         "a flow that was not learned is captured",
         r#"each("before-out", |family| [known(family, Way::Out), in_set(family.before()), accept()])"#,
         r#"each("before-out", |family| [known(family, Way::Out), tcp(), accept()])"#,
@@ -123,10 +129,8 @@ pub(super) const MUTATIONS: &[Mutation] = &[
     ),
     other(
         "the proxy's packets come in without the mark that exempts",
-        r#"            rules.push(rule("input-proxy", [marked(own.value()), pass_on()]));
-            rules.extend(each("translated-before-in""#,
-        r#"            rules.push(rule("input-proxy", [marked(own.value()), accept()]));
-            rules.extend(each("translated-before-in""#,
+        r#"rule("input-proxy", [pass_on()])"#,
+        r#"rule("input-proxy", [accept()])"#,
         SEEN,
     ),
     other(
@@ -137,8 +141,8 @@ pub(super) const MUTATIONS: &[Mutation] = &[
     ),
     other(
         "a flow from before is over when somebody opens another, and not when its own answer is sent again",
-        r#"each("begun-out", |family| [syn(), known(family, Way::Out), take(family.before())])"#,
-        r#"each("begun-out", |family| [opening(), known(family, Way::Out), take(family.before())])"#,
+        r#"rule("begins-out", [syn(), aside(BEGUN_OUT)])"#,
+        r#"rule("begins-out", [opening(), aside(BEGUN_OUT)])"#,
         "enrolment::a_handshake_that_waits_for_the_clients_first_word_lives_through_the_swap",
     ),
     other(
@@ -265,7 +269,7 @@ pub(super) const MUTATIONS: &[Mutation] = &[
     },
     rule(
         "what the release before translated is translated back, marked or not",
-        r#"        rule("proxy-former", [marked(own.value()), tcp(), from_port(OUTBOUND), accept()]),
+        r#"        rule("proxy-former", [tcp(), from_port(OUTBOUND), accept()]),
 "#,
         "upgrade::rules_of_the_release_before_give_way_and_no_connection_is_cut",
     ),
@@ -299,7 +303,7 @@ pub(super) const MUTATIONS: &[Mutation] = &[
         file: "mesh-net/src/capture/rules/chains.rs",
         from: "[by_bridge(), translated(), tcp(), to_port(INBOUND), accept()]",
         to: "[by_bridge(), tcp(), to_port(INBOUND), accept()]",
-        test: capture(BRIDGED),
+        test: capture("bridged::by_a_bridge_nobody_reaches_the_listener_by_what_is_left_of_a_connection"),
     },
     Mutation {
         guard: "the application's end of a connection of the release before is captured, and no flow from before",
@@ -311,8 +315,8 @@ pub(super) const MUTATIONS: &[Mutation] = &[
     Mutation {
         guard: "what leaves the proxy needs no entry of conntrack",
         file: "mesh-net/src/capture/rules/chains.rs",
-        from: "rule(\"proxy-out\", [marked(own.value()), count(), untracked()])",
-        to: "rule(\"proxy-out\", [marked(own.value()), accept()])",
+        from: "rule(\"proxy-out\", [count(), untracked()])",
+        to: "rule(\"proxy-out\", [accept()])",
         test: capture("conntrack::connections_of_the_proxys_own_and_captured_ones_on_the_way_out_have_no_entry"),
     },
     Mutation {
