@@ -11,7 +11,7 @@ use mesh_net::socket::{self, Family, Purpose};
 
 use crate::bed::{
     Bed, FAMILIES, accept, assert_talks, assert_untouched, connect, dial, dial_from, let_go, listen, listen_as_app,
-    mark, pod, sh,
+    mark, pod, sh, world,
 };
 use crate::segments::{ACK, SYN, is_reset, segment};
 
@@ -45,6 +45,23 @@ fn behind_a_bridge(bed: &Bed, filtered: bool) -> Netns {
          ip route add default via 10.66.0.1 && ip route add default via fd66::1",
     );
     inner
+}
+
+/// Another one behind the same bridge.
+fn neighbour(family: usize) -> IpAddr {
+    ["10.66.0.3", "fd66::3"][family].parse().unwrap()
+}
+
+fn beside(bed: &Bed) -> Netns {
+    let beside = Netns::create().unwrap();
+    let path = format!("/proc/{}/fd/{}", std::process::id(), rustix::fd::AsFd::as_fd(&beside).as_raw_fd());
+    bed.pod_sh(&format!("ip link add in1 type veth peer name eth0 netns {path} && ip link set in1 master br0 up"));
+    sh(
+        &beside,
+        "echo 0 > /proc/sys/net/ipv6/conf/eth0/accept_dad; ip link set lo up && ip link set eth0 up && \
+         ip addr add 10.66.0.3/24 dev eth0 && ip addr add fd66::3/64 dev eth0 nodad",
+    );
+    beside
 }
 
 #[test]
@@ -135,6 +152,53 @@ fn the_pod_reaches_what_is_behind_its_bridge_by_the_proxy() {
             let minted = bed.pod.run(|| socket::mint(kind, Purpose::TowardsPeer, mark())).unwrap().unwrap();
             let mut onward = connect(minted.into(), to).unwrap();
             assert_talks(&mut onward, &mut accept(&far).0);
+        }
+    }
+}
+
+/// A listener on all addresses is found for foreign ones as well (`nft_socket`): that is no packet of the proxy's.
+#[test]
+fn what_is_forwarded_reaches_others_on_the_ports_of_our_listeners() {
+    let bed = Bed::new();
+    let inner = behind_a_bridge(&bed, false);
+    bed.pod_sh("echo 1 > /proc/sys/net/ipv4/ip_forward && echo 1 > /proc/sys/net/ipv6/conf/all/forwarding");
+    sh(&bed.world, "ip route add 10.66.0.0/24 via 198.18.9.2 && ip route add fd66::/64 via fd77:0:0:9::2");
+    for stage in [Stage::Learn, Stage::Redirect, Stage::Part, Stage::Drain] {
+        let mut session = bed.applied(Mode::Owned, stage);
+        let ours = [15001, INBOUND, 15008].map(|port| listen(&bed.pod, port));
+        for port in [15001, INBOUND, 15008] {
+            let far = listen_as_app(&bed.world, port);
+            for family in FAMILIES {
+                let to = SocketAddr::new(world(family), port);
+                let mut caller = dial(&inner, to).unwrap_or_else(|error| panic!("{to} in {stage:?}: {error}"));
+                assert_talks(&mut caller, &mut accept(&far).0);
+            }
+        }
+        drop(ours);
+        session.remove().unwrap();
+    }
+}
+
+#[test]
+fn what_is_behind_one_bridge_of_the_pod_reaches_its_like() {
+    for filtered in [true, false] {
+        let bed = Bed::new();
+        let inner = behind_a_bridge(&bed, filtered);
+        let beside = beside(&bed);
+        for stage in Stage::ALL {
+            let mut session = bed.applied(Mode::Owned, stage);
+            let ports = [APP, INBOUND];
+            let far = ports.map(|port| listen_as_app(&beside, port));
+            for (family, (port, far)) in
+                FAMILIES.into_iter().flat_map(|of| ports.into_iter().zip(&far).map(move |to| (of, to)))
+            {
+                let to = SocketAddr::new(neighbour(family), port);
+                let called = dial(&inner, to);
+                let mut caller =
+                    called.unwrap_or_else(|error| panic!("{to} in {stage:?}, filtered {filtered}: {error}"));
+                assert_talks(&mut caller, &mut accept(far).0);
+            }
+            session.remove().unwrap();
         }
     }
 }

@@ -113,3 +113,34 @@ fn a_process_without_the_mark_cannot_pass_for_a_client() {
         }
     }
 }
+
+/// A raw socket with a header of its own is routed by whom it sends to, and says something else in the header: no interface tells that a
+/// packet is for the pod itself.
+#[test]
+fn a_header_that_says_another_destination_than_its_route_does_not_pass_for_a_client() {
+    let bed = Bed::new();
+    let mut session = bed.applied(Mode::Owned, Stage::Redirect);
+    let _proxy = listen(&bed.pod, 15001);
+    for family in FAMILIES {
+        let kind = [socket2::Domain::IPV4, socket2::Domain::IPV6][family];
+        let raw_protocol = socket2::Protocol::from(255);
+        let raw = bed.pod.run(|| socket2::Socket::new(kind, socket2::Type::RAW, Some(raw_protocol))).unwrap().unwrap();
+        let mut packet = match (client(family), pod(family)) {
+            (std::net::IpAddr::V4(from), std::net::IpAddr::V4(to)) => {
+                let head = vec![0x45, 0, 0, 40, 0, 1, 0, 0, 64, 6, 0, 0];
+                [head, from.octets().to_vec(), to.octets().to_vec()].concat()
+            }
+            (std::net::IpAddr::V6(from), std::net::IpAddr::V6(to)) => {
+                [vec![0x60, 0, 0, 0, 0, 20, 6, 64], from.octets().to_vec(), to.octets().to_vec()].concat()
+            }
+            _ => unreachable!(),
+        };
+        packet.extend(40_500_u16.to_be_bytes());
+        packet.extend(APP.to_be_bytes());
+        packet.extend([0, 0, 0, 1, 0, 0, 0, 0, 0x50, 0x02, 0x20, 0, 0, 0, 0, 0]);
+        let sent = raw.send_to(&packet, &SocketAddr::new(crate::bed::world(family), 0).into());
+        let counters = session.counters().unwrap();
+        assert!(sent.is_err(), "family {family}: {counters:?}");
+        assert_eq!((counters["local-spoofed"].0, counters["captured-out"].0), (family as u64 + 1, 0));
+    }
+}

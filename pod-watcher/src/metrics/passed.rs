@@ -11,13 +11,14 @@ use mesh_model::{PodName, PodUid};
 use prometheus::{IntCounter, IntCounterVec, Opts, Registry};
 
 /// Rule, direction, protocol.
-const RULES: [(&str, &str, &str); 6] = [
+const RULES: [(&str, &str, &str); 7] = [
     ("input-udp", "in", "udp"),
     ("input-other", "in", "other"),
     ("output-udp", "out", "udp"),
     ("output-other", "out", "other"),
     ("input-forwarded", "in", "tcp"),
     ("leave-forwarded", "out", "tcp"),
+    ("leave-bridged", "out", "tcp"),
 ];
 
 /// What the rules of one pod counted when they were last read, and its series.

@@ -117,9 +117,27 @@ pub(super) const MUTATIONS: &[Mutation] = &[
     ),
     other(
         "the interface is no proof that a packet stays in the pod",
-        r#"[on(Meta::OutputInterface, LOOPBACK), to_self(), aside(TO_SELF)]"#,
-        r#"[on(Meta::OutputInterface, LOOPBACK), aside(TO_SELF)]"#,
+        r#"rule("to-self", [to_self(), aside(TO_SELF)])"#,
+        r#"rule("to-self", [on(Meta::OutputInterface, LOOPBACK), aside(TO_SELF)])"#,
         "escape::no_mark_but_the_enrolments_own_escapes",
+    ),
+    other(
+        "the interface is no proof that a packet leaves the pod",
+        r#"rule("to-self", [to_self(), aside(TO_SELF)])"#,
+        r#"rule("to-self", [on(Meta::OutputInterface, LOOPBACK), to_self(), aside(TO_SELF)])"#,
+        "spoof::a_header_that_says_another_destination_than_its_route_does_not_pass_for_a_client",
+    ),
+    rule(
+        "what is forwarded to a port of ours at somebody else is not the proxy's",
+        r#"        rule("to-others", [to_about_ours(), to_others(), accept()]),
+"#,
+        "bridged::what_is_forwarded_reaches_others_on_the_ports_of_our_listeners",
+    ),
+    rule(
+        "what is forwarded inside of a bridge is not dropped",
+        r#"            rule("leave-bridged", [from_others(), to_others(), accept()]),
+"#,
+        "bridged::what_is_behind_one_bridge_of_the_pod_reaches_its_like",
     ),
     other(
         "a flow that was not learned is captured",

@@ -5,10 +5,11 @@ use mesh_model::{Exclusions, Mark};
 
 use super::excluded;
 use super::parts::{
-    TCP, UDP, Way, accept, aside, by_bridge, change, count, drop, flow, from_about_ours, from_landing, from_port,
-    from_self, in_set, jump, land, land_at_listener, mark, marked, not_on, not_syn, not_to_port, of_any_note,
-    of_any_socket, of_family, of_socket, of_transparent_socket, on, opening, refuse, reset, steer, syn, tcp,
-    to_landing, to_others, to_port, to_self, translated, translated_answer, transport, with_flow_label,
+    TCP, UDP, Way, accept, aside, by_bridge, change, count, drop, flow, from_about_ours, from_landing, from_others,
+    from_port, from_self, in_set, jump, land, land_at_listener, mark, marked, not_on, not_syn, not_to_port,
+    of_any_note, of_any_socket, of_family, of_socket, of_transparent_socket, on, opening, refuse, reset, steer, syn,
+    tcp, to_about_ours, to_landing, to_others, to_port, to_self, translated, translated_answer, transport,
+    with_flow_label,
 };
 use super::{
     ANSWERS, BEGUN_IN, BEGUN_OUT, FROM_LO, FWMARK, Family, INNER, LOOPBACK, NOT_TCP, ON_LO, PROXY_IN, PROXY_OUT,
@@ -31,6 +32,8 @@ pub(super) fn captures(stage: Stage) -> bool {
 pub(super) fn untrack(own: Mark) -> Vec<Rule> {
     vec![
         rule("loopback", [on(Meta::InputInterface, LOOPBACK), vec![Expr::Accept]]),
+        // The kernel finds a listener on all addresses for foreign ones too.
+        rule("to-others", [to_about_ours(), to_others(), accept()]),
         rule("of-proxy", [tcp(), of_socket(own), count(), mark(own.value()), vec![Expr::Untrack, Expr::Accept]]),
     ]
 }
@@ -61,8 +64,6 @@ pub(super) fn translate(stage: Stage, exclusions: &Exclusions) -> Vec<Rule> {
 }
 
 /// Prerouting, behind the translation and before the choice of a route: whose packet is this?
-///
-/// Rules cost a packet some 30 ns each, so that whoever meets many of them is sent aside first: what is on `lo`, what is the proxy's.
 pub(super) fn arrive(stage: Stage, own: Mark, exclusions: &Exclusions) -> Vec<Rule> {
     let mut rules = vec![
         rule("on-lo", [on(Meta::InputInterface, LOOPBACK), aside(FROM_LO)]),
@@ -180,8 +181,9 @@ pub(super) fn leave(stage: Stage, own: Mark, exclusions: &Exclusions) -> Vec<Rul
     let mut rules = vec![
         rule("not-tcp", [transport(false, TCP), aside(NOT_TCP)]),
         rule("of-proxy-out", [marked(own.value()), aside(PROXY_OUT)]),
-        // The interface is no proof: whoever sets our public mark is led to `lo` wherever he calls. It only saves most packets the question.
-        rule("to-self", [on(Meta::OutputInterface, LOOPBACK), to_self(), aside(TO_SELF)]),
+        // The interface says it neither way: whoever sets our public mark is led to `lo` wherever he calls, and a raw socket is routed by
+        // whom it sends to, whatever its header says.
+        rule("to-self", [to_self(), aside(TO_SELF)]),
     ];
     match stage {
         Stage::Deny => {
@@ -285,6 +287,9 @@ pub(super) fn part(stage: Stage, own: Mark) -> Vec<Rule> {
         rules.extend(each("leave-before", |family| [known(family, Way::Out), in_set(family.before()), accept()]));
         rules.extend(each("leave-excluded", |family| [known(family, Way::Out), in_set(family.excluded()), accept()]));
         rules.extend([
+            // Forwarded inside of a bridge, with br_netfilter: the kernel no longer says by which port it came. What a process of the pod
+            // sends so has been captured.
+            rule("leave-bridged", [from_others(), to_others(), accept()]),
             // Of a flow that passes, by rules of the pod's own. (Also what the pod sends to itself and has translated away from there: its
             // answers find no owner.)
             rule("leave-translated", [translated(), accept()]),

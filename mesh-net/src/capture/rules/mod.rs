@@ -20,6 +20,9 @@
 //! an address of the pod itself. The latter is asked of the local table (`fib daddr type`), not told by the outgoing interface: a
 //! process that sets [`FWMARK`] makes our routing table answer "lo" for every destination.
 //!
+//! **What it costs.** A chain that is asked costs a packet some 100 ns and each rule some 20 more (decision 0016). So each kind of packet is
+//! sent aside at the head of a chain, to where its rules stand together, and walks past those of others no more.
+//!
 //! **What a pod excludes** ([`Exclusions`]) is no part of the [`Spec`], which is read back from the table: what stands in a table that
 //! somebody else could write says nothing about what the pod asked for.
 

@@ -1,7 +1,7 @@
 //! What rules are made of: one match or one verdict each.
 
 use mesh_model::Mark;
-use mesh_model::ports::{INBOUND, LANDING, OUTBOUND};
+use mesh_model::ports::{INBOUND, LANDING, OUTBOUND, TUNNEL};
 
 use super::{Family, REFUSE};
 use crate::capture::expr::{Change, Expr, Meta, OfSocket, Original};
@@ -109,9 +109,17 @@ pub(super) fn from_landing() -> Vec<Expr> {
 
 /// From a port near those of ours whose connections may have been translated: one question instead of one for each of them.
 pub(super) fn from_about_ours() -> Vec<Expr> {
+    [tcp(), about_ours(Expr::Transport { offset: 0, len: 2, at: 0 })].concat()
+}
+
+/// To a port near those of ours.
+pub(super) fn to_about_ours() -> Vec<Expr> {
+    [tcp(), about_ours(destination_port())].concat()
+}
+
+fn about_ours(port: Expr) -> Vec<Expr> {
     let near = Expr::Bitwise { mask: ABOUT_OURS.mask.to_be_bytes().to_vec(), xor: vec![0, 0] };
-    let port = vec![Expr::Transport { offset: 0, len: 2, at: 0 }, near, equal(&ABOUT_OURS.ports.to_be_bytes())];
-    [tcp(), port].concat()
+    vec![port, near, equal(&ABOUT_OURS.ports.to_be_bytes())]
 }
 
 struct Block {
@@ -123,7 +131,7 @@ struct Block {
 const ABOUT_OURS: Block = Block { ports: 0x3a00, mask: 0xfe00 };
 // A port outside would be forgotten without a word.
 const _: () = {
-    let ours = [OUTBOUND, INBOUND, *LANDING.start(), *LANDING.end()];
+    let ours = [OUTBOUND, INBOUND, TUNNEL, *LANDING.start(), *LANDING.end()];
     let mut at = 0;
     while at < ours.len() {
         assert!(ours[at] & ABOUT_OURS.mask == ABOUT_OURS.ports);
@@ -147,6 +155,10 @@ pub(super) fn to_others() -> Vec<Expr> {
 
 pub(super) fn from_self() -> Vec<Expr> {
     vec![Expr::SourceType, equal(&LOCAL.to_ne_bytes())]
+}
+
+pub(super) fn from_others() -> Vec<Expr> {
+    vec![Expr::SourceType, unequal(&LOCAL.to_ne_bytes())]
 }
 
 pub(super) fn translated() -> Vec<Expr> {
