@@ -8,6 +8,7 @@ mod causes;
 pub mod dir;
 pub mod drain;
 pub mod http;
+mod log_format;
 pub mod logs;
 pub mod process;
 pub mod ready;

@@ -1,35 +1,13 @@
 //! Logs on standard error ([`stderr`]: what nobody takes is lost and counted): text for people, JSON for machines. The level comes from `CULVERT_LOG` and can be changed while running.
 
-use std::str::FromStr;
 use std::sync::OnceLock;
 
 use tracing_subscriber::layer::SubscriberExt as _;
 use tracing_subscriber::util::SubscriberInitExt as _;
 use tracing_subscriber::{EnvFilter, Registry, reload};
 
+pub use crate::log_format::Format;
 use crate::stderr;
-
-/// How log lines look.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum Format {
-    /// One readable line per event.
-    #[default]
-    Text,
-    /// One JSON object per line.
-    Json,
-}
-
-impl FromStr for Format {
-    type Err = String;
-
-    fn from_str(text: &str) -> Result<Self, String> {
-        match text {
-            "text" => Ok(Format::Text),
-            "json" => Ok(Format::Json),
-            other => Err(format!("log format {other:?} is neither `text` nor `json`")),
-        }
-    }
-}
 
 /// The environment variable with the filter, in `tracing_subscriber`'s syntax: `info`, `warn,node_proxy=debug`.
 pub const FILTER_VARIABLE: &str = "CULVERT_LOG";

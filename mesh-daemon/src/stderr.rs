@@ -12,7 +12,7 @@ use prometheus::IntCounter;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use tracing_subscriber::fmt::MakeWriter;
 
-use crate::logs::Format;
+use crate::log_format::Format;
 
 /// As many bytes as a pipe takes as one (`PIPE_BUF` of Linux).
 const PIECE: usize = 4096;

@@ -14,8 +14,6 @@ pub mod netns;
 pub mod packet;
 pub mod procfs;
 pub mod seqpacket;
-#[cfg(feature = "tokio")]
-mod seqpacket_async;
 pub mod sigsys;
 pub mod socket;
 pub mod socket_options;

@@ -9,12 +9,14 @@ pub mod saved;
 mod address;
 mod answer;
 mod emit;
+mod field;
 mod policy;
 mod resource;
 mod service;
 
-pub use address::{BadAddress, BadField, Record};
+pub use address::{BadAddress, Record};
 pub use answer::{Answer, requests};
+pub use field::BadField;
 pub use policy::{BadPolicy, refusing_policy};
 pub use resource::{
     BadResource, Resource, decode, is_listed_only, policy_resource, service_resource, workload_resource,

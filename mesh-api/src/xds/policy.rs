@@ -9,7 +9,7 @@ use mesh_model::policy::{
 };
 use prost::Message;
 
-use super::address::{BadField, clip, ip, known, port};
+use super::field::{BadField, clip, ip, known, port};
 use super::{POLICY_EXTENSION, culvert, security as wire};
 
 /// A policy cannot be understood.

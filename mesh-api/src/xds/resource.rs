@@ -100,7 +100,7 @@ pub fn decode(type_url: &str, name: &str, body: &[u8]) -> Result<Resource, BadRe
             let policy = Policy::try_from(message);
             Resource::Policy(policy.map_err(|source| BadResource::Policy { name: name.to_owned(), source })?)
         }
-        _ => return Err(BadResource::Type { name: name.to_owned(), type_url: super::address::clip(type_url) }),
+        _ => return Err(BadResource::Type { name: name.to_owned(), type_url: super::field::clip(type_url) }),
     };
     let holds = resource.name();
     if holds == name { Ok(resource) } else { Err(BadResource::Name { name: name.to_owned(), holds }) }

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use mesh_model::{AppProtocol, External, Identity, IpFamilies, Near, Service, ServiceKey, ServicePort};
 
-use super::address::{BadField, extension, filled, ip, known, port};
+use super::field::{BadField, extension, filled, ip, known, port};
 use super::{SERVICE_EXTENSION, culvert, workload as wire};
 
 /// What a service record says.

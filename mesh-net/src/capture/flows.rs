@@ -8,17 +8,10 @@ use rustix::io::Errno;
 
 use super::Error;
 use super::rules::{Family, Set, TABLE};
-use super::table::{self, FIXED, INET};
+use super::transaction::{DELETE_ELEMENT, FIXED, GET_ELEMENT, INET, NEW_ELEMENT, transaction};
 use crate::diag::Connection;
 use crate::netlink::{Attributes, CREATE, Socket, Writer};
 
-pub(super) const NEW_SET: u16 = table::SUBSYSTEM | 9;
-pub(super) const GET_SET: u16 = table::SUBSYSTEM | 10;
-#[cfg_attr(not(feature = "tokio"), allow(dead_code))] // Only the monitor asks.
-pub(super) const DELETE_SET: u16 = table::SUBSYSTEM | 11;
-const NEW_ELEMENT: u16 = table::SUBSYSTEM | 12;
-const GET_ELEMENT: u16 = table::SUBSYSTEM | 13;
-const DELETE_ELEMENT: u16 = table::SUBSYSTEM | 14;
 /// `NFT_SET_EVAL`: rules change it.
 pub(super) const DYNAMIC: u32 = 0x20;
 /// Elements in one message: an attribute holds 64 KiB, an element of IPv6 less than 64 bytes.
@@ -156,7 +149,7 @@ fn change(
     flows: &[Flow],
 ) -> Result<(), Error> {
     for flows in flows.chunks(CHUNK) {
-        table::transaction(socket, |batch| {
+        transaction(socket, |batch| {
             batch.add(format!("{what} {set}"), kind, flags, |w| {
                 w.put_str(1, TABLE);
                 w.put_str(2, set);

@@ -1,8 +1,8 @@
 //! Capture: the rules in a pod's netns that hand its new TCP connections to the node proxy.
 //!
 //! One table, `inet culvert`, one transaction per change, plus ip rules and routes per family. Every TCP packet has an owner: the
-//! proxy, a flow that passes, or nobody. Read downwards: [`rules`] says what the table should hold (pure), [`table`], [`flows`] and
-//! [`routes`] write and read it by netlink, [`drift`] compares, [`Session`] is what callers use, [`Monitor`] tells when somebody
+//! proxy, a flow that passes, or nobody. Read downwards: [`rules`] says what the table should hold (pure), [`table`], [`change`],
+//! [`flows`] and [`routes`] read and write it by netlink ([`transaction`]), [`drift`] compares, [`Session`] is what callers use, [`Monitor`] tells when somebody
 //! changed something. [`neighbours`] fixes what a pod believes of its node. This module never looks at files, and never changes
 //! anything in the node's own netns.
 //!
@@ -11,6 +11,7 @@
 //! [`Stage::Learn`] notes the flows that begin while those that are there are listed; on the way out [`Stage::Part`] notes the
 //! captured ones. Going from one to another replaces rules inside the same chains, so no packet can see a chain without rules.
 
+mod change;
 mod drift;
 mod error;
 mod expr;
@@ -25,6 +26,8 @@ mod rules;
 mod session;
 mod table;
 mod text;
+mod towards;
+mod transaction;
 
 use mesh_model::Mark;
 

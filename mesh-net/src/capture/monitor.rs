@@ -19,7 +19,7 @@ use tokio::io::unix::AsyncFd;
 use super::links;
 use super::routes::{self, ROUTE_TABLES, route_attribute, rule_attribute};
 use super::rules::{FWMARK, TABLE};
-use super::{Error, Session, flows, table};
+use super::{Error, Session, transaction};
 use crate::netlink::{self, Message, Protocol, messages};
 use crate::netns::{Netns, NetnsId};
 
@@ -160,15 +160,15 @@ impl Monitor {
         if message.kind == NEW_GENERATION {
             // Names the author of everything before it from the same port.
             let Some(what) = self.unnamed.remove(&message.port) else { return };
-            let attributes = message.attributes(table::FIXED);
+            let attributes = message.attributes(transaction::FIXED);
             let by = attributes.be32(2).map(|pid| Changer { pid, name: attributes.text(3).unwrap_or_default() });
             let own = self.known.is_some_and(|(port, _)| port == message.port);
             self.push(Change { by, what, own });
             return;
         }
-        let concerns_a_table = (table::NEW_TABLE..=flows::DELETE_SET).contains(&message.kind);
+        let concerns_a_table = (transaction::NEW_TABLE..=transaction::DELETE_SET).contains(&message.kind);
         // The table's name is attribute 1 of tables, chains, rules and sets alike.
-        if concerns_a_table && message.attributes(table::FIXED).text(1).as_deref() == Some(TABLE) {
+        if concerns_a_table && message.attributes(transaction::FIXED).text(1).as_deref() == Some(TABLE) {
             self.unnamed.insert(message.port, vec![Changed::Table]);
         }
     }

@@ -11,12 +11,12 @@
 
 use std::collections::BTreeMap;
 use std::io;
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::net::IpAddr;
 
 use rustix::io::Errno;
 
 use super::links::{self, Link};
-use super::routes;
+use super::towards::{address, octets, towards};
 use crate::addresses;
 use crate::netlink::{CREATE, Message, REPLACE, Socket};
 
@@ -95,7 +95,7 @@ fn hop(pod: &mut Socket, node: &mut Socket, inside: &Link, own: IpAddr) -> io::R
     let Some(end) = links::one(node, peer)?.filter(|end| end.is_veth && end.peer == Some(inside.index)) else {
         return Ok(None);
     };
-    let Some(there) = routes::towards(node, own)?.filter(|route| !route.is_local && route.gateway.is_none()) else {
+    let Some(there) = towards(node, own)?.filter(|route| !route.is_local && route.gateway.is_none()) else {
         return Ok(None);
     };
     let by_bridge = end.master == Some(there.interface);
@@ -103,12 +103,12 @@ fn hop(pod: &mut Socket, node: &mut Socket, inside: &Link, own: IpAddr) -> io::R
         return Ok(None);
     }
     let Some(source) = there.source else { return Ok(None) };
-    let Some(back) = routes::towards(pod, source)?.filter(|route| route.interface == inside.index) else {
+    let Some(back) = towards(pod, source)?.filter(|route| route.interface == inside.index) else {
         return Ok(None);
     };
     // On a bridge the gateway may be another machine; by the veth itself nobody else can be.
     if let Some(gateway) = back.gateway.filter(|_| by_bridge)
-        && !routes::towards(node, gateway)?.is_some_and(|route| route.is_local)
+        && !towards(node, gateway)?.is_some_and(|route| route.is_local)
     {
         return Ok(None);
     }
@@ -132,23 +132,6 @@ fn seen(message: &Message<'_>) -> Option<Seen> {
         is_permanent: state & PERMANENT != 0,
         is_ours: attributes.find(MADE_BY) == Some(&[US]),
     })
-}
-
-/// An address as netlink has it.
-pub(super) fn address(bytes: &[u8]) -> Option<IpAddr> {
-    match bytes.len() {
-        4 => Some(Ipv4Addr::from(<[u8; 4]>::try_from(bytes).ok()?).into()),
-        16 => Some(Ipv6Addr::from(<[u8; 16]>::try_from(bytes).ok()?).into()),
-        _ => None,
-    }
-}
-
-/// The same the other way: its family (`AF_INET`, `AF_INET6`) and its bytes.
-pub(super) fn octets(address: IpAddr) -> (u8, Vec<u8>) {
-    match address {
-        IpAddr::V4(ip) => (2, ip.octets().to_vec()),
-        IpAddr::V6(ip) => (10, ip.octets().to_vec()),
-    }
 }
 
 fn header((interface, to): Key, state: u16) -> ([u8; FIXED], Vec<u8>) {

@@ -1,6 +1,6 @@
 //! Whether this kernel has owned tables that outlive their owner: asked of the kernel itself, in a netns made for the question.
 
-use super::{Mode, table};
+use super::{Mode, change, table};
 use crate::netlink::{Protocol, Socket};
 use crate::netns::Netns;
 
@@ -10,7 +10,7 @@ pub fn owned_supported() -> bool {
     let tried = Netns::create().map_err(|error| error.to_string()).and_then(|netns| {
         let answer = netns.run(|| {
             Socket::open(Protocol::Netfilter).map_err(super::Error::kernel("open")).and_then(|mut socket| {
-                table::adopt(&mut socket)?;
+                change::adopt(&mut socket)?;
                 table::read(&mut socket)
             })
         });

@@ -11,14 +11,12 @@
 
 use std::collections::BTreeSet;
 use std::io;
-use std::net::IpAddr;
 use std::ops::RangeInclusive;
 
 use mesh_model::Mark;
 use rustix::io::Errno;
 
 use super::links::{self, LOOPBACK, Link};
-use super::neighbours::{address, octets};
 use super::rules::{FWMARK, Family};
 use super::{Drift, Error};
 use crate::netlink::{Attributes, CREATE, EXCLUSIVE, Message, REPLACE, Socket, Writer};
@@ -34,14 +32,14 @@ const FORMER_TABLE: u32 = 100;
 
 pub(super) const NEW_ROUTE: u16 = 24;
 pub(super) const DELETE_ROUTE: u16 = 25;
-const GET_ROUTE: u16 = 26;
+pub(super) const GET_ROUTE: u16 = 26;
 pub(super) const NEW_RULE: u16 = 32;
 pub(super) const DELETE_RULE: u16 = 33;
 const GET_RULE: u16 = 34;
 
 /// `struct rtmsg` and `struct fib_rule_hdr`.
 pub(super) const FIXED: usize = 12;
-const RTN_LOCAL: u8 = 2;
+pub(super) const RTN_LOCAL: u8 = 2;
 const SCOPE_HOST: u8 = 254;
 /// `RTPROT_STATIC`: put there by an administrator.
 const STATIC: u8 = 4;
@@ -328,59 +326,6 @@ pub(super) fn text(socket: &mut Socket) -> Result<String, Error> {
         out.extend(extra.map(|rule| format!("{name} rule {}: another one of ours\n", rule.priority)));
     }
     Ok(out)
-}
-
-/// Where what is sent to an address goes.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Towards {
-    pub(super) interface: u32,
-    /// The next hop, where that is not the address itself.
-    pub(super) gateway: Option<IpAddr>,
-    /// The address that a socket which is not bound has then.
-    pub(super) source: Option<IpAddr>,
-    /// The address is one of this netns.
-    pub(super) is_local: bool,
-}
-
-/// Asks the kernel for its way to an address. `None`: there is none, or one with a next hop of the other family.
-pub(super) fn towards(socket: &mut Socket, to: IpAddr) -> io::Result<Option<Towards>> {
-    use route_attribute::{GATEWAY, INTERFACE, SOURCE, TO, VIA};
-    const RTN_UNICAST: u8 = 1;
-    let (family, bytes) = octets(to);
-    let mut header = [0; FIXED];
-    (header[0], header[1]) = (family, u8::try_from(bytes.len() * 8).unwrap_or_default());
-    let mut found = None;
-    let asked = socket.request(
-        GET_ROUTE,
-        0,
-        &header,
-        |w| w.put(TO, &bytes),
-        |message| {
-            let attributes = message.attributes(FIXED);
-            let kind = message.payload.get(7).copied().unwrap_or_default();
-            let known = message.kind == NEW_ROUTE && matches!(kind, RTN_UNICAST | RTN_LOCAL);
-            found = known
-                .then(|| {
-                    Some(Towards {
-                        interface: attributes.ne32(INTERFACE)?,
-                        gateway: attributes.find(GATEWAY).and_then(address),
-                        source: attributes.find(SOURCE).and_then(address),
-                        is_local: kind == RTN_LOCAL,
-                    })
-                })
-                .flatten()
-                .filter(|_| attributes.find(VIA).is_none());
-        },
-    );
-    match asked {
-        Ok(()) => Ok(found),
-        Err(error) => match Errno::from_io_error(&error) {
-            Some(Errno::NETUNREACH | Errno::HOSTUNREACH | Errno::ACCESS | Errno::INVAL | Errno::AFNOSUPPORT) => {
-                Ok(None)
-            }
-            _ => Err(error),
-        },
-    }
 }
 
 /// A kernel without a family has nothing of it.

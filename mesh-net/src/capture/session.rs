@@ -11,7 +11,7 @@ use rustix::io::Errno;
 
 use super::flows::{self, Flow};
 use super::rules::{self, Family};
-use super::{Drift, Error, Mode, Spec, Stage, drift, neighbours, routes, table, text};
+use super::{Drift, Error, Mode, Spec, Stage, change, drift, neighbours, routes, table, text};
 use crate::diag::{Connection, Diag};
 use crate::netlink::{Protocol, Socket};
 use crate::netns::{Netns, NetnsId};
@@ -95,7 +95,7 @@ impl Session {
                 Some(seen) if seen.owner.is_some_and(|owner| owner != netfilter.port()) => {
                     return Err(Error::OwnedByOther { port: seen.owner.unwrap_or(0) });
                 }
-                Some(seen) if table::orphaned(&seen) => table::adopt(&mut netfilter).map_err(unsupported)?,
+                Some(seen) if table::orphaned(&seen) => change::adopt(&mut netfilter).map_err(unsupported)?,
                 _ => {}
             }
         }
@@ -213,7 +213,7 @@ impl Session {
     /// they had a mark, keep their translation as flows from before. The application's end of a proxied connection is captured the new
     /// way at once.
     fn upgrade(&mut self, spec: &Spec) -> Result<Applied, Error> {
-        table::learn(&mut self.netfilter, self.mode, &rules::learning(spec.mark), &rules::sets(self.limit))?;
+        change::learn(&mut self.netfilter, self.mode, &rules::learning(spec.mark), &rules::sets(self.limit))?;
         // One listing for both: an end that is in one and not yet in the other would pass for a flow of its own.
         let listed = self.going_out(|_| true)?;
         let all: HashSet<Flow> = listed.iter().map(Flow::of).collect();
@@ -327,7 +327,7 @@ impl Session {
             {
                 return Err(Error::OwnedByOther { port: owner });
             }
-            match table::write(&mut self.netfilter, self.mode, &chains, &sets, seen.as_ref()) {
+            match change::write(&mut self.netfilter, self.mode, &chains, &sets, seen.as_ref()) {
                 Ok(()) => {
                     self.spec = Some(*spec);
                     return Ok(Applied::Written);
@@ -385,7 +385,7 @@ impl Session {
         self.spec = None;
         neighbours::remove(&mut self.route).map_err(Error::kernel("take back the neighbour entries of the node"))?;
         routes::remove(&mut self.route)?;
-        table::delete(&mut self.netfilter)
+        change::delete(&mut self.netfilter)
     }
 
     /// What is there, read back and as stable text: chains in the order in which a packet meets them, no counter values, the

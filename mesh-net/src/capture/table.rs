@@ -1,7 +1,4 @@
-//! The table by netlink: what is there, and the one transaction that makes it what it should be.
-//!
-//! Chains that are as they should be are left alone, and rules are replaced inside chains that stay, from the first on that differs: a
-//! packet sees a chain either before or after the transaction, never empty. Only a table whose chains themselves are wrong is created anew.
+//! The table by netlink: what is there. [`super::change`] makes it what it should be.
 
 use std::collections::BTreeMap;
 use std::io;
@@ -10,35 +7,18 @@ use rustix::io::Errno;
 
 use super::expr::{self, Count, Expr};
 use super::rules::{self, Chain, Hook, Set, TABLE};
+use super::transaction::{
+    FIXED, GET_CHAIN, GET_OBJECT, GET_RULE, GET_SET, GET_TABLE, INET, NEW_CHAIN, NEW_OBJECT, NEW_RULE, NEW_SET,
+};
 use super::{Error, Mode, flows};
-use crate::netlink::{ACK, APPEND, Attributes, CREATE, Message, Socket, Writer};
-
-pub(super) const SUBSYSTEM: u16 = 10 << 8; // NFNL_SUBSYS_NFTABLES
-pub(super) const NEW_TABLE: u16 = SUBSYSTEM;
-const GET_TABLE: u16 = SUBSYSTEM | 1;
-pub(super) const DELETE_TABLE: u16 = SUBSYSTEM | 2;
-pub(super) const NEW_CHAIN: u16 = SUBSYSTEM | 3;
-const GET_CHAIN: u16 = SUBSYSTEM | 4;
-pub(super) const NEW_RULE: u16 = SUBSYSTEM | 6;
-const GET_RULE: u16 = SUBSYSTEM | 7;
-const DELETE_CHAIN: u16 = SUBSYSTEM | 5;
-pub(super) const DELETE_RULE: u16 = SUBSYSTEM | 8;
-const NEW_OBJECT: u16 = SUBSYSTEM | 18;
-const GET_OBJECT: u16 = SUBSYSTEM | 19;
-const BATCH_BEGIN: u16 = 0x10;
-const BATCH_END: u16 = 0x11;
-
-/// `struct nfgenmsg`: family, version, resource id.
-pub(super) const FIXED: usize = 4;
-pub(super) const INET: [u8; FIXED] = [1, 0, 0, 0];
-const BATCH: [u8; FIXED] = [0, 0, 0, 10];
+use crate::netlink::{Attributes, Message, Socket};
 
 /// `NFT_TABLE_F_OWNER | NFT_TABLE_F_PERSIST`.
 const OWNED: u32 = 0x6;
-const PERSIST: u32 = 0x4;
-const ACCEPT: u32 = 1;
+pub(super) const PERSIST: u32 = 0x4;
+pub(super) const ACCEPT: u32 = 1;
 /// `NFTNL_UDATA_TABLE_COMMENT` and `NFTNL_UDATA_RULE_COMMENT`: how `nft` keeps a comment in user data.
-const COMMENT: u8 = 0;
+pub(super) const COMMENT: u8 = 0;
 /// A table that changes between the dumps of its parts is read again this often (guess).
 const READ_TRIES: u32 = 8;
 
@@ -65,7 +45,7 @@ pub(super) struct SeenSet {
 
 impl SeenSet {
     /// Whether it is more than a part of a rule, which comes and goes with that.
-    fn is_named(&self) -> bool {
+    pub(super) fn is_named(&self) -> bool {
         /// `NFT_SET_ANONYMOUS`.
         const PART_OF_A_RULE: u32 = 1;
         self.flags & PART_OF_A_RULE == 0
@@ -149,7 +129,7 @@ impl SeenChain {
 
     /// How many of them are left where they are when the others are replaced: most stages begin alike, and a change of stage writes half
     /// as much.
-    fn stays(&self, chain: &Chain) -> usize {
+    pub(super) fn stays(&self, chain: &Chain) -> usize {
         /// More are not taken out one by one, which a message each would do: whoever may add rules could make it too many.
         const ONE_BY_ONE: usize = 256;
         let stay = self.begins_with(chain);
@@ -263,12 +243,12 @@ fn read_parts(
 
 fn read_sets(socket: &mut Socket, generations: &mut Vec<[u8; 2]>) -> io::Result<Vec<SeenSet>> {
     socket.dump(
-        flows::GET_SET,
+        GET_SET,
         &INET,
         |w| w.put_str(1, TABLE),
         |message, found| {
             let set = message.attributes(FIXED);
-            if message.kind != flows::NEW_SET || set.text(1).as_deref() != Some(TABLE) {
+            if message.kind != NEW_SET || set.text(1).as_deref() != Some(TABLE) {
                 return;
             }
             generations.extend(generation(message));
@@ -316,240 +296,7 @@ fn comment(user_data: &[u8]) -> Option<String> {
     None
 }
 
-/// A transaction being written. Remembers what each message is about, for the message of an error.
-pub(super) struct Batch {
-    writer: Writer,
-    first: u32,
-    about: Vec<String>,
-}
-
-impl Batch {
-    pub(super) fn add(&mut self, what: impl Into<String>, kind: u16, flags: u16, body: impl FnOnce(&mut Writer)) {
-        let seq = self.first.wrapping_add(u32::try_from(self.about.len()).expect("a batch has tens of messages"));
-        // One acknowledgement for all; kernels before 6.10 give none for the end of a batch.
-        let ack = if self.about.len() == 1 { ACK } else { 0 };
-        self.writer.message(kind, flags | ack, seq, &INET, body);
-        self.about.push(what.into());
-    }
-}
-
-/// Sends what `fill` adds as one transaction.
-pub(super) fn transaction(socket: &mut Socket, fill: impl FnOnce(&mut Batch)) -> Result<(), Error> {
-    /// More messages than any of our transactions has (a pod that excludes a thousand ports has some 3,000 rules); sequence numbers are set aside for them.
-    const ROOM: u32 = 8192;
-    let first = socket.sequence(ROOM);
-    let mut batch = Batch { writer: Writer::default(), first, about: vec!["begin".to_owned()] };
-    batch.writer.message(BATCH_BEGIN, 0, first, &BATCH, |_| {});
-    fill(&mut batch);
-    let last = first.wrapping_add(u32::try_from(batch.about.len()).expect("a batch has tens of messages"));
-    batch.writer.message(BATCH_END, 0, last, &BATCH, |_| {});
-    let (about, bytes) = (batch.about, batch.writer.into_bytes());
-    socket.batch(&bytes, first, first.wrapping_add(1), last).map_err(|(seq, source)| {
-        let what = about.get(seq.wrapping_sub(first) as usize).map_or("commit", String::as_str);
-        Error::Kernel { what: format!("change table inet culvert: {what}"), source }
-    })
-}
-
-/// Takes over a table whose owner is gone; its rules, flows and counters stay as they are.
-pub(super) fn adopt(socket: &mut Socket) -> Result<(), Error> {
-    transaction(socket, |batch| new_table(batch, Mode::Owned))
-}
-
 /// Whether a table is there that had an owner and lost it.
 pub(super) const fn orphaned(seen: &Seen) -> bool {
     seen.owner.is_none() && seen.flags & PERSIST != 0
-}
-
-/// Makes the table what it should be.
-pub(super) fn write(
-    socket: &mut Socket,
-    mode: Mode,
-    chains: &[Chain],
-    sets: &[Set],
-    seen: Option<&Seen>,
-) -> Result<(), Error> {
-    let counts = seen.map(Seen::counts).unwrap_or_default();
-    let keep = seen.filter(|seen| keepable(seen, mode, sets));
-    transaction(socket, |batch| {
-        if seen.is_some() && keep.is_none() {
-            batch.add("delete the table", DELETE_TABLE, 0, |w| w.put_str(1, TABLE));
-        }
-        new_table(batch, mode);
-        // What is not ours, or hooked elsewhere: all rules first, which may jump from one to another.
-        let odd = |old: &&SeenChain| !chains.iter().any(|chain| chain.name == old.name && old.defined_as(chain));
-        let odd: Vec<&SeenChain> = keep.iter().flat_map(|seen| seen.chains.iter().filter(odd)).collect();
-        for old in odd.iter().filter(|old| !old.rules.is_empty()) {
-            empty(batch, &old.name);
-        }
-        // And those of our own chains that go, for the same reason.
-        let kept = |chain: &Chain| keep.and_then(|seen| seen.chain(chain.name)).filter(|old| old.defined_as(chain));
-        let stays: Vec<usize> = chains.iter().map(|chain| kept(chain).map_or(0, |old| old.stays(chain))).collect();
-        for (chain, stay) in chains.iter().zip(&stays) {
-            match kept(chain) {
-                Some(old) if *stay == 0 && !old.rules.is_empty() => empty(batch, chain.name),
-                Some(old) => old.rules[*stay..].iter().for_each(|rule| delete_rule(batch, chain.name, rule)),
-                None => {}
-            }
-        }
-        for extra in keep
-            .iter()
-            .flat_map(|seen| &seen.sets)
-            .filter(|old| old.is_named() && sets.iter().all(|set| set.name != old.name))
-        {
-            batch.add(format!("delete set {}", extra.name), flows::DELETE_SET, 0, |w| {
-                w.put_str(1, TABLE);
-                w.put_str(2, &extra.name);
-            });
-        }
-        for old in &odd {
-            batch.add(format!("delete chain {}", old.name), DELETE_CHAIN, 0, |w| {
-                w.put_str(1, TABLE);
-                w.put_str(3, &old.name);
-            });
-        }
-        for (set, id) in sets.iter().zip(1..).filter(|(set, _)| keep.is_none_or(|seen| seen.set(set.name).is_none())) {
-            batch.add(format!("create set {}", set.name), flows::NEW_SET, CREATE, |w| flows::put_set(w, set, id));
-        }
-        if !keep.is_some_and(Seen::has_timeouts) {
-            new_timeouts(batch);
-        }
-        // All chains before the rules, which jump from one to another.
-        for chain in chains {
-            if !keep.and_then(|seen| seen.chain(chain.name)).is_some_and(|old| old.defined_as(chain)) {
-                new_chain(batch, chain);
-            }
-        }
-        for (chain, stay) in chains.iter().zip(&stays) {
-            for rule in &chain.rules[*stay..] {
-                new_rule(batch, chain.name, rule, counts.get(&rule.name).copied());
-            }
-        }
-    })
-}
-
-fn empty(batch: &mut Batch, chain: &str) {
-    batch.add(format!("empty chain {chain}"), DELETE_RULE, 0, |w| {
-        w.put_str(1, TABLE);
-        w.put_str(2, chain);
-    });
-}
-
-fn delete_rule(batch: &mut Batch, chain: &str, rule: &SeenRule) {
-    batch.add(format!("delete rule {:?} of chain {chain}", rule.name), DELETE_RULE, 0, |w| {
-        w.put_str(1, TABLE);
-        w.put_str(2, chain);
-        w.put(3, &rule.handle.to_be_bytes());
-    });
-}
-
-/// Whether chains and rules can be replaced inside the table that is there, whose sets remember flows.
-fn keepable(seen: &Seen, mode: Mode, sets: &[Set]) -> bool {
-    // An orphan loses the owner flag and regains it when it is adopted; "dormant" can be taken back.
-    let flags_fit = seen.flags & PERSIST == flags(mode) & PERSIST && (mode == Mode::Owned || seen.owner.is_none());
-    flags_fit
-        && (seen.is_current() || seen.is_former())
-        && sets.iter().all(|set| seen.set(set.name).is_none_or(|old| old.defined_as(set)))
-        && (seen.timeouts.is_none() || seen.has_timeouts())
-}
-
-/// Deletes the table; fine if there is none.
-pub(super) fn delete(socket: &mut Socket) -> Result<(), Error> {
-    if read(socket)?.is_none() {
-        return Ok(());
-    }
-    let deleted = transaction(socket, |batch| batch.add("delete the table", DELETE_TABLE, 0, |w| w.put_str(1, TABLE)));
-    match deleted {
-        Err(Error::Kernel { source, .. }) if source.raw_os_error() == Some(Errno::NOENT.raw_os_error()) => Ok(()),
-        other => other,
-    }
-}
-
-fn new_table(batch: &mut Batch, mode: Mode) {
-    batch.add("create the table", NEW_TABLE, CREATE, |w| {
-        w.put_str(1, TABLE);
-        w.put_be32(2, flags(mode));
-        put_comment(w, 6, &rules::table_comment());
-    });
-}
-
-/// Makes a table of the release before remember the flows that begin from now on, and changes nothing else of it.
-pub(super) fn learn(socket: &mut Socket, mode: Mode, chains: &[Chain], sets: &[Set]) -> Result<(), Error> {
-    transaction(socket, |batch| {
-        if mode == Mode::Owned {
-            // Only to be acknowledged as its owner.
-            batch.add("update the table", NEW_TABLE, 0, |w| {
-                w.put_str(1, TABLE);
-                w.put_be32(2, flags(mode));
-            });
-        }
-        for (set, id) in sets.iter().zip(1..) {
-            batch.add(format!("create set {}", set.name), flows::NEW_SET, CREATE, |w| flows::put_set(w, set, id));
-        }
-        for chain in chains {
-            new_chain(batch, chain);
-            // An attempt before this one may have come to here.
-            empty(batch, chain.name);
-            for rule in &chain.rules {
-                new_rule(batch, chain.name, rule, None);
-            }
-        }
-    })
-}
-
-fn new_timeouts(batch: &mut Batch) {
-    /// `IPPROTO_TCP`; the table's family says that it is for both families.
-    const TCP: u8 = 6;
-    batch.add("create the timeouts of captured connections", NEW_OBJECT, CREATE, |w| {
-        w.put_str(1, TABLE);
-        w.put_str(2, rules::TIMEOUTS);
-        w.put_be32(3, expr::CT_TIMEOUT);
-        w.nest(4, |w| {
-            w.put(2, &[TCP]);
-            w.nest(3, |w| {
-                for (state, seconds) in rules::TCP_TIMEOUTS {
-                    w.put_be32(state, seconds);
-                }
-            });
-        });
-    });
-}
-
-fn new_chain(batch: &mut Batch, chain: &Chain) {
-    batch.add(format!("create chain {}", chain.name), NEW_CHAIN, CREATE, |w| {
-        w.put_str(1, TABLE);
-        w.put_str(3, chain.name);
-        if let Some(hook) = &chain.hook {
-            w.nest(4, |w| {
-                w.put_be32(1, hook.number);
-                w.put_be32(2, hook.priority.cast_unsigned());
-            });
-            w.put_be32(5, ACCEPT);
-            w.put_str(7, &hook.kind);
-        }
-    });
-}
-
-fn new_rule(batch: &mut Batch, chain: &str, rule: &rules::Rule, count: Option<Count>) {
-    batch.add(format!("add rule {:?} to chain {chain}", rule.name), NEW_RULE, CREATE | APPEND, |w| {
-        w.put_str(1, TABLE);
-        w.put_str(2, chain);
-        w.nest(4, |w| {
-            for expr in &rule.exprs {
-                match (expr, count) {
-                    // A replaced rule goes on counting where it was.
-                    (Expr::Counter(_), Some(count)) => Expr::Counter(count).write(w),
-                    _ => expr.write(w),
-                }
-            }
-        });
-        put_comment(w, 7, &rule.name);
-    });
-}
-
-fn put_comment(writer: &mut Writer, kind: u16, comment: &str) {
-    let length = u8::try_from(comment.len() + 1).expect("our comments are short");
-    let mut data = vec![COMMENT, length];
-    data.extend_from_slice(comment.as_bytes());
-    data.push(0);
-    writer.put(kind, &data);
 }

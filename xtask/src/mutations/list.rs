@@ -171,7 +171,7 @@ pub(super) const MUTATIONS: &[Mutation] = &[
     ),
     Mutation {
         guard: "a set that a stranger added is taken away",
-        file: "mesh-net/src/capture/table.rs",
+        file: "mesh-net/src/capture/change.rs",
         from: "old.is_named() && sets.iter()",
         to: "old.is_named() && sets.is_empty() && sets.iter()",
         test: capture("drift::a_plain_table_is_read_back_as_changed_and_repaired"),
@@ -274,8 +274,8 @@ pub(super) const MUTATIONS: &[Mutation] = &[
     Mutation {
         guard: "a gateway that is another machine is not taken for the node",
         file: "mesh-net/src/capture/neighbours.rs",
-        from: "&& !routes::towards(node, gateway)?.is_some_and(|route| route.is_local)",
-        to: "&& !routes::towards(node, gateway)?.is_some()",
+        from: "&& !towards(node, gateway)?.is_some_and(|route| route.is_local)",
+        to: "&& !towards(node, gateway)?.is_some()",
         test: capture("neighbours::a_gateway_that_is_another_machine_is_left_alone"),
     },
     Mutation {

@@ -5,18 +5,18 @@ use mesh_model::{Exclusions, Mark};
 
 use super::excluded;
 use super::parts::{
-    TCP, UDP, Way, accept, aside, by_bridge, change, count, drop, flow, from_about_ours, from_landing, from_others,
-    from_port, from_self, in_set, jump, land, land_at_listener, mark, marked, not_on, not_syn, not_to_port,
-    of_any_note, of_any_socket, of_family, of_socket, of_transparent_socket, on, opening, refuse, reset, steer, syn,
-    tcp, to_about_ours, to_landing, to_others, to_port, to_self, translated, translated_answer, transport,
-    with_flow_label,
+    TCP, UDP, Way, accept, aside, by_bridge, count, drop, each, from_about_ours, from_landing, from_others, from_port,
+    from_self, in_set, jump, known, land, land_at_listener, mark, marked, not_on, not_syn, not_to_port, of_any_note,
+    of_any_socket, of_family, of_socket, of_transparent_socket, on, opening, put, refuse, reset, steer, still_captured,
+    syn, take, tcp, to_about_ours, to_landing, to_others, to_port, to_self, translated, translated_answer, transport,
+    untracked, with_flow_label,
 };
 use super::{
     ANSWERS, BEGUN_IN, BEGUN_OUT, FROM_LO, FWMARK, Family, INNER, LOOPBACK, NOT_TCP, ON_LO, PROXY_IN, PROXY_OUT,
     RESETS, Rule, TIMEOUTS, TO_SELF, TOWARDS_US, rule,
 };
 use crate::capture::Stage;
-use crate::capture::expr::{Change, Expr, Meta};
+use crate::capture::expr::{Expr, Meta};
 
 /// Resets a second, and as many more at once, that go out of one pod in answer to packets that nobody owns (guess): what asks for
 /// more gets silence.
@@ -260,10 +260,6 @@ pub(super) fn begun_out(exclusions: &Exclusions) -> Vec<Rule> {
     rules
 }
 
-fn untracked() -> Vec<Expr> {
-    vec![Expr::Untrack, Expr::Accept]
-}
-
 /// Postrouting, before the translation of sources: what is about to leave the pod, once more.
 pub(super) fn part(stage: Stage, own: Mark) -> Vec<Rule> {
     let mut rules = vec![
@@ -342,31 +338,8 @@ pub(super) fn towards_us() -> Vec<Rule> {
         .into()
 }
 
-/// The same for each family; the name gets the family's.
-pub(super) fn each<const N: usize>(name: &str, parts: impl Fn(Family) -> [Vec<Expr>; N]) -> [Rule; 2] {
-    Family::BOTH.map(|family| rule(format!("{name}-{}", family.name()), parts(family)))
-}
-
-/// Steers what is captured by its flow.
-pub(super) fn still_captured(family: Family) -> [Vec<Expr>; 5] {
-    [known(family, Way::Out), in_set(family.captured()), count(), mark(FWMARK), untracked()]
-}
-
 /// Lets a packet of the proxy's go without the mark that it is known by: a process that may open raw sockets reads the marks of packets
 /// (SO_RCVMARK; a packet socket), and may set the one that it has read.
 fn pass_on() -> Vec<Expr> {
     [count(), mark(0), vec![Expr::Accept]].concat()
-}
-
-/// A TCP packet of this family, its flow in the registers.
-pub(super) fn known(family: Family, way: Way) -> Vec<Expr> {
-    [of_family(family), flow(family, way)].concat()
-}
-
-pub(super) fn put(set: &str) -> Vec<Expr> {
-    [change(set, Change::Add), count()].concat()
-}
-
-fn take(set: &str) -> Vec<Expr> {
-    [change(set, Change::Delete), count()].concat()
 }

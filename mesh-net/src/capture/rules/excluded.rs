@@ -3,8 +3,7 @@
 
 use mesh_model::Exclusions;
 
-use super::chains::{each, known, put, still_captured};
-use super::parts::{Way, accept, change, equal, flow, of_family, syn, to_port};
+use super::parts::{Way, accept, change, each, equal, flow, known, of_family, put, still_captured, syn, to_port};
 use super::{Family, Rule, rule};
 use crate::capture::expr::{Change, Expr};
 

@@ -1,9 +1,9 @@
-//! What rules are made of: one match or one verdict each.
+//! What rules are made of: one match or one verdict each, and what is the same for both families.
 
 use mesh_model::Mark;
 use mesh_model::ports::{INBOUND, LANDING, OUTBOUND, TUNNEL};
 
-use super::{Family, REFUSE};
+use super::{FWMARK, Family, REFUSE, Rule, rule};
 use crate::capture::expr::{Change, Expr, Meta, OfSocket, Original};
 
 pub(super) const TCP: u8 = 6;
@@ -287,4 +287,31 @@ fn translate_to(first: u16, last: u16) -> Vec<Expr> {
 
 pub(super) fn steer(port: u16) -> Vec<Expr> {
     vec![Expr::Load(port.to_be_bytes().to_vec()), Expr::Steer, Expr::counter(), Expr::Accept]
+}
+
+pub(super) fn untracked() -> Vec<Expr> {
+    vec![Expr::Untrack, Expr::Accept]
+}
+
+/// The same for each family; the name gets the family's.
+pub(super) fn each<const N: usize>(name: &str, parts: impl Fn(Family) -> [Vec<Expr>; N]) -> [Rule; 2] {
+    Family::BOTH.map(|family| rule(format!("{name}-{}", family.name()), parts(family)))
+}
+
+/// Steers what is captured by its flow.
+pub(super) fn still_captured(family: Family) -> [Vec<Expr>; 5] {
+    [known(family, Way::Out), in_set(family.captured()), count(), mark(FWMARK), untracked()]
+}
+
+/// A TCP packet of this family, its flow in the registers.
+pub(super) fn known(family: Family, way: Way) -> Vec<Expr> {
+    [of_family(family), flow(family, way)].concat()
+}
+
+pub(super) fn put(set: &str) -> Vec<Expr> {
+    [change(set, Change::Add), count()].concat()
+}
+
+pub(super) fn take(set: &str) -> Vec<Expr> {
+    [change(set, Change::Delete), count()].concat()
 }

@@ -1,4 +1,4 @@
-//! The tokio forms of [`crate::seqpacket`]. Every call is cancel-safe: a packet is taken or sent whole in one system call, and
+//! The same for tokio. Every call is cancel-safe: a packet is taken or sent whole in one system call, and
 //! nothing is awaited after it.
 
 use std::io;
@@ -9,7 +9,7 @@ use rustix::net::{RecvFlags, SendFlags, SocketFlags};
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 
-use crate::seqpacket::{Conn, Credentials, Listener, Packet};
+use super::blocking::{Conn, Credentials, Listener, Packet};
 
 /// A listening socket; its file goes away with it.
 #[derive(Debug)]
