@@ -32,16 +32,17 @@ const BATCH: [u8; FIXED] = [0, 0, 0, 10];
 /// A transaction being written. Remembers what each message is about, for the message of an error.
 pub(super) struct Batch {
     writer: Writer,
-    first: u32,
+    /// Sequence number of the next message.
+    next: u32,
     about: Vec<String>,
 }
 
 impl Batch {
     pub(super) fn add(&mut self, what: impl Into<String>, kind: u16, flags: u16, body: impl FnOnce(&mut Writer)) {
-        let seq = self.first.wrapping_add(u32::try_from(self.about.len()).expect("a batch has tens of messages"));
         // One acknowledgement for all; kernels before 6.10 give none for the end of a batch.
         let ack = if self.about.len() == 1 { ACK } else { 0 };
-        self.writer.message(kind, flags | ack, seq, &INET, body);
+        self.writer.message(kind, flags | ack, self.next, &INET, body);
+        self.next = self.next.wrapping_add(1);
         self.about.push(what.into());
     }
 }
@@ -51,10 +52,10 @@ pub(super) fn transaction(socket: &mut Socket, fill: impl FnOnce(&mut Batch)) ->
     /// More messages than any of our transactions has (a pod that excludes a thousand ports has some 3,000 rules); sequence numbers are set aside for them.
     const ROOM: u32 = 8192;
     let first = socket.sequence(ROOM);
-    let mut batch = Batch { writer: Writer::default(), first, about: vec!["begin".to_owned()] };
+    let mut batch = Batch { writer: Writer::default(), next: first.wrapping_add(1), about: vec!["begin".to_owned()] };
     batch.writer.message(BATCH_BEGIN, 0, first, &BATCH, |_| {});
     fill(&mut batch);
-    let last = first.wrapping_add(u32::try_from(batch.about.len()).expect("a batch has tens of messages"));
+    let last = batch.next;
     batch.writer.message(BATCH_END, 0, last, &BATCH, |_| {});
     let (about, bytes) = (batch.about, batch.writer.into_bytes());
     socket.batch(&bytes, first, first.wrapping_add(1), last).map_err(|(seq, source)| {

@@ -209,7 +209,7 @@ mod tests {
             "mod inner { use super::super::copy; }",
             "fn f() { super::copy::duplex(); }",
             "fn f(cut: &crate::worker::copy::Cut) {}",
-            "fn f() -> Box<dyn super::copy::End> { todo!() }",
+            "fn f(end: Box<dyn super::copy::End>) {}",
             "fn f() { select! { end = super::copy::duplex() => end } }",
             "fn f() { outer!(a, { inner!(crate::worker::copy::Cut) }) }",
             "#[cfg(test)] use x::y; fn f() { super::copy::duplex(); }",
